@@ -1,0 +1,534 @@
+"""A `Reader` says how a (prompt, response) becomes one vector; an `OpenReader` does it with a loaded model.
+
+In: conversations. Out: pooled hidden states `[b, layers, d_model]`, float32. A `Reader` is plain data and travels inside
+the direction artifact, so fitting and scoring read alike. The model is loaded once per process and kept here, never on
+an object that gets pickled. This file knows no directions, no margins and no columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import date as calendar_date
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from legend_hf.reading import templates
+from legend_hf.reading.formats import Conversation
+from legend_hf.reading.templates import TextError, Tokens
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+POOLINGS = ("mean", "last", "mean_all")
+EOS_POLICIES = ("none", "append", "template")
+DTYPES = ("float32", "bfloat16", "float16")
+# The day that chat templates print when they ask for today's: scores must not change overnight.
+FROZEN_DATE = "2025-01-01"
+IDENTITY_FILES = (".json", ".safetensors", ".model", ".jinja", ".txt")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a text becomes a vector.
+
+    Attributes:
+        model: Hub id of the model, or None when it was read from a folder.
+        revision: Commit of `model`, or None when it was read from a folder.
+        model_sha256: Identity of a model folder: hash of its config, tokenizer and weights; None for a Hub model.
+        model_type: `config.model_type` of the model.
+        d_model: Width of its hidden states.
+        n_layers: Number of its blocks.
+        tokenizer_sha256: Hash of the tokenizer's vocabulary and of what it makes of a fixed text.
+        chat_template_sha256: Hash of the chat template, None without one.
+        template: `"chat"`, `"dialogue"`, `"alpaca"` or a string with `{prompt}`.
+        joiner: What stands between a plain template and the response.
+        fit_joiner: The joiner while fitting, where it differs (only in the reference preset), else None.
+        eos: `"none"`, `"append"` or `"template"`.
+        layer: Index into `hidden_states`: 0 = embeddings, k = output of block k, n_layers = the last block's output
+            after the final norm.
+        pooling: `"mean"` of the response's content tokens, `"last"` token, or `"mean_all"` of the whole text.
+        max_length: Longest text in tokens; longer ones lose tokens from the prompt's beginning.
+        dtype: Of the model's weights and activations. Pooling and projection are always done in float32 or wider.
+        date: ISO date that chat templates print as today's.
+    """
+
+    model: str | None
+    revision: str | None
+    model_sha256: str | None
+    model_type: str
+    d_model: int
+    n_layers: int
+    tokenizer_sha256: str
+    chat_template_sha256: str | None
+    template: str
+    joiner: str
+    fit_joiner: str | None
+    eos: str
+    layer: int
+    pooling: str
+    max_length: int
+    dtype: str
+    date: str = FROZEN_DATE
+
+    def __post_init__(self) -> None:
+        """Refuses values that no reader can have, whoever wrote them."""
+        _check_choice("pooling", self.pooling, POOLINGS)
+        _check_choice("eos", self.eos, EOS_POLICIES)
+        _check_choice("dtype", self.dtype, DTYPES)
+        if self.template not in (templates.CHAT, templates.DIALOGUE, "alpaca") and "{prompt}" not in self.template:
+            raise ValueError(
+                f'`template` is {self.template!r}; allowed are "auto", "chat", "dialogue", "alpaca", or a string that '
+                "contains `{prompt}`"
+            )
+        if self.eos == "template" and self.template != templates.CHAT:
+            raise ValueError(
+                f'`eos="template"` needs `template="chat"`, got `template={self.template!r}`; a plain template ends '
+                'with the response: use `eos="none"` or `eos="append"`'
+            )
+        if not 0 <= self.layer <= self.n_layers:
+            raise ValueError(
+                f"`layer` is {self.layer}; this model has {self.n_layers} blocks, so allowed are 0 (embeddings) to "
+                f"{self.n_layers} (last block, after the final norm), or -1 for the last"
+            )
+        if self.max_length < 1 or self.d_model < 1:
+            raise ValueError(f"`max_length` ({self.max_length}) and `d_model` ({self.d_model}) must be positive")
+        calendar_date.fromisoformat(self.date)
+        if (self.model is None) == (self.model_sha256 is None):
+            raise ValueError("a reader is identified either by `model` and `revision` or by `model_sha256`")
+
+    @property
+    def name(self) -> str:
+        """The model for a person to read: `id@commit`, or the folder's identity."""
+        if self.model is not None:
+            return f"{self.model}@{self.revision}"
+        return f"a folder with sha256 {self.model_sha256}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in the artifact's `config.json`."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how to run, none of which may change a number.
+
+    Attributes:
+        path: Folder to load the model from, instead of the Hub.
+        device: `"cpu"`, `"cuda"`, `"cuda:1"` ...; None takes a GPU when there is one.
+        batch_tokens: Most tokens in one forward pass; None takes the device's default.
+        trust_remote_code: Run code that comes with the model. Off unless the caller says so.
+    """
+
+    path: str | None = None
+    device: str | None = None
+    batch_tokens: int | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses a budget that could hold no token."""
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise ValueError(f"`batch_tokens` is {self.batch_tokens}; it must be at least 1, or None for the default")
+
+
+def describe_model(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    template: str = "auto",
+    joiner: str | None = None,
+    fit_joiner: str | None = None,
+    eos: str = "none",
+    layer: int = -1,
+    pooling: str = "mean",
+    max_length: int = 2048,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Reader:
+    """Makes the Reader of a model: resolves what is left open and records what identifies it.
+
+    Args:
+        model: Hub id or folder of a model that `AutoModel` loads.
+        revision: Branch, tag or commit of a Hub model; resolved to a commit.
+        template: `"auto"` takes the tokenizer's chat template if it has one, else the markers of hh-rlhf.
+        joiner: None takes the template's own.
+        fit_joiner: A different joiner while fitting; None fits as it scores.
+        eos: See `Reader`.
+        layer: Index into `hidden_states`; -1 is the last.
+        pooling: See `Reader`.
+        max_length: Bounded by the model's window.
+        dtype: `"auto"` takes float32 on a CPU and bfloat16 on a GPU.
+        device: The device that `dtype="auto"` is resolved for.
+        trust_remote_code: Run code that comes with the model.
+
+    Returns:
+        The reader, with nothing left open.
+
+    Raises:
+        ValueError: An argument that this model cannot follow.
+        OSError: The model or its tokenizer cannot be loaded.
+    """
+    path = str(model) if os.path.isdir(model) else None
+    if path is not None and revision is not None:
+        raise ValueError(f"`revision` is {revision!r} but {path!r} is a folder; a folder has no revisions: leave it out")
+    commit = None if path is not None else _resolve_commit(str(model), revision)
+    config = _load_config(path or str(model), commit, trust_remote_code)
+    tokenizer = _load_tokenizer(path or str(model), commit, trust_remote_code)
+    if template == "auto":
+        template = templates.CHAT if tokenizer.chat_template else templates.DIALOGUE
+    text_config = config.get_text_config(decoder=True)
+    n_layers = text_config.num_hidden_layers
+    return Reader(
+        model=None if path is not None else str(model),
+        revision=commit,
+        model_sha256=folder_sha256(path) if path is not None else None,
+        model_type=config.model_type,
+        d_model=text_config.hidden_size,
+        n_layers=n_layers,
+        tokenizer_sha256=_tokenizer_sha256(tokenizer),
+        chat_template_sha256=_chat_template_sha256(tokenizer),
+        template=template,
+        joiner=templates.DEFAULT_JOINER.get(template, "") if joiner is None else joiner,
+        fit_joiner=fit_joiner,
+        eos=eos,
+        layer=n_layers if layer == -1 else layer,
+        pooling=pooling,
+        max_length=min(max_length, _window(text_config, tokenizer)),
+        dtype=_resolve_dtype(dtype, device),
+    )
+
+
+class OpenReader:
+    """A Reader with its tokenizer and model in memory. Get one from `open_reader`."""
+
+    def __init__(self, reader: Reader, tokenizer: PreTrainedTokenizerBase, model: Any, device: str) -> None:
+        self.reader = reader
+        self.tokenizer = tokenizer
+        self.model = model
+        self.device = device
+
+    def encode(
+        self, conversations: Sequence[Conversation], *, fitting: bool = False
+    ) -> list[Tokens | TextError]:
+        """Turns conversations into token ids, each alone; the texts that cannot be read come back as errors.
+
+        Args:
+            conversations: Prompts with their responses.
+            fitting: Use the joiner of the fit, where the two differ.
+        """
+        reader = self.reader
+        joiner = reader.fit_joiner if fitting and reader.fit_joiner is not None else reader.joiner
+        result: list[Tokens | TextError | None] = []
+        rendered = []
+        for conversation in conversations:
+            try:
+                one = templates.render(
+                    conversation, self.tokenizer, template=reader.template, joiner=joiner, date=reader.date
+                )
+            except TextError as error:
+                result.append(error)
+            else:
+                rendered.append(one)
+                result.append(None)
+        read = iter(
+            templates.tokenize(
+                rendered, self.tokenizer, eos=reader.eos, pooling=reader.pooling, max_length=reader.max_length
+            )
+        )
+        return [next(read) if entry is None else entry for entry in result]
+
+    def read(
+        self, texts: Sequence[Tokens], layers: Sequence[int], *, batch_tokens: int | None = None
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Reads texts through the model and pools their hidden states.
+
+        Args:
+            texts: Encoded texts.
+            layers: Indices into `hidden_states`.
+            batch_tokens: Most tokens in one forward pass, padding included; one longer text still gets its own.
+
+        Yields:
+            Indices of the texts in this batch, and their vectors `[b, layers, d_model]`, float32, on the device.
+        """
+        import torch
+
+        budget = batch_tokens or default_batch_tokens(self.device)
+        pad = self.tokenizer.pad_token_id or 0
+        # Longest first: a budget that does not fit the memory shows at once, and time left is never understated.
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
+        with torch.inference_mode():
+            for batch in _padded_batches([len(texts[i].ids) for i in order], budget):
+                index = [order[i] for i in batch]
+                chosen = [texts[i] for i in index]
+                width = max(len(t.ids) for t in chosen)
+                ids = torch.full((len(chosen), width), pad, dtype=torch.long)  # [b, t]
+                mask = torch.zeros((len(chosen), width), dtype=torch.long)  # [b, t]
+                for row, text in enumerate(chosen):
+                    # Padding stands on the right: positions then count as they do for a text alone.
+                    ids[row, : len(text.ids)] = torch.tensor(text.ids)
+                    mask[row, : len(text.ids)] = 1
+                output = self.model(
+                    input_ids=ids.to(self.device),
+                    attention_mask=mask.to(self.device),
+                    output_hidden_states=True,
+                    use_cache=False,
+                )
+                yield index, self._pool(output.hidden_states, chosen, layers)
+
+    def _pool(
+        self, hidden_states: Sequence[torch.Tensor], texts: Sequence[Tokens], layers: Sequence[int]
+    ) -> torch.Tensor:
+        """Gathers before anything else, so that only the positions that count are widened to float32."""
+        import torch
+
+        pooled = []
+        for row, text in enumerate(texts):
+            if self.reader.pooling == "last":
+                pooled.append(torch.stack([hidden_states[layer][row, text.last].float() for layer in layers]))
+            else:
+                place = torch.tensor(text.content, device=self.device)
+                pooled.append(torch.stack([hidden_states[layer][row, place].float().mean(0) for layer in layers]))
+        return torch.stack(pooled)  # [b, layers, d_model]
+
+
+_OPEN: dict[tuple[Any, ...], OpenReader] = {}
+_OWNER = os.getpid()
+
+
+def open_reader(reader: Reader, runtime: Runtime | None = None) -> OpenReader:
+    """Loads a reader's model, once per process.
+
+    Args:
+        reader: What to read with.
+        runtime: Where to run.
+
+    Raises:
+        ValueError: The model at hand is not the one that the reader names.
+        RuntimeError: A GPU is asked for in a forked worker.
+    """
+    runtime = runtime or Runtime()
+    device = resolve_device(runtime.device)
+    _settle_in_worker(device)
+    # Readers that differ only in how they cut and pool share one model.
+    key = (reader.model, reader.revision, reader.model_sha256, runtime.path, reader.dtype, device)
+    if key not in _OPEN:
+        _OPEN[key] = _load(reader, runtime, device)
+    loaded = _OPEN[key]
+    _check_match(reader, loaded.model.config, loaded.tokenizer)
+    return OpenReader(reader, loaded.tokenizer, loaded.model, device)
+
+
+def close_readers() -> None:
+    """Forgets every loaded model of this process, to give its memory back."""
+    _OPEN.clear()
+
+
+def resolve_device(device: str | None, rank: int | None = None) -> str:
+    """Says which device to use: the one asked for, else a GPU if there is one, spread over ranks."""
+    import torch
+
+    if device is not None and device != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if device is None and count == 0:
+        return "cpu"
+    # A `map` may have more shards than GPUs, so ranks go round.
+    return f"cuda:{(rank or 0) % max(count, 1)}"
+
+
+def default_batch_tokens(device: str) -> int:
+    """Most tokens in one forward pass: small on a CPU, where large temporaries cost page faults."""
+    return 2048 if device == "cpu" else 32768
+
+
+def folder_sha256(folder: str | os.PathLike[str]) -> str:
+    """Identity of a model folder: hash over its config, tokenizer and weights, whatever it is called.
+
+    Raises:
+        ValueError: The folder has no `config.json`.
+    """
+    names = sorted(p.name for p in Path(folder).iterdir() if p.suffix in IDENTITY_FILES and p.is_file())
+    if "config.json" not in names:
+        raise ValueError(f"{str(folder)!r} has no `config.json`; give the folder of a model saved by `save_pretrained`")
+    state = tuple((n, (Path(folder) / n).stat().st_size, (Path(folder) / n).stat().st_mtime_ns) for n in names)
+    return _hash_files(os.path.abspath(folder), state)
+
+
+@lru_cache(maxsize=32)
+def _hash_files(folder: str, state: tuple[tuple[str, int, int], ...]) -> str:
+    """Hash of file names and contents; `state` (sizes and times) makes a changed folder a new question."""
+    whole = hashlib.sha256()
+    for name, _, _ in state:
+        with open(os.path.join(folder, name), "rb") as file:
+            whole.update(f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def _load(reader: Reader, runtime: Runtime, device: str) -> OpenReader:
+    import torch
+    from transformers import AutoModel
+
+    source, commit = runtime.path or reader.model, None if runtime.path else reader.revision
+    if source is None:
+        raise ValueError(
+            f"this direction was fitted on a model folder (sha256 {reader.model_sha256}) that is not on the Hub; say "
+            "where it is: `Direction.from_pretrained(..., model=path)`"
+        )
+    if runtime.path is not None and reader.model_sha256 is not None:
+        found = folder_sha256(runtime.path)
+        if found != reader.model_sha256:
+            raise ValueError(
+                f"the model in {runtime.path!r} has sha256 {found}, the direction was fitted on "
+                f"{reader.model_sha256}; give the folder it was fitted on, or fit a new direction"
+            )
+    config = _load_config(source, commit, runtime.trust_remote_code)
+    tokenizer = _load_tokenizer(source, commit, runtime.trust_remote_code)
+    _check_match(reader, config, tokenizer)
+    model = AutoModel.from_pretrained(
+        source,
+        revision=commit,
+        config=config,
+        dtype=getattr(torch, reader.dtype),
+        use_safetensors=True,
+        trust_remote_code=runtime.trust_remote_code,
+    )
+    return OpenReader(reader, tokenizer, model.to(device).eval(), device)
+
+
+def _load_config(source: str, commit: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, revision=commit, trust_remote_code=trust_remote_code)
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"{source!r} is an encoder-decoder model ({config.model_type}); use a decoder or an encoder: which of its "
+            "two stacks should read a text is not defined here"
+        )
+    return config
+
+
+def _load_tokenizer(source: str, commit: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=trust_remote_code)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"the tokenizer of {source!r} is a slow one, which cannot tell where in the text a token stands; "
+            "use a model with a `tokenizer.json`"
+        )
+    return tokenizer
+
+
+def _check_match(reader: Reader, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    text_config = config.get_text_config(decoder=True)
+    found: Mapping[str, Any] = {
+        "model_type": config.model_type,
+        "d_model": text_config.hidden_size,
+        "n_layers": text_config.num_hidden_layers,
+        "tokenizer_sha256": _tokenizer_sha256(tokenizer),
+        # Only a Reader that renders with the template depends on it.
+        "chat_template_sha256": _chat_template_sha256(tokenizer),
+    }
+    for name, value in found.items():
+        expected = getattr(reader, name)
+        if value != expected and (name != "chat_template_sha256" or reader.template == templates.CHAT):
+            raise ValueError(
+                f"this model does not fit the direction: its `{name}` is {value!r}, the direction was fitted with "
+                f"{expected!r}; use {reader.name}, or fit a new direction"
+            )
+    if reader.eos == "append" and tokenizer.eos_token_id is None:
+        raise ValueError('`eos="append"` needs a tokenizer with an EOS token, this one has none; use `eos="none"`')
+
+
+# Spaces, lines, case, digits, accents, other scripts: what tokenizers differ in.
+_PROBE = " The  quick\n\nbrown FOX's 1234.5 naïve—été 日本語 🙂\tend "
+
+
+def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of what a tokenizer does, not of how its file is written: that changes with the library."""
+    return _tokenizer_hashes(tokenizer)
+
+
+@lru_cache(maxsize=32)
+def _tokenizer_hashes(tokenizer: PreTrainedTokenizerBase) -> str:
+    facts = {
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "probe": tokenizer(_PROBE)["input_ids"],
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    template = tokenizer.chat_template
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest() if template else None
+
+
+def _window(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Most positions the model has, by its config or its tokenizer, whichever says less."""
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(min(positions or 1 << 62, tokenizer.model_max_length or 1 << 62))
+
+
+def _resolve_commit(model: str, revision: str | None) -> str:
+    from legend_hf.hub.transfer import resolve_commit
+
+    return resolve_commit(model, revision=revision)
+
+
+def _resolve_dtype(dtype: str, device: str | None) -> str:
+    if dtype == "auto":
+        return "float32" if resolve_device(device) == "cpu" else "bfloat16"
+    return dtype
+
+
+def _settle_in_worker(device: str) -> None:
+    """Makes a forked worker safe for tensor work, before there is any.
+
+    A fork copies the parent's memory but not its threads. The first parallel region of OpenMP then waits for threads
+    that do not exist, unless the worker is told to run on one.
+    """
+    global _OWNER
+    if os.getpid() == _OWNER:
+        return
+    import torch
+
+    if device.startswith("cuda") and torch.cuda.is_initialized():
+        raise RuntimeError(
+            "this worker was forked from a process that had already used the GPU, and CUDA cannot be used after a "
+            'fork; call `multiprocess.set_start_method("spawn")` under `if __name__ == "__main__":` before `map`'
+        )
+    torch.set_num_threads(1)
+    _OWNER = os.getpid()
+
+
+def _padded_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Groups descending lengths so that each batch, padded to its longest, stays in the budget."""
+    batch: list[int] = []
+    for i in range(len(lengths)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{name}` is {value!r}; allowed are {', '.join(repr(a) for a in allowed)}")
+
+
+def with_layer(reader: Reader, layer: int) -> Reader:
+    """The same reader at another layer."""
+    return replace(reader, layer=reader.n_layers if layer == -1 else layer)
