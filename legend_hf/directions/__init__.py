@@ -1,0 +1,1 @@
+"""Vectors become a direction: fit → calibrate → direction (the artifact). Knows no columns."""

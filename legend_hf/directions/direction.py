@@ -1,0 +1,405 @@
+"""The direction: a vector that means something, with all that is needed to read another text as it was read.
+
+In and out: `direction.safetensors` (the vector), `config.json` (everything else) and `README.md` (its card), in a
+folder, on the Hub or at any fsspec URL. Nothing in them can run. This file knows no datasets and no columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from legend_hf.directions.calibrate import Calibration
+from legend_hf.hub import cards, transfer
+from legend_hf.reading.formats import Message, conversation
+from legend_hf.reading.reader import Reader, Runtime, folder_sha256, open_reader
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+CONFIG_FILE = "config.json"
+TENSOR_FILE = "direction.safetensors"
+CARD_FILE = "README.md"
+
+
+class ArtifactError(ValueError):
+    """A direction artifact is incomplete, corrupt, from the future, or not one at all."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a fit. Every field may be None: unknown.
+
+    Attributes:
+        estimator: How the vector came from the pairs.
+        pairs: Pairs it was fitted on.
+        prompts: Distinct prompts among them.
+        skipped: Pairs that could not be read and were left out.
+        accuracy: Share of held-out pairs whose raw margin is positive (a tie counts half).
+        accuracy_interval: Its 95 % interval, bootstrapped by prompt.
+        length_accuracy: The same for the rule "the shorter response is the safer", in characters.
+        length_accuracy_interval: Its 95 % interval.
+        held_out: How pairs were held out for accuracy and calibration.
+        seed: Of the folds and the bootstrap.
+        pairs_source: What the pairs are, in the fitter's words (a dataset id, say).
+        versions: Package names and versions at the fit.
+    """
+
+    estimator: str | None = None
+    pairs: int | None = None
+    prompts: int | None = None
+    skipped: int | None = None
+    accuracy: float | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    length_accuracy: float | None = None
+    length_accuracy_interval: tuple[float, float] | None = None
+    held_out: str | None = None
+    seed: int | None = None
+    pairs_source: str | None = None
+    versions: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A unit vector from harmful towards harmless, and how to read texts for it.
+
+    Attributes:
+        vector: `[d_model]`, float32, of length one.
+        reader: How a text becomes a vector.
+        calibration: How a raw margin becomes a margin.
+        facts: What is known of the fit.
+        repo_id: Hub repository of this artifact, None when it was never there. Not part of the artifact.
+        revision: Its commit there. Not part of the artifact.
+        model_path: Folder to load the model from instead of the Hub. Not part of the artifact.
+    """
+
+    vector: np.ndarray
+    reader: Reader
+    calibration: Calibration
+    facts: Facts = field(default_factory=Facts)
+    repo_id: str | None = None
+    revision: str | None = None
+    model_path: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a vector that is none."""
+        v = self.vector
+        if v.shape != (self.reader.d_model,) or v.dtype != np.float32:
+            raise ValueError(
+                f"`vector` is {v.dtype} {list(v.shape)}; this reader's model needs float32 [{self.reader.d_model}]"
+            )
+        if not np.isfinite(v).all() or abs(float(np.linalg.norm(v.astype(np.float64))) - 1.0) > 1e-3:
+            raise ValueError("`vector` must be finite and of length one; divide it by its norm")
+
+    def project(self, hidden: torch.Tensor) -> np.ndarray:
+        """Projects pooled hidden states `[n, d_model]` on the direction: scores `[n]`, float64, in hidden-state units.
+
+        Widened to float64 because a margin is a small difference of two such numbers.
+        """
+        import torch
+
+        vector = torch.from_numpy(self.vector.astype(np.float64)).to(hidden.device)
+        return (hidden.double() @ vector).cpu().numpy()  # [n]
+
+    def score(
+        self, prompt: str | list[Message] | None, response: str | list[Message], *, device: str | None = None
+    ) -> float:
+        """Reads one text and says how far along the direction it lies.
+
+        Args:
+            prompt: A string or messages; None for a response alone.
+            response: A string or messages.
+            device: Where to run; None takes a GPU when there is one.
+
+        Returns:
+            The raw score, in hidden-state units. Only differences between two scores mean something.
+
+        Raises:
+            ValueError: The text cannot be read.
+        """
+        opened = open_reader(self.reader, Runtime(path=self.model_path, device=device))
+        (text,) = opened.encode([conversation(prompt, response)])
+        if isinstance(text, Exception):
+            raise text
+        ((_, hidden),) = opened.read([text], [self.reader.layer])
+        return float(self.project(hidden[:, 0])[0])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        model: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> Direction:
+        """Loads a direction from the Hub, a folder or an fsspec URL.
+
+        Args:
+            source: A Hub model id, a folder, or a URL such as `s3://bucket/direction` or `hf://you/direction`.
+            revision: Branch, tag or commit on the Hub; resolved to a commit, cached, and then usable offline.
+            model: Folder with the model, for a direction that was fitted on one, or to spare a download.
+            token: Hub token; None takes the environment's.
+            cache_dir: Instead of the Hub's cache folder.
+            local_files_only: Never ask the Hub.
+
+        Raises:
+            ArtifactError: The artifact is incomplete, corrupt, of a newer format, or contradicts itself.
+            ValueError: `model` is not the model of this direction.
+            OSError: It cannot be reached or does not exist.
+        """
+        found = transfer.read_files(
+            os.fspath(source),
+            [CONFIG_FILE, TENSOR_FILE],
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        direction = _unpack(found.contents[CONFIG_FILE], found.contents[TENSOR_FILE], os.fspath(source))
+        if model is not None:
+            _check_folder(direction.reader, os.fspath(model))
+        return replace(
+            direction,
+            repo_id=found.repo_id,
+            revision=found.commit,
+            model_path=os.fspath(model) if model is not None else None,
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the artifact and its card into a folder, which is made if missing; a hand-written card text stays."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        card = target / CARD_FILE
+        files = self._files(card.read_text(encoding="utf-8") if card.exists() else None)
+        for name, content in files.items():
+            # Written beside and moved into place, so that a reader never meets half a file.
+            partial = target / f".{name}.partial"
+            partial.write_bytes(content)
+            partial.replace(target / name)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        model_id: str | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Add a direction",
+        create_pr: bool = False,
+    ) -> Direction:
+        """Publishes the artifact with its card in one commit; text that somebody wrote into the card stays.
+
+        Args:
+            repo_id: Hub model repository, made if missing.
+            private: Whether a repository that is made now is private.
+            model_id: Hub id (`id` or `id@revision`) of the model, for a direction that was fitted on a folder: others
+                cannot load the folder. Its tokenizer and shape are checked against the reader.
+            token: Hub token; None takes the environment's.
+            revision: Branch to push to.
+            commit_message: Of the commit.
+            create_pr: Open a pull request instead.
+
+        Returns:
+            The same direction, knowing its repository and commit.
+
+        Raises:
+            ValueError: The direction was fitted on a folder and `model_id` is missing or another model.
+        """
+        published = self._with_model_id(model_id)
+        info = transfer.upload_files(
+            repo_id,
+            {name: content for name, content in published._files(None).items() if name != CARD_FILE},
+            readme=lambda existing: published._card(existing, repo_id),
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+        return replace(published, repo_id=repo_id, revision=info.oid)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        vector: np.ndarray,
+        *,
+        repo_id: str | None = None,
+        revision: str | None = None,
+        model_path: str | None = None,
+    ) -> Direction:
+        """Rebuilds a direction from what `to_config` gave and its vector.
+
+        Raises:
+            ValueError: They contradict each other.
+        """
+        facts = dict(config["facts"])
+        for key in ("accuracy_interval", "length_accuracy_interval"):
+            facts[key] = tuple(facts[key]) if facts[key] is not None else None
+        return cls(
+            vector=vector,
+            reader=Reader(**config["reader"]),
+            calibration=Calibration(**config["calibration"]),
+            facts=Facts(**facts),
+            repo_id=repo_id,
+            revision=revision,
+            model_path=model_path,
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """What `config.json` holds, but for the digest."""
+        from legend_hf import __version__
+
+        return {
+            "format": FORMAT,
+            "library": f"legend_hf {__version__}",
+            "reader": self.reader.to_dict(),
+            "calibration": asdict(self.calibration),
+            "facts": _plain(asdict(self.facts)),
+        }
+
+    def _files(self, existing_card: str | None) -> dict[str, bytes]:
+        from safetensors.numpy import save
+
+        tensors = save({"direction": np.ascontiguousarray(self.vector)})
+        config = self.to_config()
+        config["sha256"] = _digest(config, tensors)
+        return {
+            TENSOR_FILE: tensors,
+            CONFIG_FILE: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+            CARD_FILE: self._card(existing_card, self.repo_id).encode(),
+        }
+
+    def _card(self, existing: str | None, repo_id: str | None) -> str:
+        return cards.direction_card({**self.to_config(), "repo_id": repo_id}, existing)
+
+    def _with_model_id(self, model_id: str | None) -> Direction:
+        from legend_hf.reading.reader import describe_model
+
+        if self.reader.model is not None:
+            if model_id is not None and model_id.partition("@")[0] != self.reader.model:
+                raise ValueError(f"`model_id` is {model_id!r}, but this direction was fitted on {self.reader.name}")
+            return self
+        if model_id is None:
+            raise ValueError(
+                "this direction was fitted on a model folder, which nobody else can load; publish the model and name "
+                "it: `push_to_hub(..., model_id=\"you/model\")`"
+            )
+        name, _, revision = model_id.partition("@")
+        hub = describe_model(name, revision=revision or None)
+        for key in ("model_type", "d_model", "n_layers", "tokenizer_sha256", "chat_template_sha256"):
+            if getattr(hub, key) != getattr(self.reader, key):
+                raise ValueError(f"{model_id!r} is not the model of this direction: its `{key}` differs")
+        return replace(
+            self, reader=replace(self.reader, model=hub.model, revision=hub.revision, model_sha256=None)
+        )
+
+
+def _unpack(config_bytes: bytes, tensor_bytes: bytes, source: str) -> Direction:
+    """Rebuilds a direction, believing nothing."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    def refuse(why: str, remedy: str) -> ArtifactError:
+        return ArtifactError(f"the direction at {source!r} {why}; {remedy}")
+
+    again = "download it again, or ask its author for a whole one"
+    try:
+        config = json.loads(config_bytes)
+    except (ValueError, RecursionError) as error:
+        raise refuse(f"has a `{CONFIG_FILE}` that is not JSON ({error})", again) from error
+    if not isinstance(config, dict) or "format" not in config:
+        raise refuse(f"has a `{CONFIG_FILE}` that is not a direction's", "give the id of a legend_hf direction")
+    version = config["format"]
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise refuse(f"has format {version!r}", again)
+    if version > FORMAT:
+        raise refuse(
+            f"has format {version}, this library reads up to {FORMAT}", "upgrade: `pip install -U legend-hf`"
+        )
+    digest = config.pop("sha256", None)
+    if digest != _digest(config, tensor_bytes):
+        raise refuse("does not match its own sha256: a file was damaged, cut or changed", again)
+    expected = {"format", "library", "reader", "calibration", "facts"}
+    _check_keys(config, expected, CONFIG_FILE, refuse)
+    for name, kind in (("reader", Reader), ("calibration", Calibration), ("facts", Facts)):
+        _check_types(config[name], kind, name, refuse)
+    try:
+        tensors = load(tensor_bytes)
+    except (SafetensorError, ValueError) as error:
+        raise refuse(f"has a `{TENSOR_FILE}` that cannot be read ({error})", again) from error
+    if set(tensors) != {"direction"}:
+        raise refuse(f"has tensors {sorted(tensors)} instead of `direction`", again)
+    try:
+        return Direction.from_config(config, tensors["direction"])
+    except ValueError as error:
+        raise refuse(f"contradicts itself: {error}", again) from error
+
+
+def _check_keys(found: Mapping[str, Any], expected: set[str], name: str, refuse: Any) -> None:
+    missing, unknown = expected - set(found), set(found) - expected
+    if missing or unknown:
+        what = [f"lacks {sorted(missing)}"] if missing else []
+        what += [f"has unknown {sorted(unknown)}"] if unknown else []
+        raise refuse(
+            f"has a `{name}` that {' and '.join(what)}",
+            "upgrade (`pip install -U legend-hf`), or ask its author for a whole one",
+        )
+
+
+_TYPES = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "None": (type(None),),
+    "Mapping[str, str]": (dict,),
+    "tuple[float, float]": (list,),
+}
+
+
+def _check_types(found: Any, kind: type, name: str, refuse: Any) -> None:
+    """Holds JSON values against the annotations of a dataclass: a string where a number belongs is refused by name."""
+    if not isinstance(found, dict):
+        raise refuse(f"has a `{name}` that is not a mapping", "ask its author for a whole one")
+    _check_keys(found, {f.name for f in fields(kind)}, name, refuse)
+    for f in fields(kind):
+        allowed = tuple(t for part in str(f.type).split(" | ") for t in _TYPES[part])
+        value = found[f.name]
+        good = isinstance(value, allowed) and not isinstance(value, bool)
+        if good and isinstance(value, list):
+            good = len(value) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        if good and isinstance(value, dict):
+            good = all(isinstance(v, str) for v in value.values())
+        if not good:
+            raise refuse(f"has `{name}.{f.name}` = {value!r:.60}, not {f.type}", "ask its author for a whole one")
+
+
+def _digest(config: Mapping[str, Any], tensors: bytes) -> str:
+    """Hash over the canonical config and the whole tensor file: plain Hub downloads are not hash-checked."""
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(canonical + b"\0" + tensors).hexdigest()
+
+
+def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
+
+
+def _check_folder(reader: Reader, folder: str) -> None:
+    found = folder_sha256(folder)
+    if reader.model_sha256 is not None and found != reader.model_sha256:
+        raise ValueError(
+            f"the model in {folder!r} has sha256 {found}, this direction was fitted on {reader.model_sha256}; give the "
+            "folder it was fitted on, or fit a new direction"
+        )
