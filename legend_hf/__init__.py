@@ -1,0 +1,51 @@
+"""Margins for preference datasets: project hidden states on a direction that means something.
+
+    from datasets import load_dataset
+    from legend_hf import LegendMarginFn
+
+    ds = load_dataset("Anthropic/hh-rlhf", data_dir="harmless-base")
+    ds = ds.map(LegendMarginFn("you/legend-direction"), batched=True)
+
+The names below are loaded when they are first used, so that importing the package costs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from legend_hf.directions.direction import ArtifactError as ArtifactError
+    from legend_hf.directions.direction import Direction as Direction
+    from legend_hf.directions.fit import fit_direction as fit_direction
+    from legend_hf.margins.margin_fn import LegendMarginFn as LegendMarginFn
+    from legend_hf.margins.margin_fn import annotate as annotate
+    from legend_hf.publish import push_annotated as push_annotated
+    from legend_hf.publish import save_annotated as save_annotated
+    from legend_hf.reading.formats import RowError as RowError
+    from legend_hf.reading.reader import Reader as Reader
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ArtifactError": "legend_hf.directions.direction",
+    "Direction": "legend_hf.directions.direction",
+    "LegendMarginFn": "legend_hf.margins.margin_fn",
+    "Reader": "legend_hf.reading.reader",
+    "RowError": "legend_hf.reading.formats",
+    "annotate": "legend_hf.margins.margin_fn",
+    "fit_direction": "legend_hf.directions.fit",
+    "push_annotated": "legend_hf.publish",
+    "save_annotated": "legend_hf.publish",
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'legend_hf' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,233 @@
+"""`legend-hf`: the command line, a door to the library and nothing more.
+
+In: arguments. Out: what one function of the library did, in words. Each command parses, calls that function and prints;
+a user's error ends with exit code 2 and one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="legend-hf",
+    help="Margins for preference datasets: fit a direction, annotate, publish.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+DatasetArgument = Annotated[str, typer.Argument(help="Hub id, folder, or a .jsonl, .csv or .parquet file.")]
+DirectionArgument = Annotated[str, typer.Argument(help="Hub id, folder or fsspec URL of a direction.")]
+ConfigOption = Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")]
+SplitOption = Annotated[str | None, typer.Option(help="One split; all of them when left out.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of the direction.")]
+ModelPathOption = Annotated[
+    Path | None, typer.Option(help="Folder of the direction's model, instead of the Hub.", file_okay=False)
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU when there is one.")]
+OnErrorOption = Annotated[str, typer.Option(help="raise at a row that cannot be read, or skip it.")]
+BatchTokensOption = Annotated[int | None, typer.Option(help="Most tokens in one forward pass.")]
+
+
+@app.command(epilog="Example: legend-hf fit pairs.jsonl --model HuggingFaceTB/SmolLM2-135M --output direction")
+def fit(
+    pairs: DatasetArgument,
+    model: Annotated[str, typer.Option(help="Hub id or folder of the model that reads.")],
+    output: Annotated[Path, typer.Option(help="Folder for the direction.", file_okay=False)],
+    model_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    preset: Annotated[str | None, typer.Option(help="reference: all as in the paper's public code.")] = None,
+    template: Annotated[str | None, typer.Option(help="auto, chat, dialogue, alpaca, or text with {prompt}.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Index into hidden_states, -1 is the last.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="mean, last or mean_all.")] = None,
+    eos: Annotated[str | None, typer.Option(help="none, append or template.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    on_error: OnErrorOption = "raise",
+    seed: Annotated[int, typer.Option(help="Of folds and bootstrap.")] = 0,
+    device: DeviceOption = None,
+    batch_tokens: BatchTokensOption = None,
+) -> None:
+    """Fit a direction on contrastive pairs and save it with its card."""
+    with _user_errors():
+        from legend_hf import fit_direction
+
+        rows = _one_split(_load(pairs, config, split), "pairs")
+        direction = fit_direction(
+            rows,
+            model=model,
+            revision=model_revision,
+            preset=preset,
+            template=template,
+            layer=layer,
+            pooling=pooling,
+            eos=eos,
+            max_length=max_length,
+            dtype=dtype,
+            on_error=on_error,
+            seed=seed,
+            device=device,
+            batch_tokens=batch_tokens,
+            pairs_source=_public_name(pairs),
+        )
+        direction.save_pretrained(output)
+        typer.echo(_summary(direction))
+        typer.echo(f"Saved in {output}")
+
+
+@app.command(epilog="Example: legend-hf annotate Anthropic/hh-rlhf you/direction --output annotated --on-error skip")
+def annotate(
+    dataset: DatasetArgument,
+    direction: DirectionArgument,
+    output: Annotated[Path, typer.Option(help="Folder for the annotated dataset.", file_okay=False)],
+    revision: RevisionOption = None,
+    model: ModelPathOption = None,
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    scale: Annotated[str | None, typer.Option(help="raw: the paper's continuous number as `margin`.")] = None,
+    on_error: OnErrorOption = "raise",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing margin columns.")] = False,
+    prompt_column: Annotated[str, typer.Option(help="Name of the prompts' column.")] = "prompt",
+    chosen_column: Annotated[str, typer.Option(help="Name of the chosen responses' column.")] = "chosen",
+    rejected_column: Annotated[str, typer.Option(help="Name of the rejected responses' column.")] = "rejected",
+    num_proc: Annotated[int | None, typer.Option(help="Processes.")] = None,
+    device: DeviceOption = None,
+    batch_tokens: BatchTokensOption = None,
+) -> None:
+    """Add margin columns to every split and save the result with its card."""
+    with _user_errors():
+        from legend_hf import Direction, LegendMarginFn, save_annotated
+        from legend_hf import annotate as annotate_dataset
+
+        loaded = Direction.from_pretrained(direction, revision=revision, model=model)
+        fn = LegendMarginFn(
+            loaded,
+            scale=scale,
+            on_error=on_error,
+            device=device,
+            batch_tokens=batch_tokens,
+            overwrite=overwrite,
+            prompt_column=prompt_column,
+            chosen_column=chosen_column,
+            rejected_column=rejected_column,
+        )
+        annotated = annotate_dataset(_load(dataset, config, split), fn, num_proc=num_proc)
+        save_annotated(annotated, output, direction=loaded, source=_public_name(dataset))
+        typer.echo(f"Saved in {output}")
+
+
+@app.command(epilog="Example: legend-hf push annotated you/hh-margins you/direction --source Anthropic/hh-rlhf")
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder that `annotate` saved.", exists=True, file_okay=False)],
+    repo_id: Annotated[str, typer.Argument(help="Dataset repository on the Hub.")],
+    direction: DirectionArgument,
+    revision: RevisionOption = None,
+    source: Annotated[str | None, typer.Option(help="Hub id of the dataset that was annotated.")] = None,
+    config_name: Annotated[str | None, typer.Option(help="Configuration to push as.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+) -> None:
+    """Push an annotated dataset to the Hub, every split, with its card."""
+    with _user_errors():
+        from legend_hf import Direction, push_annotated
+
+        loaded = Direction.from_pretrained(direction, revision=revision)
+        push_annotated(
+            _load(str(folder), None, None),
+            repo_id,
+            direction=loaded,
+            source=source,
+            config_name=config_name,
+            private=not public,
+        )
+        typer.echo(f"Pushed to {repo_id}")
+
+
+@app.command(epilog="Example: legend-hf inspect you/direction --json")
+def inspect(
+    direction: DirectionArgument,
+    revision: RevisionOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Show what a direction is and what is known of its fit."""
+    with _user_errors():
+        from legend_hf import Direction
+
+        loaded = Direction.from_pretrained(direction, revision=revision)
+        typer.echo(json.dumps(loaded.to_config(), indent=2, sort_keys=True) if as_json else _summary(loaded))
+
+
+def main() -> None:
+    """The entry point of `legend-hf`."""
+    app()
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """Turns the errors that a user can mend into one line and exit code 2; others keep their traceback."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        notes = getattr(error, "__notes__", [])
+        typer.echo("Error: " + " ".join(" ".join([str(error), *notes]).split()), err=True)
+        raise typer.Exit(2) from error
+
+
+def _load(source: str, config: str | None, split: str | None) -> Any:
+    """Loads a dataset from a file, a folder (saved or plain) or the Hub."""
+    from datasets import load_dataset, load_from_disk
+
+    suffix = Path(source).suffix
+    if os.path.isfile(source):
+        if suffix not in FILE_KINDS:
+            raise ValueError(f"{source!r} ends in {suffix!r}; allowed are {', '.join(FILE_KINDS)}")
+        return load_dataset(FILE_KINDS[suffix], data_files=source, split=split)
+    if os.path.isdir(source) and any((Path(source) / n).exists() for n in ("state.json", "dataset_dict.json")):
+        saved = load_from_disk(source)
+        return saved if split is None else saved[split]
+    return load_dataset(source, config, split=split)
+
+
+def _one_split(dataset: Any, what: str) -> Any:
+    """Takes the only split of a dataset; several are the user's to choose from."""
+    if not isinstance(dataset, dict):
+        return dataset
+    if len(dataset) > 1:
+        raise ValueError(f"the {what} have the splits {', '.join(dataset)}; choose one with `--split`")
+    return next(iter(dataset.values()))
+
+
+def _public_name(source: str) -> str | None:
+    """A Hub id may stand in a card; a path of somebody's machine may not."""
+    return None if os.path.exists(source) else source
+
+
+def _summary(direction: Any) -> str:
+    facts, reader = direction.facts, direction.reader
+
+    def share(value: float | None, interval: tuple[float, float] | None) -> str:
+        return "not recorded" if value is None or interval is None else (
+            f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+        )  # fmt: skip
+
+    rows = [
+        ("model", reader.name),
+        ("reads", f"{reader.template!r} template, {reader.pooling} pooling, layer {reader.layer} of {reader.n_layers}, "
+                  f"up to {reader.max_length} tokens, {reader.dtype}"),
+        ("fitted on", f"{facts.pairs} pairs of {facts.prompts} prompts, {facts.estimator}"),
+        ("held out", facts.held_out or "not recorded"),
+        ("accuracy", share(facts.accuracy, facts.accuracy_interval)),
+        ("length alone", share(facts.length_accuracy, facts.length_accuracy_interval)),
+        ("calibration", f"{direction.calibration.kind}, scale {direction.calibration.scale:.4g}"),
+    ]  # fmt: skip
+    return "\n".join(f"{name:>12}  {value}" for name, value in rows)

@@ -1,0 +1,1 @@
+"""A direction becomes columns. Knows neither training nor publishing."""

@@ -1,0 +1,164 @@
+"""The house: who may import whom, what an import costs, what the wheel holds, and that every script starts."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "legend_hf"
+# Data flows from left to right; a module may import from its own stage and from those before it.
+FLOW = ("hub", "reading", "directions", "margins", "preferences", "publish", "scale", "cli")
+HEAVY = ("torch", "transformers", "datasets", "matplotlib", "trl", "ray")
+
+
+def stage(module: str) -> int:
+    return FLOW.index(module.split(".")[1])
+
+
+def imports(source: str):
+    """Every `legend_hf` module that a source imports, wherever in the file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("legend_hf"):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from names if node.module in ("legend_hf", "legend_hf.hub") else [node.module]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("legend_hf"))
+
+
+def against_the_flow(module: str, source: str) -> list[str]:
+    own = stage(module)
+    return [
+        name
+        for name in imports(source)
+        if name != "legend_hf.__version__" and name.count(".") and stage(name) > own
+    ]
+
+
+def test_imports_follow_the_flow():
+    files = [f for f in PACKAGE.rglob("*.py") if f.parent != PACKAGE or f.name != "__init__.py"]
+    assert len(files) > 10
+    for file in files:
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        if file.name == "cli.py":
+            continue  # the door opens on everything, through the public names
+        assert against_the_flow(module, file.read_text(encoding="utf-8")) == [], module
+
+
+def test_the_flow_test_sees_an_import_against_the_flow():
+    upward = "def f():\n    from legend_hf.margins.margin_fn import LegendMarginFn\n"
+    assert against_the_flow("legend_hf.reading.reader", upward) == ["legend_hf.margins.margin_fn"]
+    assert against_the_flow("legend_hf.publish", upward) == []
+
+
+def test_every_module_says_what_it_does_not_know():
+    for file in PACKAGE.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))), file
+
+
+def loaded_by(statement: str) -> tuple[float, set[str]]:
+    code = (
+        "import sys, time; start = time.perf_counter()\n"
+        f"{statement}\n"
+        "print(time.perf_counter() - start, *{name.partition('.')[0] for name in sys.modules})"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    return float(answer[0]), set(answer[1:])
+
+
+def test_importing_the_package_is_cheap():
+    seconds, modules = min(loaded_by("import legend_hf; dir(legend_hf)") for _ in range(3))
+    assert seconds < 0.5
+    assert modules.isdisjoint(HEAVY)
+
+
+def test_naming_the_public_functions_loads_neither_torch_nor_transformers():
+    names = "fit_direction, LegendMarginFn, annotate, Direction, Reader, push_annotated, save_annotated"
+    assert loaded_by(f"from legend_hf import {names}")[1].isdisjoint({"torch", "transformers"})
+    # The control: this would notice.
+    assert "torch" in loaded_by("import torch")[1]
+
+
+def test_public_names_exist_and_others_are_refused():
+    import legend_hf
+
+    for name in legend_hf.__all__:
+        assert getattr(legend_hf, name)
+    with pytest.raises(AttributeError, match="has no attribute 'LegendFn'; it has"):
+        legend_hf.LegendFn  # noqa: B018
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").rglob("*.py")), ids=lambda p: p.name)
+def test_every_script_starts(script):
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+def test_every_module_compiles_on_the_oldest_python():
+    for file in [*PACKAGE.rglob("*.py"), *(ROOT / "scripts").rglob("*.py"), *(ROOT / "tests").glob("*.py")]:
+        ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 11))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    # Without isolation the build needs no index: hatchling stands in the environment.
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_cards_and_no_demonstration(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for card in (ROOT / "dataset_cards").glob("*.md"):
+        assert f"legend_hf/dataset_cards/{card.name}" in names
+    assert "legend_hf/py.typed" in names
+    assert not [n for n in names if "demo" in n or n.startswith("tests")]
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_in_a_new_environment_has_cards_and_cli(wheel, tmp_path, tiny_llama):
+    """The environment is new and sees the dependencies of this one, but neither the checkout nor its editable install."""
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    site = subprocess.run(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    links = Path(site)
+    for entry in Path(next(p for p in sys.path if p.endswith("site-packages"))).iterdir():
+        if "legend" not in entry.name and not (links / entry.name).exists() and entry.name != "__pycache__":
+            (links / entry.name).symlink_to(entry)
+    subprocess.run(
+        [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True
+    )
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(
+        "".join(
+            f'{{"prompt": "Tell me about {t}.", "chosen": "Gladly, {t} it is.", "rejected": "No {t}"}}\n'
+            for t in ("tea", "maps", "rain", "soup")
+        )
+    )
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(python.parent / "legend-hf"), "fit", str(pairs), "--model", str(tiny_llama), "--output", "direction"],
+        capture_output=True, text=True, cwd=tmp_path, env=env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Saved in direction" in done.stdout
+    assert "papers/2406.08124" in (tmp_path / "direction" / "README.md").read_text()
+    where = subprocess.run(
+        [str(python), "-c", "import legend_hf; print(legend_hf.__file__)"],
+        capture_output=True, text=True, cwd=tmp_path, env=env, check=True,
+    ).stdout  # fmt: skip
+    assert where.startswith(str(tmp_path)), "the wheel was tested, not the checkout"

@@ -1,0 +1,411 @@
+"""The `map` transform: its contract with `datasets`, its numbers, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections import UserDict
+from dataclasses import replace
+
+import dill
+import numpy as np
+import pytest
+
+from legend_hf import LegendMarginFn, RowError, annotate, fit_direction
+from legend_hf.directions.calibrate import Calibration
+from legend_hf.directions.direction import Direction
+
+TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea", "ropes", "lamps"]
+PAIRS = [
+    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} is best done with care.", "rejected": f"No idea, who needs {t}"}
+    for t in TOPICS
+]  # fmt: skip
+ROWS = [
+    {"prompt": f"Question {i}: {'why ' * (i % 7)}{t}?", "chosen": f"Because of {t}. " * (1 + i % 3), "rejected": f"Never mind {i}."}
+    for i, t in enumerate(TOPICS * 3)
+]  # fmt: skip
+NUMBERS = ["margin", "margin_raw", "chosen_score", "rejected_score"]
+
+
+@pytest.fixture(scope="module")
+def direction(tiny_llama):
+    return fit_direction(PAIRS, model=str(tiny_llama))
+
+
+@pytest.fixture
+def ds():
+    from datasets import Dataset
+
+    return Dataset.from_list(ROWS)
+
+
+def numbers(ds):
+    return np.stack([np.array(ds[name][:]) for name in NUMBERS], axis=1)
+
+
+def close(got, expected):
+    """The numerical contract: 1e-4 of the margins' standard deviation."""
+    return np.abs(got - expected).max() <= 1e-4 * expected[:, 1].std()
+
+
+def one_by_one(direction, rows):
+    chosen = np.array([direction.score(r["prompt"], r["chosen"]) for r in rows])
+    rejected = np.array([direction.score(r["prompt"], r["rejected"]) for r in rows])
+    raw = chosen - rejected
+    return np.stack([direction.calibration.apply(raw), raw, chosen, rejected], axis=1)
+
+
+def test_columns_and_their_meaning(direction, ds):
+    from datasets import Value
+
+    out = ds.map(LegendMarginFn(direction), batched=True)
+    assert out.column_names == ["prompt", "chosen", "rejected", *NUMBERS]
+    assert all(out.features[name] == Value("float32") for name in NUMBERS)
+    got = numbers(out)
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got[:, 1], got[:, 2] - got[:, 3], atol=1e-5)
+    np.testing.assert_allclose(got[:, 0], np.clip(got[:, 1] / direction.calibration.scale, -1, 1), atol=1e-6)
+    narrow = replace(direction, calibration=Calibration("unit", float(np.median(np.abs(got[:, 1])))))
+    clipped = numbers(ds.map(LegendMarginFn(narrow), batched=True))
+    assert 0.3 < (np.abs(clipped[:, 0]) == 1).mean() < 0.7
+    np.testing.assert_array_equal(clipped[:, 1:], got[:, 1:])
+    raw = ds.map(LegendMarginFn(direction, scale="raw"), batched=True)
+    np.testing.assert_array_equal(numbers(raw)[:, 0], numbers(raw)[:, 1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("batch_tokens", [None, 60])
+def test_numbers_do_not_depend_on_batches_order_or_neighbours(direction, ds, batch_size, batch_tokens):
+    expected = one_by_one(direction, ROWS)
+    fn = LegendMarginFn(direction, batch_tokens=batch_tokens)
+    assert close(numbers(ds.map(fn, batched=True, batch_size=batch_size)), expected)
+    order = np.random.default_rng(0).permutation(len(ROWS))
+    shuffled = ds.select(order).map(fn, batched=True, batch_size=batch_size)
+    assert close(numbers(shuffled), expected[order])
+    assert not close(numbers(shuffled), expected), "the control: another order of rows is another table"
+
+
+def test_antisymmetry_identity_and_additivity(direction):
+    from datasets import Dataset
+
+    a, b, c = "Gladly, here is how.", "No.", "Perhaps later, when it rains."
+    rows = [{"prompt": "Why?", "chosen": x, "rejected": y} for x, y in ((a, b), (b, a), (a, a), (b, c), (a, c))]
+    ab, ba, aa, bc, ac = np.array(Dataset.from_list(rows).map(LegendMarginFn(direction), batched=True)["margin_raw"][:])
+    assert ab == -ba != 0
+    assert aa == 0
+    assert ac == pytest.approx(ab + bc, abs=1e-5)
+
+
+def test_shapes_of_one_dialogue_get_one_margin(direction):
+    from datasets import Dataset
+
+    fn = LegendMarginFn(direction)
+    user = {"role": "user", "content": "Why rain?"}
+
+    def said(text):
+        return {"role": "assistant", "content": text}
+
+    shapes = [
+        {"prompt": "Why rain?", "chosen": "Clouds.", "rejected": "No idea"},
+        {"prompt": "\n\nHuman: Why rain?\n\nAssistant:", "chosen": " Clouds.", "rejected": " No idea"},
+        {"chosen": "\n\nHuman: Why rain?\n\nAssistant: Clouds.", "rejected": "\n\nHuman: Why rain?\n\nAssistant: No idea"},
+        {"prompt": [user], "chosen": [said("Clouds.")], "rejected": [said("No idea")]},
+        {"chosen": [user, said("Clouds.")], "rejected": [user, said("No idea")]},
+        {"prompt": "Why rain?", "response_0": "No idea", "response_1": "Clouds.", "safer_response_id": 1},
+    ]  # fmt: skip
+    margins = [Dataset.from_list([row]).map(fn, batched=True)["margin_raw"][0] for row in shapes]
+    np.testing.assert_allclose(margins, margins[0], rtol=1e-6)
+    assert margins[0] != 0
+
+
+def test_fingerprint_is_stable_before_between_and_after_calls(direction, ds):
+    from datasets.fingerprint import Hasher
+
+    fn = LegendMarginFn(direction)
+    hashes = [Hasher.hash(fn)]
+    for _ in range(2):
+        ds.map(fn, batched=True)
+        hashes.append(Hasher.hash(fn))
+    hashes += [
+        Hasher.hash(pickle.loads(pickle.dumps(fn))),
+        Hasher.hash(dill.loads(dill.dumps(fn))),
+        Hasher.hash(pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(fn))))),
+        Hasher.hash(LegendMarginFn(direction)),
+    ]
+    assert len(set(hashes)) == 1
+    assert Hasher.hash(LegendMarginFn(direction, scale="raw")) not in hashes
+    assert len(pickle.dumps(fn)) < 20_000, "no model travels with it"
+
+
+def test_fingerprint_is_the_same_in_a_fresh_process_and_after_saving(direction, tmp_path, tiny_llama):
+    direction.save_pretrained(tmp_path / "d")
+    code = (
+        "import sys; from datasets.fingerprint import Hasher; from legend_hf import LegendMarginFn\n"
+        "fn = LegendMarginFn(sys.argv[1], model=sys.argv[2]); print(Hasher.hash(fn), fn.fingerprint())"
+    )
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "d"), str(tiny_llama)],
+            capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    from datasets.fingerprint import Hasher
+
+    fn = LegendMarginFn(Direction.from_pretrained(tmp_path / "d", model=tiny_llama))
+    assert answers == {f"{Hasher.hash(fn)} {fn.fingerprint()}\n"}
+
+
+def test_fingerprint_method_ignores_where_to_compute_and_nothing_else(direction):
+    base = LegendMarginFn(direction).fingerprint()
+    assert LegendMarginFn(direction, device="cpu", batch_tokens=7).fingerprint() == base
+    others = [
+        LegendMarginFn(direction, scale="raw"),
+        LegendMarginFn(direction, on_error="skip"),
+        LegendMarginFn(direction, chosen_column="better"),
+        LegendMarginFn({"safety": direction}),
+    ]
+    assert len({fn.fingerprint() for fn in others} | {base}) == 5
+
+
+def test_an_old_pickle_is_refused(direction, monkeypatch):
+    from legend_hf.margins import margin_fn
+
+    old = pickle.dumps(LegendMarginFn(direction))
+    monkeypatch.setattr(margin_fn, "SCORING_VERSION", margin_fn.SCORING_VERSION + 1)
+    with pytest.raises(ValueError, match="scores differently .* make it anew"):
+        pickle.loads(old)
+
+
+def test_cached_result_is_found_again(direction, ds, tmp_path):
+    ds.save_to_disk(tmp_path / "ds")
+    from datasets import load_from_disk
+
+    first = load_from_disk(tmp_path / "ds").map(LegendMarginFn(direction), batched=True)
+    again = load_from_disk(tmp_path / "ds").map(LegendMarginFn(direction), batched=True)
+    assert first._fingerprint == again._fingerprint
+    assert first.cache_files == again.cache_files
+    budget = annotate(load_from_disk(tmp_path / "ds"), LegendMarginFn(direction, batch_tokens=50))
+    assert budget.cache_files == annotate(load_from_disk(tmp_path / "ds"), LegendMarginFn(direction)).cache_files
+
+
+FORKED = """
+import json, sys, numpy as np, torch
+from datasets import Dataset
+from legend_hf import LegendMarginFn
+rows = json.load(open(sys.argv[3]))
+fn = LegendMarginFn(sys.argv[1], model=sys.argv[2])
+assert torch.get_num_threads() == 2
+for _ in range(3):
+    torch.softmax(torch.randn(3000, 3000), -1)  # the thread pool of the parent is at work
+ds = Dataset.from_list(rows)
+alone = ds.map(fn, batched=True)
+two = ds.map(fn, batched=True, num_proc=2, batch_size=5, with_rank=True)
+print(np.abs(np.array(alone["margin_raw"][:]) - np.array(two["margin_raw"][:])).max())
+"""
+
+
+def test_two_processes_after_the_parent_has_scored(direction, tmp_path, tiny_llama):
+    """A fork after torch has run threads would wait for ever."""
+    direction.save_pretrained(tmp_path / "d")
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(tmp_path / "d"), str(tiny_llama), str(tmp_path / "rows.json")],
+        capture_output=True, text=True, check=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert float(done.stdout) <= 1e-4 * one_by_one(direction, ROWS)[:, 1].std()
+
+
+def test_streaming_with_features(direction, ds):
+    fn = LegendMarginFn(direction)
+    stream = ds.to_iterable_dataset(num_shards=3)
+    out = stream.map(fn, batched=True, batch_size=5, features=fn.features(stream.features))
+    assert list(out.features) == ["prompt", "chosen", "rejected", *NUMBERS]
+    got = np.array([[row[name] for name in NUMBERS] for row in out])
+    assert close(got, one_by_one(direction, ROWS))
+    from_annotate = annotate(stream, direction)
+    assert from_annotate.features == out.features
+    assert next(iter(from_annotate))["margin"] == pytest.approx(got[0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "pandas", "arrow"])
+def test_formatted_datasets(direction, ds, kind):
+    expected = numbers(ds.map(LegendMarginFn(direction), batched=True))
+    out = ds.with_format(kind).map(LegendMarginFn(direction), batched=True)
+    np.testing.assert_allclose(numbers(out.with_format(None)), expected, atol=1e-5)
+    kept = annotate(ds.with_format(kind), direction)
+    assert kept.format["type"] == kind
+    np.testing.assert_allclose(numbers(kept.with_format(None)), expected, atol=1e-5)
+
+
+def test_rank_chooses_the_device(direction, ds, monkeypatch):
+    from legend_hf.margins import margin_fn
+
+    seen = []
+    real = margin_fn.open_reader
+
+    def spy(reader, runtime):
+        seen.append(runtime.device)
+        return real(reader, margin_fn.Runtime(runtime.path, "cpu"))
+
+    monkeypatch.setattr(margin_fn, "open_reader", spy)
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    fn, batch = LegendMarginFn(direction), ds[:2]
+    for rank in (None, 0, 1, 2):
+        fn(batch, rank)
+    assert seen == ["cuda:0", "cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_misuse_names_the_remedy(direction, ds):
+    fn = LegendMarginFn(direction)
+    with pytest.raises(ValueError, match="batched=True"):
+        ds.map(fn)
+    with pytest.raises(ValueError, match="leave `with_indices` out"):
+        ds.map(fn, batched=True, with_indices=True)
+    with pytest.raises(ValueError, match="`chosen_column`|`rejected_column`"):
+        ds.rename_column("chosen", "better").map(fn, batched=True)
+    renamed = ds.rename_columns({"chosen": "better", "rejected": "worse", "prompt": "question"})
+    named = LegendMarginFn(direction, prompt_column="question", chosen_column="better", rejected_column="worse")
+    assert close(numbers(renamed.map(named, batched=True)), one_by_one(direction, ROWS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": "percent"}, "`scale` is 'percent'; allowed are 'raw', 'unit'"),
+        ({"on_error": "ignore"}, "`on_error` is 'ignore'"),
+        ({"batch_tokens": 0}, "`batch_tokens` is 0"),
+    ],
+)
+def test_arguments_are_refused_by_name(direction, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LegendMarginFn(direction, **arguments)
+    with pytest.raises(ValueError, match="give each direction a name"):
+        LegendMarginFn({})
+
+
+def test_unit_scale_needs_a_unit_calibration(tiny_llama):
+    raw = fit_direction(PAIRS, model=str(tiny_llama), calibration="raw")
+    with pytest.raises(ValueError, match='`scale="unit"` needs a direction with a `unit` calibration'):
+        LegendMarginFn(raw, scale="unit")
+
+
+def test_an_existing_margin_is_protected(direction, ds):
+    from datasets import Value
+
+    whole = ds.add_column("margin", [1] * len(ds))
+    fn = LegendMarginFn(direction)
+    with pytest.raises(ValueError, match="already has `margin`; rename or remove"):
+        whole.map(fn, batched=True)
+    with pytest.raises(ValueError, match="already has `margin`"):
+        annotate(whole, fn)
+    over = LegendMarginFn(direction, overwrite=True)
+    expected = one_by_one(direction, ROWS)
+    for out in (annotate(whole, over), whole.map(over, batched=True, features=over.features(whole.features))):
+        assert out.features["margin"] == Value("float32")
+        assert close(numbers(out), expected)
+
+
+def bad_rows():
+    return [
+        *ROWS[:3],
+        {"prompt": "Why?", "chosen": "", "rejected": "No."},
+        ROWS[3],
+        {"prompt": "Why?", "chosen": "Yes.", "rejected": "word " * 600},
+        {"prompt": None, "chosen": None, "rejected": None},
+    ]
+
+
+def test_a_bad_row_is_named_before_anything_is_read(direction, monkeypatch):
+    from datasets import Dataset
+
+    from legend_hf.reading import reader
+
+    ds = Dataset.from_list(bad_rows())
+    monkeypatch.setattr(reader.OpenReader, "read", lambda *a, **k: pytest.fail("a text was read"))
+    fn = LegendMarginFn(direction)
+    with pytest.raises(RowError, match="row 3, column `chosen`"):
+        fn(ds[:])
+    with pytest.raises(RowError, match="row 4, column `rejected`: the response needs .* `max_length` is 512"):
+        annotate(ds.select([0, 1, 2, 4, 5]), fn)
+    with pytest.raises(RowError) as caught:
+        from datasets import DatasetDict
+
+        annotate(DatasetDict(train=ds.select([0, 1]), test=ds.select([0, 3])), fn)
+    assert caught.value.row == 1
+    assert caught.value.__notes__ == ["in split 'test'"]
+
+
+def test_skipped_rows_are_finite_and_say_why(direction):
+    from datasets import Dataset, Value
+
+    out = annotate(Dataset.from_list(bad_rows()), LegendMarginFn(direction, on_error="skip"))
+    assert out.features["margin_status"] == Value("string")
+    status = out["margin_status"][:]
+    assert [s == "ok" for s in status] == [True, True, True, False, True, False, False]
+    assert "max_length" in status[5]
+    got = numbers(out)
+    assert (got[[3, 5, 6]] == 0).all()
+    assert close(got[[0, 1, 2, 4]], one_by_one(direction, ROWS[:4]))
+
+
+def test_a_batch_of_nothing_but_bad_rows(direction):
+    from datasets import Dataset
+
+    out = Dataset.from_list(bad_rows()[5:]).map(LegendMarginFn(direction, on_error="skip"), batched=True)
+    assert (numbers(out) == 0).all()
+
+
+def test_annotate_does_every_split_the_empty_one_too(direction, ds):
+    from datasets import DatasetDict
+
+    splits = DatasetDict(train=ds, test=ds.select(range(4)), empty=ds.select([]))
+    out = annotate(splits, direction)
+    assert {name: len(split) for name, split in out.items()} == {"train": 36, "test": 4, "empty": 0}
+    assert len({str(split.features) for split in out.values()}) == 1
+    assert close(numbers(out["train"]), one_by_one(direction, ROWS))
+    assert annotate(ds, direction).features == out["train"].features
+
+
+def test_several_directions_read_each_text_once(direction, tiny_llama, ds, monkeypatch):
+    from legend_hf.reading import reader
+
+    other = fit_direction(PAIRS, model=str(tiny_llama), layer=1)
+    last = fit_direction(PAIRS, model=str(tiny_llama), pooling="last")
+    read = []
+    real = reader.OpenReader.read
+    monkeypatch.setattr(
+        reader.OpenReader, "read", lambda self, texts, *a, **k: (read.append(len(texts)), real(self, texts, *a, **k))[1]
+    )
+    fn = LegendMarginFn({"a": direction, "b": other, "c": last})
+    out = fn(ds[:6])
+    assert len(read) == 2, "layers share a reading, another pooling is another reader"
+    assert list(out) == [f"{column}_{name}" for name in "abc" for column in NUMBERS]
+    for name, alone in (("a", direction), ("b", other), ("c", last)):
+        single = LegendMarginFn(alone)(ds[:6])
+        for column in NUMBERS:
+            np.testing.assert_allclose(out[f"{column}_{name}"], single[column], atol=1e-5)
+    assert not np.allclose(out["margin_raw_a"], out["margin_raw_b"])
+    assert pickle.loads(pickle.dumps(fn)).columns == fn.columns
+
+
+def test_a_text_that_stands_twice_is_read_once(direction, monkeypatch):
+    from legend_hf.reading import reader
+
+    real, read = reader.OpenReader.read, []
+    monkeypatch.setattr(
+        reader.OpenReader, "read", lambda self, texts, *a, **k: (read.append(len(texts)), real(self, texts, *a, **k))[1]
+    )
+    LegendMarginFn(direction)(UserDict(prompt=["Why?"] * 3, chosen=["A.", "B.", "A."], rejected=["B.", "A.", "C."]))
+    assert read == [3]
+
+
+def test_non_finite_states_are_an_error_and_no_nan(direction, ds, monkeypatch):
+    monkeypatch.setattr(Direction, "project", lambda self, hidden: np.full(len(hidden), np.nan))
+    with pytest.raises(ValueError, match='hidden states are not finite in float32: .* `dtype="float32"`'):
+        LegendMarginFn(direction)(ds[:3])
