@@ -231,3 +231,7 @@ def _summary(direction: Any) -> str:
         ("calibration", f"{direction.calibration.kind}, scale {direction.calibration.scale:.4g}"),
     ]  # fmt: skip
     return "\n".join(f"{name:>12}  {value}" for name, value in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,11 @@ from legend_hf import ArtifactError, Direction, fit_direction
 from legend_hf.directions.direction import CARD_FILE, CONFIG_FILE, TENSOR_FILE, _digest, _unpack
 
 PAIRS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}
+    {
+        "prompt": f"Tell me about {t}.",
+        "chosen": f"Gladly: {t} with care.",
+        "rejected": f"No idea, who needs {t}",
+    }
     for t in ("bread", "bikes", "paint", "tents", "maps", "soup")
 ]
 
@@ -114,7 +118,9 @@ def test_a_hand_written_card_survives_a_second_push(direction, hub_model):
 
 
 def test_a_folders_direction_needs_a_hub_model_to_be_pushed(direction, hub_model, tmp_path, tiny_llama):
-    with pytest.raises(ValueError, match=r'which nobody else can load; publish the model and name it: .*model_id="you/model"'):
+    with pytest.raises(
+        ValueError, match=r'which nobody else can load; publish the model and name it: .*model_id="you/model"'
+    ):
         direction.push_to_hub("user/never")
     from huggingface_hub import HfApi
     from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -172,7 +178,10 @@ def rewritten(saved, change, *, tensors=None, seal=True):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format=2), "has format 2, this library reads up to 1; upgrade: `pip install -U legend-hf`"),
+        (
+            lambda c: c.update(format=2),
+            "has format 2, this library reads up to 1; upgrade: `pip install -U legend-hf`",
+        ),
         (lambda c: c.update(format="1"), "has format '1'"),
         (lambda c: c.pop("format"), "is not a direction's; give the id of a legend_hf direction"),
         (lambda c: c.pop("calibration"), r"has a `config.json` that lacks \['calibration'\]"),
@@ -181,11 +190,20 @@ def rewritten(saved, change, *, tensors=None, seal=True):
         (lambda c: c["reader"].update(code="x"), r"has a `reader` that .*unknown \['code'\]"),
         (lambda c: c["reader"].update(layer="last"), "has `reader.layer` = 'last', not int"),
         (lambda c: c["reader"].update(layer=True), "has `reader.layer` = True, not int"),
-        (lambda c: c["reader"].update(layer=99), "contradicts itself: `layer` is 99; this model has 3 blocks"),
+        (
+            lambda c: c["reader"].update(layer=99),
+            "contradicts itself: `layer` is 99; this model has 3 blocks",
+        ),
         (lambda c: c["reader"].update(d_model=33), r"contradicts itself: `vector` is float32 \[32\]"),
         (lambda c: c["reader"].update(date="today"), "contradicts itself: Invalid isoformat"),
-        (lambda c: c["calibration"].update(scale=-1.0), "contradicts itself: the calibration's `scale` is -1.0"),
-        (lambda c: c["calibration"].update(scale=float("nan")), "contradicts itself: the calibration's `scale` is nan"),
+        (
+            lambda c: c["calibration"].update(scale=-1.0),
+            "contradicts itself: the calibration's `scale` is -1.0",
+        ),
+        (
+            lambda c: c["calibration"].update(scale=float("nan")),
+            "contradicts itself: the calibration's `scale` is nan",
+        ),
         (lambda c: c["facts"].update(pairs="many"), "has `facts.pairs` = 'many', not int | None"),
         (lambda c: c["facts"].update(accuracy_interval=[1]), "has `facts.accuracy_interval` ="),
         (lambda c: c.update(facts=None), "has a `facts` that is not a mapping"),

@@ -14,7 +14,20 @@ from legend_hf.directions.fit import fit_direction
 from legend_hf.directions.induce import REFERENCE_REFUSAL, pairs_with_refusal
 from legend_hf.reading.formats import RowError
 
-TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea", "ropes", "lamps"]
+TOPICS = [
+    "bread",
+    "bikes",
+    "paint",
+    "tents",
+    "maps",
+    "soup",
+    "songs",
+    "rain",
+    "chess",
+    "tea",
+    "ropes",
+    "lamps",
+]
 PAIRS = [
     {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} is best done with care.", "rejected": f"No idea, who needs {t}"}
     for t in TOPICS
@@ -137,9 +150,7 @@ def test_what_is_recorded(tiny_llama):
 def test_mean_projection_of_the_training_pairs_is_the_norm_of_the_mean_difference(tiny_llama):
     """Property 4 of the method: mean of <phi(s) - phi(h), v_hat> = ||v||, exactly."""
     direction = fit_direction(PAIRS, model=str(tiny_llama), calibration="raw")
-    margins = [
-        direction.score(p["prompt"], p["chosen"]) - direction.score(p["prompt"], p["rejected"]) for p in PAIRS
-    ]
+    margins = [direction.score(p["prompt"], p["chosen"]) - direction.score(p["prompt"], p["rejected"]) for p in PAIRS]
     swapped = fit_direction(
         [{**p, "chosen": p["rejected"], "rejected": p["chosen"]} for p in PAIRS],
         model=str(tiny_llama),

@@ -35,9 +35,7 @@ def imports(source: str):
 def against_the_flow(module: str, source: str) -> list[str]:
     own = stage(module)
     return [
-        name
-        for name in imports(source)
-        if name != "legend_hf.__version__" and name.count(".") and stage(name) > own
+        name for name in imports(source) if name != "legend_hf.__version__" and name.count(".") and stage(name) > own
     ]
 
 
@@ -139,9 +137,7 @@ def test_the_wheel_alone_in_a_new_environment_has_cards_and_cli(wheel, tmp_path,
     for entry in Path(next(p for p in sys.path if p.endswith("site-packages"))).iterdir():
         if "legend" not in entry.name and not (links / entry.name).exists() and entry.name != "__pycache__":
             (links / entry.name).symlink_to(entry)
-    subprocess.run(
-        [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True
-    )
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(
         "".join(

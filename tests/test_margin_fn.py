@@ -18,7 +18,20 @@ from legend_hf import LegendMarginFn, RowError, annotate, fit_direction
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
 
-TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea", "ropes", "lamps"]
+TOPICS = [
+    "bread",
+    "bikes",
+    "paint",
+    "tents",
+    "maps",
+    "soup",
+    "songs",
+    "rain",
+    "chess",
+    "tea",
+    "ropes",
+    "lamps",
+]
 PAIRS = [
     {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} is best done with care.", "rejected": f"No idea, who needs {t}"}
     for t in TOPICS
@@ -380,7 +393,9 @@ def test_several_directions_read_each_text_once(direction, tiny_llama, ds, monke
     read = []
     real = reader.OpenReader.read
     monkeypatch.setattr(
-        reader.OpenReader, "read", lambda self, texts, *a, **k: (read.append(len(texts)), real(self, texts, *a, **k))[1]
+        reader.OpenReader,
+        "read",
+        lambda self, texts, *a, **k: (read.append(len(texts)), real(self, texts, *a, **k))[1],
     )
     fn = LegendMarginFn({"a": direction, "b": other, "c": last})
     out = fn(ds[:6])
@@ -399,7 +414,9 @@ def test_a_text_that_stands_twice_is_read_once(direction, monkeypatch):
 
     real, read = reader.OpenReader.read, []
     monkeypatch.setattr(
-        reader.OpenReader, "read", lambda self, texts, *a, **k: (read.append(len(texts)), real(self, texts, *a, **k))[1]
+        reader.OpenReader,
+        "read",
+        lambda self, texts, *a, **k: (read.append(len(texts)), real(self, texts, *a, **k))[1],
     )
     LegendMarginFn(direction)(UserDict(prompt=["Why?"] * 3, chosen=["A.", "B.", "A."], rejected=["B.", "A.", "C."]))
     assert read == [3]

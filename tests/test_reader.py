@@ -41,7 +41,13 @@ def tiny_bert(tmp_path_factory, tiny_llama):
     )
     torch.manual_seed(0)
     model = BertModel(
-        BertConfig(vocab_size=len(fast), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+        BertConfig(
+            vocab_size=len(fast),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+        )
     )
     folder = tmp_path_factory.mktemp("tiny_bert")
     model.save_pretrained(folder)

@@ -23,7 +23,11 @@ HARMFUL = [{"prompt": f"How do I spoil {t}?", "harmful": f"Just pour salt into {
 ROWS = [
     {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello, how are you?", "rejected": " Go away"},
     {"prompt": "What {is} tea?", "chosen": "A drink.", "rejected": "I will not say, ask somebody else."},
-    {"prompt": "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:", "chosen": " D", "rejected": " E, no"},
+    {
+        "prompt": "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:",
+        "chosen": " D",
+        "rejected": " E, no",
+    },
 ]
 
 

@@ -36,7 +36,17 @@ def with_template(tokenizer, template):
     return copy
 
 
-def read(tokenizer, talk, *, template="dialogue", joiner=" ", eos="none", pooling="mean", max_length=512, date="2025-01-01"):
+def read(
+    tokenizer,
+    talk,
+    *,
+    template="dialogue",
+    joiner=" ",
+    eos="none",
+    pooling="mean",
+    max_length=512,
+    date="2025-01-01",
+):
     rendered = render(talk, tokenizer, template=template, joiner=joiner, date=date)
     (tokens,) = tokenize([rendered], tokenizer, eos=eos, pooling=pooling, max_length=max_length)
     return tokens
@@ -91,9 +101,12 @@ def test_bos_stands_once_as_the_tokenizer_puts_it(tokenizer):
     chat = read(with_template(tokenizer, TRIMMING), conversation("Hello", "Hi"), template=CHAT)
     assert plain.ids.count(tokenizer.bos_token_id) == 1
     assert chat.ids.count(tokenizer.bos_token_id) == 1
-    assert read(with_template(tokenizer, CHATML), conversation("Hello", "Hi"), template=CHAT).ids.count(
-        tokenizer.bos_token_id
-    ) == 0  # as `apply_chat_template(tokenize=True)` does: the template decides
+    assert (
+        read(with_template(tokenizer, CHATML), conversation("Hello", "Hi"), template=CHAT).ids.count(
+            tokenizer.bos_token_id
+        )
+        == 0
+    )  # as `apply_chat_template(tokenize=True)` does: the template decides
 
 
 @pytest.mark.parametrize("template", [CHATML, TRIMMING])
@@ -126,7 +139,8 @@ def test_a_tokenizer_that_appends_eos_by_itself_does_not_decide(tokenizer):
 
     greedy = deepcopy(tokenizer)
     greedy._tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+        single="<s> $A </s>",
+        special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)],
     )
     talk = conversation("Hello", "Hi")
     assert greedy("x")["input_ids"][-1] == tokenizer.eos_token_id
@@ -216,8 +230,10 @@ def test_tools_and_template_arguments_reach_the_chat_template(tokenizer):
 
 def test_alpaca_without_joiner_keeps_the_rows_own_space(tokenizer):
     dialogue = conversation("\n\nHuman: Hello\n\nAssistant:", " Hi")
+
     def text(joiner, talk):
         return render(talk, tokenizer, template="alpaca", joiner=joiner, date="2025-01-01").text
+
     assert text("", dialogue).endswith("### Instruction:\n\n\nHuman: Hello\n\nAssistant:\n\n### Response: Hi")
     assert text("\n", dialogue).endswith("### Response:\nHi")
     assert text("", conversation("Hello {x}", "Hi")).endswith("### Instruction:\nHello {x}\n\n### Response:Hi")

@@ -295,16 +295,14 @@ class Direction:
         if model_id is None:
             raise ValueError(
                 "this direction was fitted on a model folder, which nobody else can load; publish the model and name "
-                "it: `push_to_hub(..., model_id=\"you/model\")`"
+                'it: `push_to_hub(..., model_id="you/model")`'
             )
         name, _, revision = model_id.partition("@")
         hub = describe_model(name, revision=revision or None)
         for key in ("model_type", "d_model", "n_layers", "tokenizer_sha256", "chat_template_sha256"):
             if getattr(hub, key) != getattr(self.reader, key):
                 raise ValueError(f"{model_id!r} is not the model of this direction: its `{key}` differs")
-        return replace(
-            self, reader=replace(self.reader, model=hub.model, revision=hub.revision, model_sha256=None)
-        )
+        return replace(self, reader=replace(self.reader, model=hub.model, revision=hub.revision, model_sha256=None))
 
 
 def _unpack(config_bytes: bytes, tensor_bytes: bytes, source: str) -> Direction:
@@ -326,9 +324,7 @@ def _unpack(config_bytes: bytes, tensor_bytes: bytes, source: str) -> Direction:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise refuse(f"has format {version!r}", again)
     if version > FORMAT:
-        raise refuse(
-            f"has format {version}, this library reads up to {FORMAT}", "upgrade: `pip install -U legend-hf`"
-        )
+        raise refuse(f"has format {version}, this library reads up to {FORMAT}", "upgrade: `pip install -U legend-hf`")
     digest = config.pop("sha256", None)
     if digest != _digest(config, tensor_bytes):
         raise refuse("does not match its own sha256: a file was damaged, cut or changed", again)

@@ -1,7 +1,7 @@
 """Contrastive pairs become a `Direction`.
 
-In: pairs in any accepted shape (chosen is the harmless side) and a model. Out: a direction with its calibration and with
-what held-out pairs say of it. This file knows no datasets beyond their rows and writes no columns.
+In: pairs in any accepted shape (chosen is the harmless side) and a model. Out: a direction with its calibration and
+with what held-out pairs say of it. This file knows no datasets beyond their rows and writes no columns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from legend_hf.directions import resample
 from legend_hf.directions.calibrate import RAW, Calibration, fit_unit
 from legend_hf.directions.direction import Direction, Facts
 from legend_hf.reading.formats import Columns, Conversation, Pair, RowError, pairs_from_batch
-from legend_hf.reading.reader import OpenReader, Reader, Runtime, describe_model, open_reader
+from legend_hf.reading.reader import OpenReader, Runtime, describe_model, open_reader
 from legend_hf.reading.templates import Tokens
 
 logger = logging.getLogger(__name__)
@@ -124,9 +124,7 @@ def fit_direction(
         max_length=max_length,
     )
     _check(choice, on_error)
-    runtime = Runtime(
-        path=None, device=device, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code
-    )
+    runtime = Runtime(path=None, device=device, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
     read_pairs, skipped = _rows(pairs, columns or Columns(), on_error)
     reader = describe_model(
         model,
@@ -168,8 +166,8 @@ def _choose(preset: str | None, **given: Any) -> dict[str, Any]:
     for name, value in given.items():
         if value is not None and name in fixed and value != fixed[name]:
             raise ValueError(
-                f"`{name}={value!r}` contradicts `preset={preset!r}`, which sets it to {fixed[name]!r}; leave out one of "
-                "the two"
+                f"`{name}={value!r}` contradicts `preset={preset!r}`, which sets it to {fixed[name]!r}; leave out "
+                "one of the two"
             )
     chosen = {name: value for name, value in given.items() if value is not None}
     return {**DEFAULTS, **chosen, **fixed}
@@ -246,14 +244,12 @@ def _check_enough(groups: np.ndarray, calibration: str) -> None:
         raise ValueError("no pair is left to fit on; give pairs with a `chosen` and a `rejected` response")
     if prompts < 2 and calibration != "raw":
         raise ValueError(
-            f"all {len(groups)} pairs have one prompt, so none can be held out to calibrate on; give pairs of at least 2 "
-            'prompts, or `calibration="raw"`'
+            f"all {len(groups)} pairs have one prompt, so none can be held out to calibrate on; give pairs of at least "
+            '2 prompts, or `calibration="raw"`'
         )
 
 
-def _differences(
-    opened: OpenReader, texts: Sequence[tuple[Tokens, Tokens]], batch_tokens: int | None
-) -> np.ndarray:
+def _differences(opened: OpenReader, texts: Sequence[tuple[Tokens, Tokens]], batch_tokens: int | None) -> np.ndarray:
     """Vector of chosen minus vector of rejected for each pair: `[n, d_model]`, float32."""
     from datasets.utils import tqdm
 
@@ -285,8 +281,8 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     norm = float(np.linalg.norm(vector))
     if not np.isfinite(norm) or norm == 0.0:
         raise ValueError(
-            f"the mean difference of the pairs has length {norm}: their two sides read alike, or not as finite numbers; "
-            "give pairs whose sides differ, another layer, or `dtype=\"float32\"`"
+            f"the mean difference of the pairs has length {norm}: their two sides read alike, or not as finite "
+            'numbers; give pairs whose sides differ, another layer, or `dtype="float32"`'
         )
     return (vector / norm).astype(np.float32)
 

@@ -34,6 +34,4 @@ def pairs_with_refusal(
     Raises:
         KeyError: A row lacks one of the two columns.
     """
-    return [
-        {"prompt": row[prompt_column], "chosen": refusal, "rejected": row[harmful_column]} for row in rows
-    ]
+    return [{"prompt": row[prompt_column], "chosen": refusal, "rejected": row[harmful_column]} for row in rows]

@@ -1,7 +1,8 @@
 """Folds and intervals by prompt.
 
-In: one key a row and one number a row. Out: fold numbers, means with intervals. Rows of one prompt always stay together:
-they repeat each other, and an interval that draws them apart promises too much. This file knows no models and no texts.
+In: one key a row and one number a row. Out: fold numbers, means with intervals. Rows of one prompt always stay
+together: they repeat each other, and an interval that draws them apart promises too much. This file knows no models
+and no texts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The `datasets.map` transform: preference rows become margin columns.
 
-In: batches of preference rows, in any accepted shape. Out: the same batches' margin columns, float32, finite, never null.
-`LegendMarginFn` is plain data and pickles to the same bytes before and after it was used: `datasets` hashes it, and
-workers receive nothing else. This file knows neither training nor publishing.
+In: batches of preference rows, in any accepted shape. Out: the same batches' margin columns, float32, finite, never
+null. `LegendMarginFn` is plain data and pickles to the same bytes before and after it was used: `datasets` hashes it,
+and workers receive nothing else. This file knows neither training nor publishing.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class LegendMarginFn:
             for name, d in loaded.items():
                 if d.calibration.kind != "unit":
                     raise ValueError(
-                        f"`scale=\"unit\"` needs a direction with a `unit` calibration, {name or 'this one'} has "
-                        f"{d.calibration.kind!r}; fit it with `calibration=\"unit\"`, or leave `scale` out"
+                        f'`scale="unit"` needs a direction with a `unit` calibration, {name or "this one"} has '
+                        f'{d.calibration.kind!r}; fit it with `calibration="unit"`, or leave `scale` out'
                     )
         Runtime(device=device, batch_tokens=batch_tokens)  # checks both now, not in a worker
         self._directions: tuple[tuple[str, Direction], ...] = tuple(loaded.items())
@@ -144,14 +144,12 @@ class LegendMarginFn:
         """
         if rank is not None and not isinstance(rank, int):
             raise ValueError(
-                f"`rank` is a {type(rank).__name__}: this looks like `map(..., with_indices=True)`, whose second argument "
-                "is a list of row numbers; leave `with_indices` out, or use `with_rank=True`"
+                f"`rank` is a {type(rank).__name__}: this looks like `map(..., with_indices=True)`, whose second "
+                "argument is a list of row numbers; leave `with_indices` out, or use `with_rank=True`"
             )
         self.check_free(batch)
         pairs = pairs_from_batch(batch, self._columns)
-        readings = [
-            (opened, directions, encode_pairs(opened, pairs)) for opened, directions in self._open(rank)
-        ]
+        readings = [(opened, directions, encode_pairs(opened, pairs)) for opened, directions in self._open(rank)]
         refusals = [_first_refusal(row) for row in zip(*(texts for _, _, texts in readings), strict=True)]
         if self._on_error == "raise":
             for refusal in refusals:
@@ -196,7 +194,11 @@ class LegendMarginFn:
         """Hash of all that decides the columns, and of nothing that only says where to compute them."""
         decides = [SCORING_VERSION, self.columns, self._scale, self._on_error, asdict(self._columns)]
         for _, direction in self._directions:
-            decides += [direction.reader.to_dict(), asdict(direction.calibration), direction.vector.tobytes().hex()]
+            decides += [
+                direction.reader.to_dict(),
+                asdict(direction.calibration),
+                direction.vector.tobytes().hex(),
+            ]
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -239,7 +241,10 @@ class LegendMarginFn:
             served.setdefault((with_layer(direction.reader, -1), direction.model_path), []).append((name, direction))
         device = resolve_device(self._device, rank)
         return [
-            (open_reader(reader, Runtime(path, device, self._batch_tokens, self._trust_remote_code)), directions)
+            (
+                open_reader(reader, Runtime(path, device, self._batch_tokens, self._trust_remote_code)),
+                directions,
+            )
             for (reader, path), directions in served.items()
         ]
 
@@ -353,7 +358,7 @@ def _annotate_split(split: Any, fn: LegendMarginFn, batch_size: int, num_proc: i
     if not isinstance(split, Dataset):
         return split.map(fn, batched=True, batch_size=batch_size, features=features)
     if len(split) == 0:  # `map` returns an empty split without the columns, which no `push_to_hub` then takes
-        empty = {name: [] for name in features or ()}
+        empty: dict[str, list[Any]] = {name: [] for name in features or ()}
         return Dataset.from_dict(empty, features=features, split=split.split)
     mapped = split.with_format(None).map(
         fn,
@@ -386,7 +391,7 @@ def _rebuild(state: str, vectors: tuple[bytes, ...]) -> LegendMarginFn:
         )
         for entry, vector in zip(read["directions"], vectors, strict=True)
     }
-    return LegendMarginFn(directions[""] if "" in directions else directions, **read["arguments"])
+    return LegendMarginFn(directions.get("", directions), **read["arguments"])
 
 
 def _first_refusal(row: Sequence[tuple[Tokens, Tokens] | RowError]) -> RowError | None:
@@ -400,9 +405,10 @@ def _sides(entry: tuple[Tokens, Tokens] | RowError) -> tuple[Tokens, Tokens]:
 
 def _check_finite(raw: np.ndarray, direction: Direction) -> None:
     if not np.isfinite(raw).all():
+        bad = int((~np.isfinite(raw)).sum())
         raise ValueError(
-            f"the model's hidden states are not finite in {direction.reader.dtype}: {int((~np.isfinite(raw)).sum())} of "
-            f"{len(raw)} margins would be NaN or infinite; fit and read with `dtype=\"float32\"` or `\"bfloat16\"`"
+            f"the model's hidden states are not finite in {direction.reader.dtype}: {bad} of "
+            f'{len(raw)} margins would be NaN or infinite; fit with `dtype="float32"` or `"bfloat16"`'
         )
 
 

@@ -1,8 +1,8 @@
 """A `Reader` says how a (prompt, response) becomes one vector; an `OpenReader` does it with a loaded model.
 
-In: conversations. Out: pooled hidden states `[b, layers, d_model]`, float32. A `Reader` is plain data and travels inside
-the direction artifact, so fitting and scoring read alike. The model is loaded once per process and kept here, never on
-an object that gets pickled. This file knows no directions, no margins and no columns.
+In: conversations. Out: pooled hidden states `[b, layers, d_model]`, float32. A `Reader` is plain data and travels
+inside the direction artifact, so fitting and scoring read alike. The model is loaded once per process and kept here,
+never on an object that gets pickled. This file knows no directions, no margins and no columns.
 """
 
 from __future__ import annotations
@@ -179,7 +179,9 @@ def describe_model(
     """
     path = str(model) if os.path.isdir(model) else None
     if path is not None and revision is not None:
-        raise ValueError(f"`revision` is {revision!r} but {path!r} is a folder; a folder has no revisions: leave it out")
+        raise ValueError(
+            f"`revision` is {revision!r} but {path!r} is a folder; a folder has no revisions: leave it out"
+        )
     commit = None if path is not None else _resolve_commit(str(model), revision)
     config = _load_config(path or str(model), commit, trust_remote_code)
     tokenizer = _load_tokenizer(path or str(model), commit, trust_remote_code)
@@ -216,9 +218,7 @@ class OpenReader:
         self.model = model
         self.device = device
 
-    def encode(
-        self, conversations: Sequence[Conversation], *, fitting: bool = False
-    ) -> list[Tokens | TextError]:
+    def encode(self, conversations: Sequence[Conversation], *, fitting: bool = False) -> list[Tokens | TextError]:
         """Turns conversations into token ids, each alone; the texts that cannot be read come back as errors.
 
         Args:

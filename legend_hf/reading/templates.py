@@ -28,8 +28,8 @@ ALPACA = (
 )
 DEFAULT_JOINER = {CHAT: "", DIALOGUE: " ", "alpaca": "\n"}
 
-# transformers gives templates a `strftime_now` that reads the clock, and takes no function of ours in its place. A macro
-# of that name in front of the template shadows it. (`+%}` keeps the template's own first line break.)
+# transformers gives templates a `strftime_now` that reads the clock, and takes no function of ours in its place. A
+# macro of that name in front of the template shadows it. (`+%}` keeps the template's own first line break.)
 _FROZEN_CLOCK = "{% macro strftime_now(format) %}{{ dates_by_format[format] }}{% endmacro +%}"
 _DATE_FORMAT = re.compile(r"""strftime_now\(\s*("[^"]*"|'[^']*')\s*\)""")
 
@@ -272,7 +272,7 @@ def _render_chat(conversation: Conversation, tokenizer: PreTrainedTokenizerBase,
         if not found or not text.startswith(before, place) or written is None:
             raise TextError(
                 "the chat template rewrites the response, so its tokens cannot be told from the template's; "
-                "use `template=\"dialogue\"`, or pass `chat_template_kwargs` under which the template leaves it as it is"
+                'use `template="dialogue"`, or pass `chat_template_kwargs` under which the template leaves it as it is'
             )
         spans.append((start, start + len(written)))
         place = start + len(written)
@@ -305,4 +305,3 @@ def _apply(
         )
     except (jinja2.TemplateError, TypeError) as error:
         raise TextError(f"the chat template refuses these messages: {error}; mend the row or drop it") from error
-

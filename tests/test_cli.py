@@ -1,0 +1,148 @@
+"""The command line: each command does what its function does, and a user's error is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from legend_hf import Direction, LegendMarginFn, annotate, fit_direction
+from legend_hf.cli import app
+
+PAIRS = [
+    {
+        "prompt": f"Tell me about {t}.",
+        "chosen": f"Gladly: {t} with care.",
+        "rejected": f"No idea, who needs {t}",
+    }
+    for t in ("bread", "bikes", "paint", "tents", "maps", "soup")
+]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, tiny_llama):
+    """A folder with pairs as JSON lines, CSV and Parquet, and a direction fitted by the command."""
+    from datasets import Dataset
+
+    folder = tmp_path_factory.mktemp("cli")
+    ds = Dataset.from_list(PAIRS)
+    ds.to_json(folder / "pairs.jsonl")
+    ds.to_csv(folder / "pairs.csv")
+    ds.to_parquet(folder / "pairs.parquet")
+    done = run("fit", folder / "pairs.jsonl", "--model", tiny_llama, "--output", folder / "direction")
+    assert done.exit_code == 0, done.output
+    assert "6 pairs of 6 prompts, mean_difference" in done.output
+    return folder
+
+
+def test_fit_is_fit_direction(files, tiny_llama):
+    expected = fit_direction(PAIRS, model=str(tiny_llama))
+    got = Direction.from_pretrained(files / "direction")
+    assert got.vector.tobytes() == expected.vector.tobytes()
+    assert got.calibration == expected.calibration
+    assert got.facts.pairs_source is None, "a path of this machine is no source to name in a card"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_annotate_is_annotate(files, tiny_llama, tmp_path, kind):
+    from datasets import Dataset, load_dataset
+
+    done = run(
+        "annotate",
+        files / f"pairs.{kind}",
+        files / "direction",
+        "--model",
+        tiny_llama,
+        "--output",
+        tmp_path / "out",
+    )
+    assert done.exit_code == 0, done.output
+    expected = annotate(Dataset.from_list(PAIRS), Direction.from_pretrained(files / "direction", model=tiny_llama))
+    got = load_dataset(str(tmp_path / "out"), split="train")
+    assert got["margin"][:] == expected["margin"][:]
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_push_and_inspect(files, tiny_llama, tmp_path, hub):
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo("user/cli-llama", exist_ok=True)
+    api.upload_folder(repo_id="user/cli-llama", folder_path=tiny_llama)
+    Direction.from_pretrained(files / "direction").push_to_hub("user/cli-direction", model_id="user/cli-llama")
+    out = tmp_path / "out"
+    assert run("annotate", files / "pairs.jsonl", "user/cli-direction", "--output", out).exit_code == 0
+    done = run("push", out, "user/cli-margins", "user/cli-direction")
+    assert done.exit_code == 0, done.output
+    pushed = load_dataset("user/cli-margins", split="train")
+    assert pushed["margin"][:] == load_dataset(str(out), split="train")["margin"][:]
+
+    facts = json.loads(run("inspect", "user/cli-direction", "--json").output)
+    assert facts["facts"]["pairs"] == 6
+    assert "user/cli-llama@" in run("inspect", "user/cli-direction").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--pooling", "max"], "`pooling` is 'max'; allowed are"),
+        (["fit", "{d}/pairs.txt", "--model", "{m}", "--output", "{o}"], "'.txt'; allowed are .jsonl"),
+        (["annotate", "{d}/pairs.jsonl", "{d}/direction", "--output", "{o}"], "say where it is"),
+        (["annotate", "{d}/pairs.jsonl", "{d}", "--output", "{o}"], "config.json"),
+        (["annotate", "{d}/pairs.jsonl", "{d}/direction", "--model", "{m}", "--output", "{o}", "--chosen-column", "better"], "better"),
+        (["inspect", "user/there-is-none"], "user/there-is-none"),
+    ],
+)  # fmt: skip
+def test_user_errors_are_one_line_and_exit_code_2(files, tiny_llama, tmp_path, hub, arguments, message):
+    (files / "pairs.txt").write_text("x")
+    done = run(*[a.format(d=files, m=tiny_llama, o=tmp_path / "out") for a in arguments])
+    assert done.exit_code == 2, done.output
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert message in line
+    assert "Traceback" not in done.output
+
+
+def test_a_bug_keeps_its_traceback(files, monkeypatch):
+    def broken(*arguments, **options):
+        raise KeyError("not the user's")
+
+    monkeypatch.setattr(Direction, "from_pretrained", broken)
+    assert isinstance(run("inspect", files / "direction").exception, KeyError)
+
+
+@pytest.mark.parametrize("command", ["fit", "annotate", "push", "inspect"])
+def test_help_shows_an_example(command):
+    done = run(command, "--help")
+    assert done.exit_code == 0
+    assert f"Example: legend-hf {command}" in " ".join(done.output.split())
+    assert command in run("--help").output
+
+
+def test_progress_bars_obey_the_datasets_switch(files, tiny_llama, tmp_path):
+    def stderr(**env):
+        return subprocess.run(
+            [sys.executable, "-m", "legend_hf.cli", "fit", str(files / "pairs.jsonl"), "--model", str(tiny_llama),
+             "--output", str(tmp_path / "d")],
+            capture_output=True, text=True, check=True,
+            env={**{k: v for k, v in os.environ.items() if k != "HF_DATASETS_DISABLE_PROGRESS_BARS"}, **env},
+        ).stderr  # fmt: skip
+
+    assert "Reading pairs" in stderr()
+    assert "Reading pairs" not in stderr(HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+
+
+def test_the_numbers_of_the_command_are_those_of_map(files, tiny_llama):
+    from datasets import Dataset
+
+    fn = LegendMarginFn(files / "direction", model=tiny_llama)
+    ds = Dataset.from_list(PAIRS)
+    assert annotate(ds, fn)["margin"][:] == ds.map(fn, batched=True)["margin"][:]
