@@ -335,7 +335,7 @@ def bad_rows():
 
 
 def test_a_bad_row_is_named_before_anything_is_read(direction, monkeypatch):
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
     from legend_hf.reading import reader
 
@@ -346,10 +346,9 @@ def test_a_bad_row_is_named_before_anything_is_read(direction, monkeypatch):
         fn(ds[:])
     with pytest.raises(RowError, match="row 4, column `rejected`: the response needs .* `max_length` is 512"):
         annotate(ds.select([0, 1, 2, 4, 5]), fn)
+    splits = DatasetDict(train=ds.select([0, 1]), test=ds.select([0, 3]))
     with pytest.raises(RowError) as caught:
-        from datasets import DatasetDict
-
-        annotate(DatasetDict(train=ds.select([0, 1]), test=ds.select([0, 3])), fn)
+        annotate(splits, fn)
     assert caught.value.row == 1
     assert caught.value.__notes__ == ["in split 'test'"]
 

@@ -64,6 +64,17 @@ def test_dialogue_template_writes_the_markers_of_hh_rlhf(tokenizer):
     assert rendered.text[start:end] == "Bread."
 
 
+def test_a_preamble_is_written_as_it_stands(tokenizer):
+    text = "Be brief.\n\nHuman: Hello\n\nAssistant:"
+    rendered = render(conversation(text, " Hi"), tokenizer, template="dialogue", joiner=" ", date="2025-01-01")
+    assert rendered.text == text + " Hi"
+
+
+def test_an_assistant_that_speaks_first_keeps_its_marker(tokenizer):
+    talk = conversation(None, "\n\nAssistant: Hi")
+    assert render(talk, tokenizer, template="dialogue", joiner=" ", date="2025-01-01").text == "\n\nAssistant: Hi"
+
+
 def test_same_dialogue_as_string_and_as_messages_gives_the_same_tokens(tokenizer):
     text = conversation("\n\nHuman: Hello there\n\nAssistant:", " Hi, friend.")
     messages = conversation(

@@ -100,7 +100,7 @@ def render(
     """
     if template == CHAT:
         return _render_chat(conversation, tokenizer, date)
-    if not conversation.prompt and conversation.text is not None:
+    if not conversation.prompt and conversation.text is not None and not conversation.text[0]:
         # A whole string without a known split: markers around it would be an invention.
         text = conversation.text[1]
         return Rendered(text, ((0, len(text)),), specials=True)
@@ -189,7 +189,7 @@ def _locate(
         if cut > room:
             return TextError(
                 f"the response needs {len(ids) - room} tokens by itself, `max_length` is {max_length}; shorten it, "
-                "drop the row, or fit a direction with a larger `max_length` (bounded by the model's window)"
+                'skip such rows with `on_error="skip"`, or fit a direction with a larger `max_length` (bounded by the model\'s window)'
             )
         ids = ids[:kept] + ids[kept + cut :]
         content = [i - cut for i in content]
@@ -203,7 +203,9 @@ def _render_dialogue(conversation: Conversation, joiner: str) -> Rendered:
     """Writes messages with the markers of hh-rlhf, `joiner` standing before each content."""
     text, spans = "", []
     for message in conversation.prompt:
-        text += _MARKERS[message["role"]] + joiner + _content(message)
+        # Instructions at the very start stand without a marker, as a preamble does in a dialogue string.
+        bare = not text and message["role"] in ("system", "developer")
+        text += _content(message) if bare else _MARKERS[message["role"]] + joiner + _content(message)
     for message in conversation.response:
         text += _MARKERS[message["role"]] + joiner
         content = _content(message)
