@@ -1,0 +1,1 @@
+"""Files, repositories and cards: what goes out to the world and comes in. Knows no tensors and no rows."""

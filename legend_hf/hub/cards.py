@@ -1,0 +1,584 @@
+"""Facts become card text. In: plain mappings, and the README that is there. Out: the new README.
+
+Pure: no network, no clock, no files but the templates in `dataset_cards/`. A card is YAML front matter, one
+section between two HTML comments that is ours, and whatever people wrote around it, which stays byte for
+byte. Every string in the facts may come from a stranger and is escaped. Knows no directions and no datasets,
+only what is said about them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+Facts = Mapping[str, Any]
+
+NOT_RECORDED = "not recorded"
+LONGEST_SOURCE_CARD = 500_000
+"""Characters of another repository's card that are taken over."""
+
+_BEGIN = "<!-- legend_hf:begin -->"
+_END = "<!-- legend_hf:end -->"
+_NOTE = "<!-- Written by legend_hf: the next push replaces this section and keeps what is outside it. -->"
+_MARKER = re.compile(r"[ \t]*<!--\s*/?legend_hf:.*?-->[ \t]*(?:\r?\n)?", re.DOTALL)
+_FRONT_MATTER = re.compile(
+    r"\A\ufeff?\s*---[ \t]*(?:\r\n|\r|\n)(?:(?P<yaml>.*?)(?:\r\n|\r|\n))??---[ \t]*(?:\r\n|\r|\n|\Z)",
+    re.DOTALL,
+)
+_REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+
+# Where several sources may each add their own; any other key of ours gives way to one that is there already.
+_UNITED = ("tags", "annotations_creators", "source_datasets")
+_OURS = ("library_name", "base_model", "datasets", "dataset_info", "configs", "size_categories")
+# What a source's front matter says of its own files, viewer and access, not of its texts.
+_NOT_INHERITED = (
+    "dataset_info",
+    "configs",
+    "config_names",
+    "viewer",
+    "size_categories",
+    "source_datasets",
+    "arxiv",
+)
+
+_SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+)
+
+_READER = (
+    ("model", "model"),
+    ("revision", "commit of the model"),
+    ("model_sha256", "sha256 of the model folder"),
+    ("model_type", "architecture"),
+    ("tokenizer_sha256", "sha256 of the tokenizer"),
+    ("chat_template_sha256", "sha256 of the chat template"),
+    ("template", "template"),
+    ("joiner", "between template and response"),
+    ("fit_joiner", "the same while fitting, where it differs"),
+    ("eos", "end-of-text token"),
+    ("layer", "`layer`"),
+    ("pooling", "pooling"),
+    ("max_length", "longest text, in tokens"),
+    ("dtype", "dtype of the model"),
+    ("date", "date that chat templates print"),
+)
+_FIT = (
+    ("estimator", "estimator"),
+    ("pairs", "pairs"),
+    ("prompts", "distinct prompts"),
+    ("skipped", "pairs left out, unreadable"),
+    ("pairs_source", "source of the pairs"),
+    ("held_out", "held out"),
+    ("seed", "seed"),
+)
+
+
+def direction_card(facts: Facts, existing: str | None = None) -> str:
+    """Writes the card of a direction.
+
+    Args:
+        facts: `repo_id` (None: not on the Hub), `library` (name and version), and the mappings `reader`,
+            `calibration` and `facts` of the artifact's configuration. None anywhere: not recorded.
+        existing: The README that is there.
+
+    Raises:
+        KeyError: A fact is missing; a card with a hole is never written.
+        ValueError: The README that is there has front matter or markers that cannot be understood.
+    """
+    from huggingface_hub import ModelCardData
+
+    reader, fit = facts["reader"], facts["facts"]
+    metadata = ModelCardData(
+        library_name="legend_hf",
+        base_model=_id_or_none(reader["model"]),
+        datasets=[source] if (source := _dataset_id(fit["pairs_source"])) else None,
+        tags=["legend", "direction", "safety", "preference", "reward-model", "representation-engineering"],
+    ).to_dict()
+    published = reader["model"] is not None
+    section = _fill(
+        "direction.md",
+        d_model=_number(reader["d_model"]),
+        n_layers=_number(reader["n_layers"]),
+        model=_model(reader),
+        model_note="The model is downloaded when it is first needed."
+        if published
+        else "Its model was read from a folder and is not on the Hub: give the folder with `model=`.",
+        program=_direction_program(facts),
+        reader_table=_table(("", ""), [(label, _reader_value(key, reader[key])) for key, label in _READER]),
+        facts_table=_table(
+            ("", ""),
+            [(label, _text(fit[key])) for key, label in _FIT]
+            + [
+                ("held-out accuracy", _share(fit["accuracy"], fit["accuracy_interval"])),
+                ("length baseline", _share(fit["length_accuracy"], fit["length_accuracy_interval"])),
+                ("versions", _versions(fit["versions"])),
+                ("written by", _text(facts["library"])),
+            ],
+        ),
+        calibration=_calibration(facts["calibration"]),
+        doubts="".join(f"- **Doubtful:** {doubt}\n" for doubt in doubts(fit)),
+    )
+    return _compose(existing, metadata, section, title=_title(facts["repo_id"], "A safety direction"))
+
+
+def dataset_card(facts: Facts, existing: str | None = None, source_card: str | None = None) -> str:
+    """Writes the card of an annotated dataset.
+
+    Args:
+        facts: `repo_id` (None: a folder), `library`, `source` (None, or a mapping with `repo_id` and
+            `revision`), `metadata` (front matter that describes the files: `dataset_info` and `configs`, of
+            the whole repository), and `configs`: config name to a mapping with `directions` (name, `""` for
+            an only one, to what `direction_card` takes plus `revision`), `statistics` (one mapping per column
+            and split) and `kept_splits` (splits of the config that stay as they are). Configs that are in the
+            existing card and not here stay.
+        existing: The README that is there.
+        source_card: The README of the source dataset: its licence, language and tags are inherited, its text
+            follows below, once.
+
+    Raises:
+        KeyError: A fact is missing.
+        ValueError: The README that is there cannot be understood, or a kept split was annotated otherwise.
+    """
+    from huggingface_hub import DatasetCardData
+
+    metadata = DatasetCardData(
+        annotations_creators=["machine-generated"],
+        source_datasets=["extended"] if facts["source"] else None,
+        size_categories=[_size(facts["metadata"]["dataset_info"])],
+        tags=["legend", "margin", "preference", "safety", "rlhf", "trl", "reward-model"],
+        **facts["metadata"],
+    ).to_dict()
+    inherited: dict[str, Any] = {}
+    appendix = None
+    if facts["source"] and source_card is not None:
+        inherited, appendix = _inherit(facts["source"], source_card)
+    old = _blocks(existing or "")
+    blocks = {name: text for name, text in old.items() if name not in facts["configs"]}
+    for name, config in facts["configs"].items():
+        blocks[name] = _config_block(name, config, facts, old.get(name))
+    section = _fill("dataset.md", configs="\n\n".join(blocks[name] for name in sorted(blocks)))
+    return _compose(
+        existing,
+        metadata,
+        section,
+        title=_title(facts["repo_id"], "Preference pairs with margins"),
+        inherited=inherited,
+        appendix=appendix,
+    )
+
+
+def front_matter(text: str | None) -> dict[str, Any]:
+    """Reads a README's front matter; empty when it has none.
+
+    Raises:
+        ValueError: It is not YAML, or not a mapping.
+    """
+    return _split(text)[0]
+
+
+def doubts(fit: Facts) -> tuple[str, ...]:
+    """Says what in the facts of a fit makes its direction implausible; empty when nothing does."""
+    found = []
+    for key in ("pairs", "prompts"):
+        if fit[key] is not None and fit[key] < 1:
+            found.append(f"it was fitted on {fit[key]} {key}.")
+    numbers = (fit["accuracy"], fit["length_accuracy"], *(fit["accuracy_interval"] or ()))
+    if any(n is not None and not 0 <= n <= 1 for n in numbers):
+        found.append("its held-out accuracy is no share between 0 and 1.")
+        return tuple(found)
+    accuracy, interval, length = fit["accuracy"], fit["accuracy_interval"], fit["length_accuracy"]
+    if accuracy is not None and accuracy < 0.5:
+        found.append("its held-out accuracy is under one half: it points the wrong way, or at nothing.")
+    elif interval is not None and interval[0] is not None and interval[0] <= 0.5:
+        found.append("the interval of its held-out accuracy reaches down to chance.")
+    if accuracy is not None and length is not None and accuracy <= length:
+        found.append("on held-out pairs it does no better than the length of the responses.")
+    return tuple(found)
+
+
+def _config_block(name: str, config: Facts, facts: Facts, old: str | None) -> str:
+    assert re.fullmatch(r"[\w.-]+", name), name
+    directions: Mapping[str, Facts] = config["directions"]
+    provenance = _table(
+        ("Direction", "Commit", "Model", "Layer, pooling, template", "Calibration", "Held-out accuracy"),
+        [
+            (
+                (f"{_code(column)}: " if column else "") + _repo(d["repo_id"], "", "not published"),
+                _code(d["revision"]) if d["revision"] is not None else NOT_RECORDED,
+                _model(d["reader"]),
+                f"{_text(d['reader']['layer'])}, {_code(d['reader']['pooling'])}, "
+                + _reader_value("template", d["reader"]["template"]),
+                _text(config["scales"][column]),
+                _share(d["facts"]["accuracy"], d["facts"]["accuracy_interval"]),
+            )
+            for column, d in directions.items()
+        ],
+    )
+    kept_rows: list[str] = []
+    if old is not None and config["kept_splits"]:
+        if provenance not in old.replace("\r\n", "\n"):
+            raise ValueError(
+                f"config `{name}` has splits {sorted(config['kept_splits'])} that were annotated with "
+                "another direction; annotate all its splits with one direction and push them together as a "
+                "`DatasetDict`, or choose another `config_name`"
+            )
+        starts = tuple(f"| {_code(split)} |" for split in config["kept_splits"])
+        kept_rows = [line for line in old.splitlines() if line.startswith(starts)]
+    rows = [
+        (
+            _code(row["split"]),
+            _code(row["column"]),
+            _number(row["rows"]),
+            _number(row["skipped"]),
+            *(_number(row[key]) for key in ("mean", "sd", "q05", "q50", "q95")),
+            _percent(row["positive"]),
+        )
+        for row in config["statistics"]
+    ]
+    statistics = _table(("Split", "Column", "Rows", "Skipped", "Mean", "SD", "5 %", "Median", "95 %", "Above 0"), rows)
+    source = facts["source"]
+    text = _fill(
+        "config.md",
+        config=_code(name),
+        provenance=f"{provenance}\n\nAnnotated with {_text(facts['library'])}.",
+        source="The source dataset was not named."
+        if not source
+        else f"Source: {_repo(source['repo_id'], 'datasets/', NOT_RECORDED)}, "
+        + ("commit " + _code(source["revision"]) if source["revision"] else "commit " + NOT_RECORDED)
+        + ".",
+        statistics="\n".join([statistics, *kept_rows]),
+        program=_dataset_program(name, directions, source),
+    )
+    return f"<!-- legend_hf:config {name} -->\n{text.strip()}\n<!-- /legend_hf:config {name} -->"
+
+
+def _blocks(text: str) -> dict[str, str]:
+    """The configs' parts of a section that was written before."""
+    return {
+        match[1]: match[0].replace("\r\n", "\n")
+        for match in re.finditer(
+            r"<!-- legend_hf:config (\S+) -->.*?<!-- /legend_hf:config \1 -->", _section(text), re.DOTALL
+        )
+    }
+
+
+def _direction_program(facts: Facts) -> str:
+    argument = json.dumps(_id_or_none(facts["repo_id"]) or "path/to/this/folder")
+    if facts["reader"]["model"] is None:
+        argument += ', model="path/to/its/model"'
+    return (
+        "from datasets import load_dataset\nfrom legend_hf import LegendMarginFn\n\n"
+        'ds = load_dataset("Anthropic/hh-rlhf", data_dir="harmless-base")\n'
+        f'ds = ds.map(LegendMarginFn({argument}), batched=True)\nds["train"][0]["margin"]'
+    )
+
+
+def _dataset_program(config: str, directions: Mapping[str, Facts], source: Facts | None) -> str:
+    def load(d: Facts) -> str:
+        arguments = [json.dumps(_id_or_none(d["repo_id"]) or "path/to/the/direction")]
+        if d["repo_id"] and _COMMIT.fullmatch(d["revision"] or ""):
+            arguments.append(f'revision="{d["revision"]}"')
+        if d["reader"]["model"] is None:
+            arguments.append('model="path/to/its/model"')
+        return f"Direction.from_pretrained({', '.join(arguments)})"
+
+    arguments = [json.dumps(_id_or_none(source["repo_id"] if source else None) or "path/to/the/source")]
+    if source and _COMMIT.fullmatch(source["revision"] or ""):
+        arguments.append(f'revision="{source["revision"]}"')
+    which = "" if config == "default" else f"  # with what selects `{config}` there"
+    if list(directions) == [""]:
+        made = f"direction = {load(directions[''])}"
+    else:
+        lines = "".join(f"    {_literal(name)}: {load(d)},\n" for name, d in directions.items())
+        made = f"direction = {{\n{lines}}}"
+    return (
+        "from datasets import load_dataset\nfrom legend_hf import Direction, LegendMarginFn\n\n"
+        f"{made}\nds = load_dataset({', '.join(arguments)}){which}\n"
+        "ds = ds.map(LegendMarginFn(direction), batched=True)"
+    )
+
+
+def _compose(
+    existing: str | None,
+    metadata: Mapping[str, Any],
+    section: str,
+    *,
+    title: str,
+    inherited: Mapping[str, Any] | None = None,
+    appendix: tuple[str, str] | None = None,
+) -> str:
+    """Puts front matter, section and what people wrote together.
+
+    Args:
+        existing: The README that is there.
+        metadata: Our front matter.
+        section: Our text.
+        title: Heading of a README that is new.
+        inherited: Front matter taken over where there is none.
+        appendix: A marker and a text that goes to the end, unless the marker is there already.
+    """
+    import yaml
+
+    there, body = _split(existing)
+    text = existing or ""
+    newline = "\r\n" if 2 * text.count("\r\n") > text.count("\n") else "\n"
+    front = _merge(_merge(there, inherited or {}), metadata)
+    ours = f"{_BEGIN}\n{_NOTE}\n\n{section.strip()}\n\n{_END}".replace("\n", newline)
+    begin, end = _bounds(body)
+    if not body.strip():
+        body = f"{newline}# {title}{newline * 2}{ours}{newline}"
+    elif begin is None:
+        body = f"{body.rstrip()}{newline * 2}{ours}{newline}"
+    else:
+        body = body[:begin] + ours + body[end:]
+    if appendix is not None and appendix[0] not in body:
+        body = f"{body.rstrip()}{newline * 2}" + f"{appendix[0]}\n{appendix[1].strip()}\n".replace("\n", newline)
+    dumped = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, line_break=newline)
+    return f"---{newline}{dumped}---{newline}{body}"
+
+
+def _split(text: str | None) -> tuple[dict[str, Any], str]:
+    """Front matter and body of a README."""
+    import yaml
+
+    match = _FRONT_MATTER.match(text or "")
+    if match is None:
+        return {}, text or ""
+    assert text is not None
+    try:
+        data = yaml.safe_load(match["yaml"] or "")
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the README's front matter is not YAML ({reason}); correct it by hand first") from error
+    if data is not None and not isinstance(data, dict):
+        raise ValueError(
+            f"the README's front matter is a {type(data).__name__}, not `key: value` lines; correct it by hand first"
+        )
+    return data or {}, text[match.end() :]
+
+
+def _section(text: str) -> str:
+    begin, end = _bounds(text)
+    return text[begin:end] if begin is not None else ""
+
+
+def _bounds(body: str) -> tuple[int, int] | tuple[None, None]:
+    """Where our section begins and ends."""
+    begins, ends = body.count(_BEGIN), body.count(_END)
+    if begins == ends == 0:
+        return None, None
+    begin, end = body.find(_BEGIN), body.find(_END)
+    if begins != 1 or ends != 1 or begin > end:
+        raise ValueError(
+            f"the README must have one `{_BEGIN}` and after it one `{_END}`, or neither; it has {begins} and {ends}: "
+            "restore the line that is missing, or delete what is left of the section"
+        )
+    return begin, end + len(_END)
+
+
+def _merge(there: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds front matter to front matter; what is there stays, but for keys that state our own facts."""
+    merged = dict(there)
+    for key, value in new.items():
+        old = merged.get(key)
+        if old is None or key in _OURS:
+            merged[key] = value
+        elif key in _UNITED:
+            merged[key] = list(dict.fromkeys([*_listed(old), *_listed(value)]))
+    return merged
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _inherit(source: Facts, card: str) -> tuple[dict[str, Any], tuple[str, str]]:
+    """Front matter that a source's card passes on, and its text with a marker of where it is from."""
+    try:
+        data, body = _split(card)
+    except ValueError as error:
+        # Somebody else's card: it cannot be corrected here, and its text can still be shown.
+        logger.warning("took no licence, language or tags from the card of `%s`: %s", source["repo_id"], error)
+        data, body = {}, card
+    kept = {
+        key: value
+        for key, value in data.items()
+        if isinstance(key, str) and key not in _NOT_INHERITED and not key.startswith("extra_gated") and _is_plain(value)
+    }
+    body = _MARKER.sub("", body).strip()
+    if len(body) > LONGEST_SOURCE_CARD:
+        body = body[:LONGEST_SOURCE_CARD] + "\n\n(The rest of this card was left out.)"
+    revision = f", commit {_code(source['revision'])}" if source["revision"] else ""
+    heading = f"## Card of the source\n\nFrom {_repo(source['repo_id'], 'datasets/', NOT_RECORDED)}{revision}:\n\n"
+    name = re.sub(r"[^\w./-]", "", source["repo_id"])
+    marker = f"<!-- legend_hf:source {name} -->"
+    return kept, (marker, heading + (body or "(It has no text.)"))
+
+
+def _is_plain(value: Any) -> bool:
+    """A short scalar or a list of them, as a licence or tags are. Nested YAML of a stranger is not taken."""
+    if isinstance(value, list):
+        return len(value) <= 200 and all(isinstance(item, str | int | float | bool) for item in value)
+    return isinstance(value, str | int | float | bool) and len(str(value)) <= 1000
+
+
+def _size(dataset_info: Any) -> str:
+    infos = dataset_info if isinstance(dataset_info, list) else [dataset_info]
+    rows = sum(split["num_examples"] for info in infos for split in info.get("splits") or ())
+    return next((name for limit, name in _SIZES if rows < limit), "n>1B")
+
+
+def _fill(name: str, **facts: str) -> str:
+    return Template(_template(name)).substitute(facts)
+
+
+@lru_cache
+def _template(name: str) -> str:
+    shipped = files("legend_hf").joinpath("dataset_cards", name)
+    if shipped.is_file():
+        return shipped.read_text(encoding="utf-8")
+    # An editable install: the templates lie beside the package, not in it.
+    return (Path(__file__).resolve().parents[2] / "dataset_cards" / name).read_text(encoding="utf-8")
+
+
+def _title(repo_id: str | None, default: str) -> str:
+    return _text(repo_id.rpartition("/")[2]) if repo_id else default
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _model(reader: Facts) -> str:
+    if reader["model"] is None:
+        return f"an unpublished model (sha256 {_code(reader['model_sha256'])})"
+    commit = f" at {_code(reader['revision'])}" if reader["revision"] is not None else ""
+    return _repo(reader["model"], "", NOT_RECORDED) + commit
+
+
+def _repo(repo_id: str | None, prefix: str, missing: str) -> str:
+    if repo_id is None:
+        return missing
+    if not _REPO_ID.fullmatch(repo_id):
+        return _code(repo_id)
+    return f"[`{repo_id}`](https://huggingface.co/{prefix}{repo_id})"
+
+
+def _reader_value(key: str, value: Any) -> str:
+    if value is None:
+        absent = {
+            "chat_template_sha256": "none",
+            "fit_joiner": "the same",
+            "model_sha256": "none, it is on the Hub",
+        }
+        absent |= {"model": "not on the Hub", "revision": "none"}
+        return absent.get(key, NOT_RECORDED)
+    if key in ("joiner", "fit_joiner") or (key == "template" and not re.fullmatch(r"\w+", value)):
+        return _code(json.dumps(value, ensure_ascii=False))
+    return _number(value) if isinstance(value, int | float) else _code(value)
+
+
+def _calibration(calibration: Facts) -> str:
+    kind, scale = calibration["kind"], calibration["scale"]
+    if kind == "raw":
+        return "`raw`: `margin` is the projection itself, in hidden-state units."
+    if kind == "unit":
+        return (
+            f"`unit`: `margin` is the raw projection divided by {_number(scale)}, the 95th percentile of its absolute "
+            "value on held-out pairs, and clipped to ±1. There is no offset: swapping a pair flips the sign."
+        )
+    return f"{_code(kind)}, scale {_number(scale)}."
+
+
+def _versions(versions: Facts | None) -> str:
+    if not versions:
+        return NOT_RECORDED
+    return ", ".join(f"{_text(package)} {_text(version)}" for package, version in sorted(versions.items()))
+
+
+def _share(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return NOT_RECORDED
+    return f"{value:.3f}" + (f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.4g}" if math.isfinite(value) else "not a number"
+
+
+def _text(value: Any) -> str:
+    """Any value as one line of inert text."""
+    if value is None:
+        return NOT_RECORDED
+    if isinstance(value, float):
+        return _number(value)
+    return _inert(str(value), " .,:;/()%+=@'-")
+
+
+def _code(value: Any) -> str:
+    """Any value as inline code."""
+    if value is None:
+        return NOT_RECORDED
+    text = str(value)
+    if (
+        re.fullmatch(r"[\w./:@,+=%()-]+(?: [\w./:@,+=%()-]+)*", text, re.ASCII)
+        and "--" not in text
+        and len(text) <= 300
+    ):
+        return f"`{text}`"
+    # Back-ticks cannot hold every text in a table, and Markdown is read inside of HTML tags: so both are
+    # spelt out.
+    return f"<code>{_inert(text, ' .,:;/()%+=@-')}</code>"
+
+
+def _inert(text: str, safe: str) -> str:
+    """One line in which nothing is markup: letters and digits as they are, the rest as numeric entities."""
+    line = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text[:1000])
+    line = " ".join(line.split())
+    line = line if len(line) <= 300 else line[:300] + "…"
+    out = [c if c.isalnum() or c in safe or c == "…" else f"&#{ord(c)};" for c in line]
+    # Inside of a word, as in package names, an underscore is no markup.
+    spelt = re.sub(r"(?<=[^\W_])&#95;(?=[^\W_])", "_", "".join(out))
+    return spelt.replace("--", "-&#45;") or "(empty)"
+
+
+def _literal(text: str) -> str:
+    """A Python string that holds no markup: what is not a plain character is escaped."""
+    return re.sub(r"[^\w .\"\\-]", lambda m: f"\\u{ord(m[0]):04x}", json.dumps(text), flags=re.ASCII)
+
+
+def _id_or_none(repo_id: str | None) -> str | None:
+    return repo_id if repo_id is not None and _REPO_ID.fullmatch(repo_id) else None
+
+
+def _dataset_id(source: str | None) -> str | None:
+    """A dataset id, from a fact that may be one: `id`, or `id@revision`."""
+    name = (source or "").partition("@")[0]
+    return name if "/" in name and _REPO_ID.fullmatch(name) else None

@@ -1,0 +1,734 @@
+"""Files from the Hub, a folder or a URL, and files to the Hub: whole, bounded, pinned to a commit, retried.
+
+In: names and bytes. Out: bytes, or one commit. Nothing is uploaded before the right to write has been
+checked, and nothing stands half in a repository: a push is one commit on top of the state it was made for.
+Knows no directions, no rows and no cards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import random
+import re
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_BYTES = 64 * 1024 * 1024
+ATTEMPTS = 6
+PAUSE = 0.5
+"""Seconds before the second attempt; doubled, give or take half, before every further one."""
+LONGEST_WAIT = 300.0
+"""Seconds: the window of the Hub's own rate limit. A server that asks for more is told no."""
+README = "README.md"
+
+_REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+_HUB_URL = re.compile(r"hf://(?:models/)?([^/@:]+/[^/@:]+)(?:@([^/]+))?/?")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?:://|::)")
+_RETRIED = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
+_LOG_IN = "log in with `hf auth login`, set `HF_TOKEN`, or pass `token=`"
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that were read together.
+
+    Attributes:
+        contents: Name to content; an optional file that is not there has no entry.
+        repo_id: Hub repository they came from, None when from elsewhere.
+        commit: The commit they were read at, None when not from a Hub repository.
+        source: Where they came from, for messages; holds no credentials.
+    """
+
+    contents: Mapping[str, bytes]
+    repo_id: str | None
+    commit: str | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository as the Hub describes it.
+
+    Attributes:
+        repo_id: Its full id `namespace/name`, by its present name.
+        commit: What `revision` means now; None when the repository does not exist.
+        public: Whether anybody can read its files: it is neither private nor gated. False when it does not
+            exist.
+        exists: Whether it exists, as far as this token can see.
+    """
+
+    repo_id: str
+    commit: str | None
+    public: bool
+    exists: bool
+
+
+def read_files(
+    source: str | os.PathLike[str],
+    names: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    max_bytes: int = MAX_BYTES,
+) -> Files:
+    """Reads small files by name from a folder, a Hub model repository or any fsspec URL.
+
+    A folder wins over a Hub id of the same spelling, as in `transformers`. A Hub revision is resolved to a
+    commit once, so all files are of one state; they are cached, checked against the Hub's own hashes (plain
+    downloads are not), and can be read offline afterwards. When the Hub cannot be reached, the commit that
+    was seen last is used.
+
+    Args:
+        source: A folder, a Hub id `user/name`, or a URL such as `hf://user/name`, `s3://bucket/x`,
+            `zip://x::file://y.zip`.
+        names: Files that must be there.
+        optional: Files that may be.
+        revision: Branch, tag or commit; only for the Hub.
+        token: Hub token; None takes the environment's. It is sent to the Hub only.
+        cache_dir: Instead of the Hub's cache folder.
+        local_files_only: Never ask the Hub.
+        max_bytes: Most bytes in one file.
+
+    Raises:
+        FileNotFoundError: The folder, repository, revision or a file does not exist, or is hidden from this
+            token.
+        PermissionError: The repository is gated, or the token is refused.
+        ConnectionError: The Hub cannot be reached and the files are not cached.
+        ValueError: `source` is neither of the three, a file is larger than `max_bytes`, or a download is
+            damaged.
+    """
+    text = os.fspath(source)
+    for name in (*names, *optional):
+        assert not os.path.isabs(name), name
+        assert ".." not in name.split("/"), name
+    in_url = _HUB_URL.fullmatch(text)
+    if os.path.isdir(text):
+        _refuse_revision(revision, text, "a folder")
+        contents = _read_all(names, optional, lambda name: _read_local(Path(text) / name, max_bytes))
+        return Files(contents, None, None, text)
+    if in_url:
+        pinned = unquote(in_url[2]) if in_url[2] else None
+        if pinned and revision and pinned != revision:
+            raise ValueError(f"`{text}` names revision {pinned!r} and `revision` is {revision!r}; give only one")
+        text, revision = in_url[1], pinned or revision
+    elif _URL.match(text):
+        _refuse_revision(revision, _without_secrets(text), "a URL")
+        return _read_url(text, names, optional, token=token, max_bytes=max_bytes)
+    if not _REPO_ID.fullmatch(text):
+        raise ValueError(
+            f"{text!r} is not a folder here, not a Hub id and not a URL; give a folder that exists, an id such as "
+            "`user/name`, or a URL such as `hf://user/name` or `s3://bucket/folder`"
+        )
+    return _read_hub(
+        text,
+        names,
+        optional,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        max_bytes=max_bytes,
+    )
+
+
+def read_readme(repo_id: str, *, repo_type: str, revision: str, token: str | bool | None = None) -> str | None:
+    """Reads a repository's README at a commit; None when it has none.
+
+    Raises:
+        OSError: As `read_files`.
+        ValueError: It is not UTF-8, larger than a card can be, or its download is damaged.
+    """
+    content = _download(
+        repo_id,
+        README,
+        repo_type=repo_type,
+        commit=revision,
+        token=token,
+        max_bytes=MAX_BYTES,
+        required=False,
+    )
+    if content is None:
+        return None
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{README}` of `{repo_id}` is not UTF-8 ({error}); save it as UTF-8 first") from error
+
+
+def describe_repo(
+    repo_id: str, *, repo_type: str, revision: str | None = None, token: str | bool | None = None
+) -> Repository:
+    """Asks the Hub what a repository is; one that is not there, or hidden from this token, is no error.
+
+    Raises:
+        OSError: The Hub cannot be reached, or refuses to say.
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    api = _api(token)
+
+    def ask() -> Repository:
+        try:
+            info = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+        except GatedRepoError:
+            return Repository(repo_id, None, public=False, exists=True)
+        except RepositoryNotFoundError:
+            return Repository(repo_id, None, public=False, exists=False)
+        except RevisionNotFoundError:
+            info = api.repo_info(repo_id, repo_type=repo_type)
+        return Repository(info.id, info.sha, public=not (info.private or getattr(info, "gated", False)), exists=True)
+
+    return _again(ask, repo_id, repo_type, "look at", token)
+
+
+def check_writable(
+    repo_id: str, *, repo_type: str = "model", token: str | None = None, create_pr: bool = False
+) -> Repository:
+    """Checks that a push can succeed, before anything is uploaded.
+
+    Args:
+        repo_id: `namespace/name`, or `name` for a repository of the token's own account.
+        repo_type: `"model"` or `"dataset"`.
+        token: Hub token; None takes the environment's.
+        create_pr: Whether only a pull request will be opened, which needs no right to write.
+
+    Raises:
+        PermissionError: There is no token, the Hub refuses it, or it may not write there.
+        ConnectionError: The Hub cannot be reached.
+        ValueError: The id cannot be one.
+    """
+    from huggingface_hub import whoami
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    try:
+        me = _again(lambda: whoami(token, cache=True), repo_id, repo_type, "push to", token)
+    except LocalTokenNotFoundError as error:
+        raise PermissionError(
+            f"pushing to `{repo_id}` needs a Hub token with write permission and none was found; {_LOG_IN}"
+        ) from error
+    if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise PermissionError(
+            f"the Hub token in use (of `{me['name']}`) is read-only, so nothing can be pushed to `{repo_id}`; make one "
+            f"with write permission at https://huggingface.co/settings/tokens and {_LOG_IN}"
+        )
+    full_id = repo_id if "/" in repo_id else f"{me['name']}/{repo_id}"
+    if not _REPO_ID.fullmatch(full_id):
+        raise ValueError(f"`repo_id` is {repo_id!r}; it must be `namespace/name` or `name`, of letters, digits, `-_.`")
+    found = describe_repo(full_id, repo_type=repo_type, token=token)
+    if found.exists and not create_pr:
+        api = _api(token)
+        _again(
+            lambda: api.auth_check(found.repo_id, repo_type=repo_type, write=True),
+            found.repo_id,
+            repo_type,
+            "push to",
+            token,
+        )
+    return found
+
+
+def upload_files(
+    repo_id: str,
+    files: Mapping[str, bytes | Path],
+    *,
+    repo_type: str = "model",
+    readme: Callable[[str | None], str] | None = None,
+    replaces: Sequence[str] = (),
+    private: bool = True,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Puts files into a repository in one commit, or in none when they are all there already.
+
+    Each attempt looks at the branch anew, merges the README with the one that is there, and commits on top of
+    exactly that state. So a push can be repeated: after a race with somebody else's commit, a rate limit, a
+    fault of the server, a lost connection or a lost answer; and what others changed in between stays.
+
+    Args:
+        repo_id: `namespace/name`, or `name` for a repository of the token's own account; made if missing.
+        files: Path in the repository to content, or to a local file.
+        repo_type: `"model"` or `"dataset"`.
+        readme: Makes the README out of the one that is there (None: there is none). Called once per attempt.
+        replaces: Glob patterns: files in the repository that match and are not in `files` are removed.
+        private: Whether a repository that is made now is private. One that exists keeps what it is.
+        token: Hub token; None takes the environment's.
+        revision: Branch; None is the main one. Made if missing.
+        commit_message: First line of the commit.
+        create_pr: Open a pull request instead of committing to the branch.
+
+    Returns:
+        The commit, whose `oid` is the newest one where nothing had to change.
+
+    Raises:
+        PermissionError: The token is missing, refused or may not write. Nothing was uploaded.
+        ConnectionError: The Hub could not be reached, or failed again and again. The same push can be run
+            again.
+        ValueError: The Hub refuses a file or the README's metadata.
+    """
+    import httpx2
+    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.hf_api import RepoFile
+
+    target = check_writable(repo_id, repo_type=repo_type, token=token, create_pr=create_pr)
+    api = _api(token)
+    full_id = target.repo_id
+    if not target.exists:
+        made = _again(
+            lambda: api.create_repo(full_id, repo_type=repo_type, private=private, exist_ok=True),
+            full_id,
+            repo_type,
+            "create",
+            token,
+        )
+        full_id = made.repo_id
+    if revision is not None and not revision.startswith("refs/"):
+        _again(
+            lambda: api.create_branch(full_id, branch=revision, repo_type=repo_type, exist_ok=True),
+            full_id,
+            repo_type,
+            "push to",
+            token,
+        )
+
+    def push() -> CommitInfo:
+        head = api.repo_info(full_id, repo_type=repo_type, revision=revision).sha
+        assert head is not None
+        tree = api.list_repo_tree(full_id, recursive=True, revision=head, repo_type=repo_type)
+        there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        wanted = dict(files)
+        if readme is not None:
+            old = None
+            if README in there:
+                old = read_readme(full_id, repo_type=repo_type, revision=head, token=token)
+            wanted[README] = readme(old).encode("utf-8")
+        operations: list[Any] = [
+            CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+            for path, content in wanted.items()
+            if path not in there or not _is_same(content, there[path])
+        ]
+        operations += [
+            CommitOperationDelete(path)
+            for path in there
+            if path not in wanted and any(fnmatchcase(path, pattern) for pattern in replaces)
+        ]
+        if not operations:
+            kind = "" if repo_type == "model" else f"{repo_type}s/"
+            return CommitInfo(f"{api.endpoint}/{kind}{full_id}/commit/{head}", commit_message, "", head)
+        try:
+            return api.create_commit(
+                full_id,
+                operations,
+                commit_message=commit_message,
+                repo_type=repo_type,
+                revision=revision,
+                parent_commit=head,
+                create_pr=create_pr,
+            )
+        except httpx2.HTTPError as error:
+            # A pull request leaves no trace on the branch, so it cannot be seen whether a lost one was
+            # opened, and a second one would be noise.
+            if create_pr and not isinstance(error, HfHubHTTPError):
+                raise ConnectionError(
+                    f"the connection broke while a pull request was opened on `{full_id}` ({_reason(error, token)}); "
+                    "look at its discussions before you try again"
+                ) from error
+            raise
+
+    return _again(push, full_id, repo_type, "push to", token)
+
+
+def resolve_commit(
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> str:
+    """Says which commit a revision is now, or was when the Hub was last reached.
+
+    Raises:
+        OSError: The repository or revision does not exist or is hidden, or the Hub cannot be reached and it
+            was never asked before.
+    """
+    from huggingface_hub import resolve_revision
+
+    def resolve() -> str:
+        return resolve_revision(
+            repo_id,
+            repo_type=repo_type,
+            revision=revision,
+            cache_dir=None if cache_dir is None else str(cache_dir),
+            local_files_only=local_files_only,
+            token=token,
+        ).resolved
+
+    return _again(resolve, repo_id, repo_type, "read", token, revision=revision)
+
+
+def _read_hub(
+    repo_id: str,
+    names: Sequence[str],
+    optional: Sequence[str],
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | os.PathLike[str] | None,
+    local_files_only: bool,
+    max_bytes: int,
+) -> Files:
+    commit = resolve_commit(
+        repo_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+    )
+    contents: dict[str, bytes] = {}
+    for name in (*names, *optional):
+        content = _download(
+            repo_id,
+            name,
+            repo_type="model",
+            commit=commit,
+            token=token,
+            max_bytes=max_bytes,
+            required=name in names,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        if content is not None:
+            contents[name] = content
+    return Files(contents, repo_id, commit, f"{repo_id}@{commit}")
+
+
+def _download(
+    repo_id: str,
+    name: str,
+    *,
+    repo_type: str,
+    commit: str,
+    token: str | bool | None,
+    max_bytes: int,
+    required: bool,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> bytes | None:
+    """Reads one file at a commit through the Hub's cache. None: it is not there and not `required`."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    def fetch(dry_run: bool, again: bool = False) -> Any:
+        return hf_hub_download(
+            repo_id,
+            name,
+            repo_type=repo_type,
+            revision=commit,
+            cache_dir=None if cache_dir is None else str(cache_dir),
+            local_files_only=local_files_only,
+            token=token,
+            dry_run=dry_run,
+            force_download=again,
+        )
+
+    def attempt(again: bool = False) -> bytes | None:
+        try:
+            _check_size(fetch(dry_run=True, again=again).file_size, name, repo_id, max_bytes)
+            path = fetch(dry_run=False, again=again)
+        except LocalEntryNotFoundError as error:
+            offline = local_files_only or isinstance(_root(error), OfflineModeIsEnabled)
+            if offline and not required:
+                return None
+            raise
+        except EntryNotFoundError as error:
+            if not required:
+                return None
+            raise FileNotFoundError(
+                f"`{repo_id}` has no `{name}` at commit {commit}; check that it is the right repository and revision"
+            ) from error
+        content = _read_local(Path(path), max_bytes)
+        if _is_damaged(Path(path), content):
+            if again or local_files_only:
+                raise ValueError(
+                    f"the download of `{name}` from `{repo_id}` is damaged: it does not have the hash that the Hub "
+                    f"gives; delete {os.path.realpath(path)!r} and try again with a connection"
+                )
+            return attempt(again=True)
+        return content
+
+    return _again(attempt, repo_id, repo_type, f"read `{name}` of", token, revision=commit)
+
+
+def _is_damaged(path: Path, content: bytes) -> bool:
+    """Holds a cached file against the Hub's etag, by which it is named: sha256, or git's blob sha1."""
+    if not path.is_symlink():
+        return False  # A file system without links: the cache keeps no hash there.
+    # Only the first link: the blob may itself be a link into a store that names files by another hash.
+    etag = os.path.basename(os.readlink(path))
+    if re.fullmatch(r"[0-9a-f]{64}", etag):
+        return hashlib.sha256(content).hexdigest() != etag
+    if re.fullmatch(r"[0-9a-f]{40}", etag):
+        return _git_sha1(content) != etag
+    return False
+
+
+def _read_url(
+    url: str, names: Sequence[str], optional: Sequence[str], *, token: str | bool | None, max_bytes: int
+) -> Files:
+    import fsspec
+
+    shown = _without_secrets(url)
+    # Credentials for one place must not travel to another.
+    options = {"token": token} if url.startswith("hf://") and token is not None else {}
+    try:
+        fs, root = fsspec.core.url_to_fs(url, **options)
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise FileNotFoundError(f"`{shown}` cannot be opened ({_reason(error, token)}); check the URL") from None
+    except ValueError as error:
+        raise ValueError(f"`{shown}` cannot be opened ({_reason(error, token)}); check the URL") from None
+
+    def read(name: str) -> bytes:
+        path = f"{root.rstrip('/')}/{name}" if root else name
+        try:
+            # Reading one byte more than allowed bounds a file whose size is not known before, a packed one
+            # above all.
+            with fs.open(path, "rb") as file:
+                content: bytes = file.read(max_bytes + 1)
+        except (FileNotFoundError, IsADirectoryError, KeyError):
+            raise FileNotFoundError(
+                f"`{name}` is not at `{shown}`; check the URL, which must name the folder that holds it"
+            ) from None
+        except PermissionError as error:
+            raise PermissionError(f"`{name}` at `{shown}` may not be read: {_reason(error, token)}") from None
+        except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+            raise ConnectionError(f"`{name}` at `{shown}` cannot be read: {_reason(error, token)}") from None
+        _check_size(len(content), name, shown, max_bytes)
+        return content
+
+    return Files(_read_all(names, optional, read), None, None, shown)
+
+
+def _read_all(names: Sequence[str], optional: Sequence[str], read: Callable[[str], bytes]) -> dict[str, bytes]:
+    contents = {name: read(name) for name in names}
+    for name in optional:
+        try:
+            contents[name] = read(name)
+        except FileNotFoundError:
+            continue
+    return contents
+
+
+def _read_local(path: Path, max_bytes: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise FileNotFoundError(
+            f"the folder {str(path.parent)!r} has no file `{path.name}`; check that it is the right folder"
+        ) from error
+    _check_size(len(content), path.name, str(path.parent), max_bytes)
+    return content
+
+
+def _check_size(size: int | None, name: str, where: str, max_bytes: int) -> None:
+    if size is not None and size > max_bytes:
+        raise ValueError(
+            f"`{name}` of `{where}` is larger than the {max_bytes} bytes that are read at most; it is not what it "
+            "should be, check the source"
+        )
+
+
+def _refuse_revision(revision: str | None, source: str, kind: str) -> None:
+    if revision is not None:
+        raise ValueError(
+            f"`revision` is {revision!r} but `{source}` is {kind}, which has no revisions; leave it out, or "
+            "give a Hub id"
+        )
+
+
+def _is_same(content: bytes | Path, entry: Any) -> bool:
+    """Whether a file is the one there, by its hash: sha256 for large files, git's blob sha1 else."""
+    if entry.lfs is None:
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        return _git_sha1(data) == entry.blob_id
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest() == entry.lfs.sha256
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256
+
+
+def _git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _api(token: str | bool | None) -> HfApi:
+    from huggingface_hub import HfApi
+
+    from legend_hf import __version__
+
+    return HfApi(token=token, library_name="legend_hf", library_version=__version__)
+
+
+def _again(
+    action: Callable[[], T],
+    repo_id: str,
+    repo_type: str,
+    doing: str,
+    token: str | bool | None,
+    *,
+    revision: str | None = None,
+) -> T:
+    """Runs `action` until it succeeds or it is no use. It must be safe to run twice.
+
+    Raises:
+        OSError: What `_refusal` makes of an answer that will not change, or of the last of too many faults.
+    """
+    import httpx2
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RevisionResolutionError
+
+    # All that the Hub's client raises for a request: an answer with an error status, a broken connection, no
+    # connection.
+    faults = (httpx2.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RevisionResolutionError)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except faults as error:
+            wait = _wait_before_retry(_root(error), attempt)
+            if wait is None or wait > LONGEST_WAIT or attempt == ATTEMPTS:
+                raise _refusal(error, repo_id, repo_type, doing, token, revision, attempt) from error
+            logger.warning(
+                "could not %s `%s` (%s); trying again in %.1f s", doing, repo_id, _reason(error, token), wait
+            )
+        except OSError as error:
+            # The client's check of a download's length raises no class of its own.
+            if "Consistency check failed" not in str(error) or attempt == ATTEMPTS:
+                raise
+            wait = PAUSE
+        time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _wait_before_retry(error: BaseException, attempt: int) -> float | None:
+    """Seconds to wait before another attempt; None when another one cannot help."""
+    import httpx2
+
+    pause = PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+    if isinstance(error, httpx2.TransportError):
+        # An unknown protocol or a broken proxy is a setting, not a fault.
+        return None if isinstance(error, httpx2.ProxyError | httpx2.UnsupportedProtocol) else pause
+    response = getattr(error, "response", None)
+    if response is None or response.status_code not in _RETRIED:
+        return None
+    asked = response.headers.get("Retry-After", "")
+    return max(pause, float(asked)) if asked.isdecimal() else pause
+
+
+def _root(error: BaseException) -> BaseException:
+    """The fault beneath the client's "not in the cache": that one says whether another attempt can help."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, RevisionResolutionError
+
+    while isinstance(error, LocalEntryNotFoundError | RevisionResolutionError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _refusal(
+    error: Exception,
+    repo_id: str,
+    repo_type: str,
+    doing: str,
+    token: str | bool | None,
+    revision: str | None,
+    attempts: int,
+) -> OSError:
+    """Says in one sentence what the client says in many: what was tried, the Hub's reason, what to do."""
+    from huggingface_hub import errors
+
+    root = _root(error)
+    reason = _reason(root, token)
+    tried = f"cannot {doing} the {repo_type} repository `{repo_id}`"
+    status = getattr(getattr(root, "response", None), "status_code", None)
+    if isinstance(root, errors.GatedRepoError):
+        return PermissionError(
+            f"{tried}, which is gated: {reason}; ask for access on its page on the Hub, then {_LOG_IN}"
+        )
+    if isinstance(root, errors.RevisionNotFoundError):
+        return FileNotFoundError(
+            f"{tried} at revision {revision!r}, which it does not have: {reason}; give one of its branches, tags or "
+            "commits, or leave it out for the newest"
+        )
+    if isinstance(root, errors.RepositoryNotFoundError):
+        return FileNotFoundError(
+            f"{tried}: it does not exist, or it is private and this token may not see it ({reason}); check "
+            "the id, or " + _LOG_IN
+        )
+    if isinstance(root, errors.DisabledRepoError):
+        return PermissionError(f"{tried}: the Hub has disabled it ({reason})")
+    if status == 401:
+        return PermissionError(
+            f"{tried}: the Hub refuses the token ({reason}); make a new one at https://huggingface.co/settings/tokens "
+            f"and {_LOG_IN}"
+        )
+    if status == 403:
+        return PermissionError(
+            f"{tried}: {reason}; use a token with write permission there, of an account that may: {_LOG_IN}"
+        )
+    if isinstance(root, errors.OfflineModeIsEnabled):
+        return ConnectionError(
+            f"{tried}: offline mode is on (`HF_HUB_OFFLINE`) and it is not in the cache; turn it off once to "
+            "download it"
+            if doing.startswith("read")
+            else f"{tried}: offline mode is on; unset `HF_HUB_OFFLINE`"
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError) and root is error:
+        return ConnectionError(
+            f"{tried}: only local files are allowed and it is not in the cache; leave out `local_files_only` once"
+        )
+    if status is not None and status not in _RETRIED:
+        return OSError(f"{tried}: {reason}")
+    return ConnectionError(
+        f"{tried}: {reason}, {attempts} time{'s' if attempts > 1 else ''} in a row; try again later"
+        + ("" if doing.startswith(("read", "look")) else ", what has arrived is recognised and not sent twice")
+    )
+
+
+def _reason(error: BaseException, token: str | bool | None) -> str:
+    """The server's own words if it had any, else the error's first line; never a token."""
+    response = getattr(error, "response", None)
+    text = getattr(error, "server_message", None) or ""
+    if not text and response is not None:
+        text = response.headers.get("X-Error-Message") or ""
+    if not text:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = lines[0] if lines else ""
+    status = f"{response.status_code} " if response is not None else f"{type(error).__name__} "
+    text = f"{status}{text}".strip().rstrip(".")
+    if isinstance(token, str) and token:
+        text = text.replace(token, "***")
+    return _without_secrets(re.sub(r"\bhf_\w{6,}", "hf_***", text))
+
+
+def _without_secrets(url: str) -> str:
+    """A URL, or a text with URLs in it, without user names, passwords and queries (signatures, keys)."""
+    text = re.sub(r"(://)[^/\s@']*@(?=[^/\s])", r"\1***@", url)
+    return re.sub(r"(://[^\s?']*)\?[^\s:']*", r"\1?***", text)

@@ -1,0 +1,582 @@
+"""An annotated dataset becomes Parquet files and a card, on the Hub or in a folder.
+
+In: datasets with margin columns, and the direction they were annotated with. Out: one commit, or a folder
+that `load_dataset` reads. Everything is checked before the first byte is uploaded. Reads no texts and no
+models.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from legend_hf.directions.direction import Direction
+from legend_hf.hub import cards, transfer
+from legend_hf.margins.margin_fn import COLUMNS, OK, STATUS
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from huggingface_hub import CommitInfo
+
+    Annotated: TypeAlias = Dataset | DatasetDict | Mapping[str, DatasetDict]
+
+logger = logging.getLogger(__name__)
+
+SHARD_BYTES = 500_000_000
+"""Of Arrow data in one Parquet file, as `datasets` does."""
+_NAME = re.compile(r"\w[\w.-]*")
+_SPLIT = re.compile(r"\w+(\.\w+)*")
+# Where `datasets` keeps what it loaded from the Hub: namespace___name/config/version/commit/file.arrow.
+_CACHED = re.compile(r"(?P<namespace>[\w.-]+)___(?P<name>[\w.-]+)/[^/]+/[^/]+/(?P<commit>[0-9a-f]{40})/[^/]+")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The dataset that was annotated: its Hub id, and the commit that was loaded where that is known."""
+
+    repo_id: str
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class _Config:
+    """One configuration, ready to be written.
+
+    Attributes:
+        splits: Split name to its rows; none is empty.
+        whole: Whether these are all its splits. A single `Dataset` leaves the config's other splits alone.
+        facts: What `cards.dataset_card` asks of a configuration.
+    """
+
+    splits: Mapping[str, Dataset]
+    whole: bool
+    facts: Mapping[str, Any]
+
+
+def push_annotated(
+    dataset: Annotated,
+    repo_id: str,
+    *,
+    direction: Direction | Mapping[str, Direction],
+    source: str | None = None,
+    private: bool = True,
+    config_name: str | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Add margins",
+    create_pr: bool = False,
+    allow_source: bool = False,
+) -> CommitInfo:
+    """Pushes an annotated dataset with a card that says where its margins come from.
+
+    Data, card and the card's description of the columns go up in one commit, so none of them ever stands
+    without the others. A second push of the same changes nothing; text that people wrote into the card, other
+    configurations and other files stay. Parquet files are written to the temporary folder first, which needs
+    room for them.
+
+    Args:
+        dataset: A `DatasetDict` (all splits of one configuration), a `Dataset` (one split; the
+            configuration's others stay), or a mapping from configuration names to `DatasetDict`s.
+        repo_id: `namespace/name`, or `name` for the token's own account. Made if missing.
+        direction: The direction the margins come from, or the same mapping that `LegendMarginFn` was given.
+        source: Hub id of the dataset that was annotated: its licence, language, tags and card text are taken
+            over. None finds it where the dataset was loaded from the Hub and is still in its cache.
+        private: Whether a repository that is made now is private. One that exists keeps what it is.
+        config_name: Name of the configuration; None is `"default"`.
+        token: Hub token with write permission; None takes the environment's.
+        revision: Branch to push to; made if missing.
+        commit_message: Of the commit.
+        create_pr: Open a pull request instead of committing.
+        allow_source: Allow pushing onto the source repository itself.
+
+    Returns:
+        The commit; the newest one where nothing had to change.
+
+    Raises:
+        TypeError: The dataset is streaming, or not a dataset.
+        ValueError: A margin column is missing, not finite or not this direction's; splits differ in their
+            columns; the repository is the source; or something private would become public. Nothing was
+            uploaded.
+        PermissionError: The token is missing or may not write there. Nothing was uploaded.
+        ConnectionError: The Hub failed again and again. The same push can be run again.
+    """
+    directions = _named(direction)
+    configs = _prepare(dataset, config_name, directions)
+    target = transfer.check_writable(repo_id, repo_type="dataset", token=token, create_pr=create_pr)
+    origin, source_card = _look_at_source(
+        configs, source, target, private=private, allow_source=allow_source, token=token
+    )
+    with TemporaryDirectory(prefix="legend_hf_") as folder:
+        described = _write(configs, Path(folder))
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*.parquet"))}
+        return transfer.upload_files(
+            target.repo_id,
+            files,
+            repo_type="dataset",
+            readme=lambda existing: _card(configs, described, existing, target.repo_id, origin, source_card),
+            replaces=_replaced(configs),
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+
+
+def save_annotated(
+    dataset: Annotated,
+    folder: str | os.PathLike[str],
+    *,
+    direction: Direction | Mapping[str, Direction],
+    source: str | None = None,
+    config_name: str | None = None,
+) -> None:
+    """Writes what `push_annotated` would push into a folder, for `load_dataset(folder)`.
+
+    Args:
+        dataset: As for `push_annotated`.
+        folder: Made if missing. Text that people wrote into its `README.md` stays.
+        direction: As for `push_annotated`.
+        source: As for `push_annotated`, but a source that cannot be reached only leaves its card out.
+        config_name: As for `push_annotated`.
+
+    Raises:
+        TypeError: As `push_annotated`.
+        ValueError: As `push_annotated`.
+    """
+    configs = _prepare(dataset, config_name, _named(direction))
+    origin = _Source(source, None) if source else None
+    source_card = None
+    if origin is not None:
+        try:
+            found = transfer.describe_repo(origin.repo_id, repo_type="dataset")
+            if found.commit is not None:
+                source_card = transfer.read_readme(origin.repo_id, repo_type="dataset", revision=found.commit)
+        except (OSError, ValueError) as error:
+            logger.warning("left the card of `%s` out: %s", origin.repo_id, error)
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    readme = target / transfer.README
+    # Read as bytes: reading text would turn every line end into "\n".
+    existing = readme.read_bytes().decode("utf-8") if readme.exists() else None
+    with TemporaryDirectory(prefix=".partial_", dir=target) as partial:
+        described = _write(configs, Path(partial))
+        card = _card(configs, described, existing, None, origin, source_card)
+        new = {path.relative_to(partial).as_posix(): path for path in Path(partial).rglob("*.parquet")}
+        for pattern in _replaced(configs):
+            for old in target.glob(pattern):
+                if old.relative_to(target).as_posix() not in new:
+                    old.unlink()
+        for name, path in new.items():
+            (target / name).parent.mkdir(exist_ok=True)
+            path.replace(target / name)
+        (Path(partial) / transfer.README).write_bytes(card.encode("utf-8"))
+        (Path(partial) / transfer.README).replace(readme)
+
+
+def _named(direction: Direction | Mapping[str, Direction]) -> Mapping[str, Direction]:
+    named = direction if isinstance(direction, Mapping) else {"": direction}
+    for value in named.values():
+        if not hasattr(value, "reader"):
+            raise TypeError(
+                f"`direction` is a {type(value).__name__}; give the `Direction` that the margins come from, such as "
+                '`Direction.from_pretrained("you/direction")`'
+            )
+    return named
+
+
+def _prepare(dataset: Annotated, config_name: str | None, directions: Mapping[str, Direction]) -> Mapping[str, _Config]:
+    """Sorts any accepted input by configuration and split, and checks it."""
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    if isinstance(dataset, IterableDataset | IterableDatasetDict):
+        raise TypeError(
+            "a streaming dataset cannot be pushed with its statistics, which need every row first; save it with "
+            "`Dataset.from_generator(lambda: iter(ds), features=ds.features)` and give that"
+        )
+    if config_name is not None and not (_NAME.fullmatch(config_name) and config_name != "data"):
+        raise ValueError(
+            f"`config_name` is {config_name!r}; give letters, digits and `-_.`, and not 'data', where 'default' lies"
+        )
+    if isinstance(dataset, Dataset):
+        # A slice is called "train[:10]".
+        named = _SPLIT.match(str(dataset.split or ""))
+        by_config = {config_name or "default": {named[0] if named else "train": dataset}}
+        return {name: _inspect(name, splits, directions, whole=False) for name, splits in by_config.items()}
+    if isinstance(dataset, DatasetDict):
+        dataset = {config_name or "default": dataset}
+    elif config_name is not None:
+        raise ValueError("`config_name` is given, but `dataset` maps configuration names already; leave one out")
+    if not isinstance(dataset, Mapping) or not dataset:
+        raise TypeError(
+            f"`dataset` is {'empty' if isinstance(dataset, Mapping) else type(dataset).__name__}; give a `Dataset`, a "
+            "`DatasetDict`, or a mapping from configuration names to `DatasetDict`s"
+        )
+    for name, splits in dataset.items():
+        if not isinstance(splits, DatasetDict):
+            raise TypeError(
+                f"`dataset` maps {name!r} to a {type(splits).__name__}; where the keys are splits, make it a "
+                "`DatasetDict`; where they are configurations, give a `DatasetDict` for each"
+            )
+        if not _NAME.fullmatch(name) or name == "data":
+            raise ValueError(
+                f"the configuration name {name!r} cannot be one; give letters, digits and `-_.`, not 'data'"
+            )
+    return {
+        name: _inspect(name, {str(split): rows for split, rows in splits.items()}, directions, whole=True)
+        for name, splits in dataset.items()
+    }
+
+
+def _inspect(
+    config: str, splits: Mapping[str, Dataset], directions: Mapping[str, Direction], *, whole: bool
+) -> _Config:
+    """Checks all that `load_dataset` and a trainer rely on, and takes the statistics."""
+    first = next(iter(splits.values()), None)
+    for split, rows in splits.items():
+        assert first is not None
+        if not _SPLIT.fullmatch(split):
+            raise ValueError(f"the split name {split!r} cannot be loaded; give letters, digits, `_` and `.`")
+        if rows.features != first.features:
+            differ = {k for k in {*rows.features, *first.features} if rows.features.get(k) != first.features.get(k)}
+            raise ValueError(
+                f"the splits of config `{config}` differ in {', '.join(f'`{k}`' for k in sorted(differ))}; "
+                "annotate all of them in one call (`annotate(dataset_dict, direction)`), or push them as two "
+                "configurations"
+            )
+    filled = {split: rows for split, rows in splits.items() if len(rows)}
+    if not filled:
+        raise ValueError(f"config `{config}` has no rows, so there is nothing to push; give a dataset with rows")
+    for split in splits.keys() - filled.keys():
+        # `load_dataset` of the whole repository would fail with 'Instruction "test" corresponds to no data!'.
+        logger.warning("left out split `%s` of config `%s`: it has no rows and could not be loaded", split, config)
+    facts: dict[str, Any] = {
+        "directions": {
+            name: {
+                "repo_id": d.repo_id,
+                "revision": d.revision,
+                "reader": asdict(d.reader),
+                "calibration": asdict(d.calibration),
+                "facts": asdict(d.facts),
+            }
+            for name, d in directions.items()
+        },
+        "statistics": [
+            _statistics(rows, f"config `{config}`, split `{split}`", split, name, d)
+            for split, rows in filled.items()
+            for name, d in directions.items()
+        ],
+        "scales": {},
+        "kept_splits": [],
+    }
+    for name in directions:
+        column = _suffixed("margin", name)
+        found = [row.pop("scales") for row in facts["statistics"] if row["column"] == column]
+        common = set.intersection(*found)
+        if not common:
+            raise ValueError(
+                f"`{column}` of config `{config}` is raw in one split and calibrated in another; annotate all "
+                "splits alike"
+            )
+        facts["scales"][name] = max(common, key=lambda text: text != "raw")
+    return _Config(filled, whole, facts)
+
+
+def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Direction) -> dict[str, Any]:
+    """Checks one direction's columns in one split and describes its margins; skipped rows do not count."""
+    columns = {column: _suffixed(column, name) for column in COLUMNS}
+    if columns["margin"] not in rows.features:
+        raise ValueError(
+            f"{where} has no column `{columns['margin']}`; annotate it first: `annotate(dataset, "
+            "direction)`. It has " + ", ".join(f"`{c}`" for c in list(rows.features)[:20])
+        )
+    values = {c: _numbers(rows, full, where) for c, full in columns.items() if full in rows.features}
+    read = np.ones(len(rows), dtype=bool)
+    if STATUS in rows.features:
+        read = np.array([status == OK for status in rows.with_format(None)[STATUS][:]], dtype=bool)
+    margin = values["margin"][read].astype(np.float64)
+    calibration = direction.calibration
+    scales = {"as annotated"}
+    if "margin_raw" in values:
+        raw = values["margin_raw"][read].astype(np.float64)
+        expected = {"raw": raw}
+        if calibration.kind != "raw":
+            expected[f"{calibration.kind}, scale {calibration.scale:.4g}"] = calibration.apply(raw)
+        # Equal but for the last bits of float32. Where all margins are 0, every scale fits.
+        scales = {text for text, v in expected.items() if np.allclose(margin, v, rtol=1e-5, atol=1e-6)}
+        if not scales:
+            raise ValueError(
+                f"{where}: `{columns['margin']}` is not what this direction makes of "
+                f"`{columns['margin_raw']}`; give the direction it was annotated with, or drop the raw column if "
+                "the margins were changed on purpose"
+            )
+    quantiles = np.quantile(margin, [0.05, 0.5, 0.95]).tolist() if len(margin) else [None] * 3
+    return {
+        "split": split,
+        "column": columns["margin"],
+        "scales": scales,
+        "rows": len(rows),
+        "skipped": len(rows) - len(margin),
+        "mean": float(margin.mean()) if len(margin) else None,
+        "sd": float(margin.std()) if len(margin) else None,
+        **dict(zip(("q05", "q50", "q95"), quantiles, strict=True)),
+        "positive": float((margin > 0).mean()) if len(margin) else None,
+    }
+
+
+def _numbers(rows: Dataset, column: str, where: str) -> np.ndarray:
+    """A column `[n]`, float32, of which every value is a finite number."""
+    from datasets import Value
+
+    if rows.features[column] != Value("float32"):
+        raise ValueError(
+            f"{where}: `{column}` is {rows.features[column]}, not float32, which trainers add to their "
+            f'rewards; annotate again, or cast it: `ds.cast_column("{column}", Value("float32"))`'
+        )
+    table = rows.with_format("arrow").select_columns([column])[:]
+    array = table.column(column)
+    values = array.to_numpy()
+    bad = np.flatnonzero(~np.isfinite(values))  # A null arrives as NaN.
+    if len(bad):
+        raise ValueError(
+            f"{where}: `{column}` is not a finite number in {len(bad)} rows, the first is row {bad[0]}; a "
+            "single one makes the training loss NaN. Annotate these rows again, or filter them out"
+        )
+    return values
+
+
+def _look_at_source(
+    configs: Mapping[str, _Config],
+    source: str | None,
+    target: transfer.Repository,
+    *,
+    private: bool,
+    allow_source: bool,
+    token: str | None,
+) -> tuple[_Source | None, str | None]:
+    """Finds the source and its card; refuses to overwrite it, and to make public what it keeps private."""
+    loaded = sorted({found for config in configs.values() for found in _loaded_from(config.splits)})
+    commits = {commit for _, commit in loaded}
+    origin = None
+    is_source = target.exists and any(_has_commit(target.repo_id, commit, token) for commit in commits)
+    if source is not None:
+        found = transfer.describe_repo(source, repo_type="dataset", token=token)
+        if not found.exists:
+            raise ValueError(
+                f"`source` is {source!r}, which the Hub does not have, or which this token may not see; give "
+                "the id of the dataset that was annotated, or leave it out"
+            )
+        known = next((c for c in commits if _has_commit(found.repo_id, c, token)), None)
+        origin = _Source(found.repo_id, known)
+        is_source = is_source or found.repo_id.lower() == target.repo_id.lower()
+    elif len(loaded) == 1:
+        (name, commit) = loaded[0]
+        # The cache keeps names in lower case with underscores: only a repository that has the commit is the
+        # one.
+        found = transfer.describe_repo(name, repo_type="dataset", revision=commit, token=token)
+        if found.commit == commit:
+            origin = _Source(found.repo_id, commit)
+    if is_source:
+        if not allow_source:
+            raise ValueError(
+                f"`{target.repo_id}` is the dataset that was annotated; push to another repository, or pass "
+                "`allow_source=True` to put the margins into this one"
+            )
+        return origin, None  # Its card is the one that is there.
+    if origin is None:
+        return None, None
+    public = target.public if target.exists else not private
+    if public and not found.public:
+        raise ValueError(
+            f"the source `{origin.repo_id}` is private or gated and `{target.repo_id}` "
+            f"{'is' if target.exists else 'would be'} public; push to a private repository (`private=True`), "
+            "or make the source public first"
+        )
+    if found.commit is None:
+        return origin, None
+    card = transfer.read_readme(
+        origin.repo_id, repo_type="dataset", revision=origin.revision or found.commit, token=token
+    )
+    return origin, card
+
+
+def _loaded_from(splits: Mapping[str, Dataset]) -> Iterator[tuple[str, str]]:
+    """Where `datasets` loaded rows from: (namespace/name as the cache spells it, commit)."""
+    for rows in splits.values():
+        for file in rows.cache_files:
+            tail = "/".join(PurePath(file["filename"]).parts[-5:])
+            match = _CACHED.fullmatch(tail)
+            if match:
+                yield f"{match['namespace']}/{match['name']}", match["commit"]
+
+
+def _has_commit(repo_id: str, commit: str, token: str | None) -> bool:
+    found = transfer.describe_repo(repo_id, repo_type="dataset", revision=commit, token=token)
+    return found.commit == commit
+
+
+def _folder_of(config: str) -> str:
+    return "data" if config == "default" else config
+
+
+def _replaced(configs: Mapping[str, _Config]) -> list[str]:
+    """Patterns of the Parquet files that a push takes the place of."""
+    return [
+        f"{_folder_of(name)}/{split}-*-of-*.parquet"
+        for name, config in configs.items()
+        for split in (["*"] if config.whole else config.splits)
+    ]
+
+
+def _write(configs: Mapping[str, _Config], folder: Path) -> dict[str, dict[str, Any]]:
+    """Writes Parquet files as `datasets` lays them out. Returns sizes by configuration and split."""
+    import pyarrow.parquet as pq
+
+    described: dict[str, dict[str, Any]] = {}
+    for name, config in configs.items():
+        data = folder / _folder_of(name)
+        data.mkdir()
+        described[name] = {}
+        for split, rows in config.splits.items():
+            # The part of the table that these rows are: a slice shares the whole one.
+            size = rows.data.nbytes * len(rows) // max(len(rows.data), 1)
+            count = min(size // SHARD_BYTES + 1, len(rows))
+            download = unpacked = 0
+            for index in range(count):
+                path = data / f"{split}-{index:05d}-of-{count:05d}.parquet"
+                _embedded(rows.shard(num_shards=count, index=index, contiguous=True)).to_parquet(path)
+                download += path.stat().st_size
+                # From the file and not from Arrow, whose size depends on how the rows came about: the same
+                # rows must give the same card.
+                metadata = pq.read_metadata(path)
+                unpacked += sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+            described[name][split] = {"rows": len(rows), "download": download, "unpacked": unpacked}
+    return described
+
+
+def _embedded(rows: Dataset) -> Dataset:
+    """Puts files that a column only points to (images, audio) into the rows, or they would stay here."""
+    from datasets.features.features import require_decoding
+    from datasets.table import embed_table_storage
+
+    if not any(require_decoding(feature, ignore_decode_attribute=True) for feature in rows.features.values()):
+        return rows
+    return rows.with_format("arrow").map(embed_table_storage, batched=True, keep_in_memory=True).with_format(None)
+
+
+def _card(
+    configs: Mapping[str, _Config],
+    described: Mapping[str, Mapping[str, Any]],
+    existing: str | None,
+    repo_id: str | None,
+    source: _Source | None,
+    source_card: str | None,
+) -> str:
+    """Writes the card on top of the one that is there."""
+    from datasets import DatasetInfo
+    from datasets.info import DatasetInfosDict
+    from datasets.splits import SplitDict, SplitInfo
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCardData
+
+    from legend_hf import __version__
+
+    there = cards.front_matter(existing)
+    data = DatasetCardData(dataset_info=there.get("dataset_info"), configs=there.get("configs"))
+    infos = DatasetInfosDict.from_dataset_card_data(data)
+    layouts = MetadataConfigs.from_dataset_card_data(data)
+    facts = {}
+    for name, config in configs.items():
+        folder = _folder_of(name)
+        for other, layout in layouts.items():
+            if other != name and any(p.startswith(f"{folder}/") for p in _paths(layout)):
+                raise ValueError(
+                    f"the repository's config `{other}` keeps files in `{folder}/`, where config `{name}` "
+                    "would go; choose another `config_name`"
+                )
+        features = next(iter(config.splits.values())).features
+        kept = _kept_splits(name, config, infos.get(name), layouts.get(name), features)
+        new = {
+            split: SplitInfo(name=split, num_bytes=size["unpacked"], num_examples=size["rows"])
+            for split, size in described[name].items()
+        }
+        order = [*(infos[name].splits if kept else ()), *new]
+        splits = SplitDict()
+        for split in dict.fromkeys(order):
+            splits.add(new.get(split) or kept[split])
+        infos[name] = DatasetInfo(
+            features=features,
+            splits=splits,
+            # What the kept splits take to download is recorded nowhere; their size unpacked stands in for it.
+            download_size=sum(size["download"] for size in described[name].values())
+            + sum(info.num_bytes for info in kept.values()),
+            dataset_size=sum(info.num_bytes for info in splits.values()),
+        )
+        layouts[name] = {
+            **layouts.get(name, {}),
+            "data_files": [{"split": split, "path": f"{folder}/{split}-*"} for split in splits],
+        }
+        facts[name] = {**config.facts, "kept_splits": list(kept)}
+    infos.to_dataset_card_data(data)
+    layouts.to_dataset_card_data(data)
+    text = cards.dataset_card(
+        {
+            "repo_id": repo_id,
+            "library": f"legend_hf {__version__}",
+            "source": asdict(source) if source else None,
+            "metadata": {"dataset_info": data["dataset_info"], "configs": data["configs"]},
+            "configs": facts,
+        },
+        existing,
+        source_card,
+    )
+    written = DatasetInfosDict.from_dataset_card_data(DatasetCardData(**cards.front_matter(text)))
+    for name, config in configs.items():
+        if written[name].features != next(iter(config.splits.values())).features:
+            raise ValueError(
+                f"the columns of config `{name}` cannot be described in a card, so `load_dataset` would read them as "
+                "something else; cast them to plain types first"
+            )
+    return text
+
+
+def _kept_splits(config: str, new: _Config, info: Any, layout: Any, features: Any) -> dict[str, Any]:
+    """The splits of a configuration on the Hub that a push of a single one leaves alone, as `SplitInfo`s."""
+    if new.whole or layout is None:
+        return {}
+    known = dict(info.splits) if info is not None and info.splits else {}
+    listed = {entry["split"] for entry in layout.get("data_files") or () if isinstance(entry, dict)}
+    others = (listed | set(known)) - set(new.splits)
+    if not others:
+        return {}
+    if info is None or info.features != features or others - set(known):
+        # https://github.com/huggingface/datasets/issues/8608: one set of columns is kept for all splits.
+        raise ValueError(
+            f"config `{config}` has other splits there ({', '.join(sorted(others))}), and their columns are "
+            "not those of this dataset; annotate all splits and push them together as a `DatasetDict`, or choose "
+            "another `config_name`"
+        )
+    return {split: known[split] for split in known if split in others}
+
+
+def _paths(layout: Mapping[str, Any]) -> list[str]:
+    """The patterns of a configuration's files, in any of the forms that a card may give them."""
+    data_files = layout.get("data_files") or []
+    found = []
+    for entry in [data_files] if isinstance(data_files, str) else data_files:
+        paths = entry.get("path", []) if isinstance(entry, dict) else entry
+        found += [paths] if isinstance(paths, str) else list(paths)
+    directory = layout.get("data_dir")
+    return [*found, *([f"{directory}/"] if isinstance(directory, str) else [])]
+
+
+def _suffixed(column: str, name: str) -> str:
+    return f"{column}_{name}" if name else column
