@@ -181,7 +181,8 @@ class Direction:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         card = target / CARD_FILE
-        files = self._files(card.read_text(encoding="utf-8") if card.exists() else None)
+        # Bytes: reading as text would turn every line end of a hand-written card into "\n".
+        files = self._files(card.read_bytes().decode("utf-8") if card.exists() else None)
         for name, content in files.items():
             # Written beside and moved into place, so that a reader never meets half a file.
             partial = target / f".{name}.partial"
@@ -218,6 +219,8 @@ class Direction:
             ValueError: The direction was fitted on a folder and `model_id` is missing or another model.
         """
         published = self._with_model_id(model_id)
+        # A bare name stands for a repository of the token's owner; the card's program needs the whole id.
+        repo_id = transfer.check_writable(repo_id, token=token, create_pr=create_pr).repo_id
         info = transfer.upload_files(
             repo_id,
             {name: content for name, content in published._files(None).items() if name != CARD_FILE},

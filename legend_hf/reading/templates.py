@@ -189,7 +189,8 @@ def _locate(
         if cut > room:
             return TextError(
                 f"the response needs {len(ids) - room} tokens by itself, `max_length` is {max_length}; shorten it, "
-                'skip such rows with `on_error="skip"`, or fit a direction with a larger `max_length` (bounded by the model\'s window)'
+                'skip such rows with `on_error="skip"`, or fit a direction with a larger `max_length` (bounded by '
+                "the model's window)"
             )
         ids = ids[:kept] + ids[kept + cut :]
         content = [i - cut for i in content]
