@@ -57,7 +57,7 @@ def tiny_bert(tmp_path_factory, tiny_llama):
 
 def opened(folder, **choices):
     reader = describe_model(str(folder), device="cpu", **choices)
-    return open_reader(reader, Runtime(path=str(folder), device="cpu"))
+    return open_reader(reader, Runtime(path=str(folder), device="cpu"), depth=reader.n_layers)
 
 
 def vectors(reading, texts, layers, **options):
@@ -67,14 +67,16 @@ def vectors(reading, texts, layers, **options):
     return out
 
 
-def one_by_one(reading, texts, layers):
+def one_by_one(folder, reading, texts, layers):
     """What the reader promises, without any of its machinery: each text alone through the whole model."""
     import torch
+    from transformers import AutoModel
 
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     rows = []
     for text in texts:
         with torch.no_grad():
-            states = reading.model(torch.tensor([text.ids]), output_hidden_states=True).hidden_states
+            states = model(torch.tensor([text.ids]), output_hidden_states=True).hidden_states
         places = [text.last] if reading.reader.pooling == "last" else list(text.content)
         rows.append([states[layer][0, places].mean(0).numpy() for layer in layers])
     return np.array(rows)
@@ -84,10 +86,11 @@ def one_by_one(reading, texts, layers):
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_bert"])
 def test_batches_give_what_one_by_one_reading_gives(model, pooling, batch_tokens, request):
-    reading = opened(request.getfixturevalue(model), pooling=pooling)
+    folder = request.getfixturevalue(model)
+    reading = opened(folder, pooling=pooling)
     texts = reading.encode(TALKS)
     layers = [0, 1, reading.reader.n_layers]
-    expected = one_by_one(reading, texts, layers)
+    expected = one_by_one(folder, reading, texts, layers)
     got = vectors(reading, texts, layers, batch_tokens=batch_tokens)
     np.testing.assert_allclose(got, expected, atol=2e-6)
     backwards = vectors(reading, texts[::-1], layers, batch_tokens=batch_tokens)[::-1]
@@ -95,15 +98,17 @@ def test_batches_give_what_one_by_one_reading_gives(model, pooling, batch_tokens
     # The control: one position further on is another vector.
     moved = [replace(t, content=tuple(i - 1 for i in t.content), last=t.last - 1) for t in texts]
     if pooling != "mean_all":
-        assert np.abs(one_by_one(reading, moved, layers) - expected).max() > 1e-2
+        assert np.abs(one_by_one(folder, reading, moved, layers) - expected).max() > 1e-2
 
 
 def test_last_layer_is_after_the_final_norm(tiny_llama):
     import torch
+    from transformers import AutoModel
 
     reading = opened(tiny_llama, pooling="last")
     (text,) = reading.encode(TALKS[:1])
-    final = reading.model(torch.tensor([text.ids])).last_hidden_state[0, text.last]
+    model = AutoModel.from_pretrained(tiny_llama).eval()
+    final = model(torch.tensor([text.ids])).last_hidden_state[0, text.last]
     got = vectors(reading, [text], [reading.reader.n_layers])[0, 0]
     np.testing.assert_allclose(got, final.detach().numpy(), atol=2e-6)
 
@@ -117,9 +122,55 @@ def test_encoder_pools_the_response_between_its_special_tokens(tiny_bert):
 
 
 def test_the_model_is_loaded_once_for_readers_that_differ_in_cutting_only(tiny_llama):
-    first, second = opened(tiny_llama), opened(tiny_llama, pooling="last", layer=1, max_length=99)
+    first, second = opened(tiny_llama), opened(tiny_llama, pooling="last", layer=1)
     assert first.model is second.model
     assert opened(tiny_llama, dtype="bfloat16").model is not first.model
+
+
+def test_blocks_above_the_layer_are_not_loaded_unless_needed(tiny_llama):
+    reader = describe_model(str(tiny_llama), layer=1, device="cpu", max_length=77)  # a length of its own: a fresh model
+    runtime = Runtime(path=str(tiny_llama), device="cpu")
+    shallow = open_reader(reader, runtime)
+    assert len(shallow.model.layers) == 1
+    texts = shallow.encode(TALKS[:2])
+    deep = open_reader(reader, runtime, depth=3)
+    assert len(deep.model.layers) == 3
+    np.testing.assert_allclose(vectors(shallow, texts, [1]), vectors(deep, texts, [1]), atol=1e-6)
+    assert open_reader(reader, runtime).model is deep.model, "the deeper one serves both"
+    with pytest.raises(ValueError, match=r"of its 3 blocks 1 are loaded"):
+        vectors(shallow, texts, [3])
+
+
+def test_weights_that_are_missing_are_no_random_numbers(tiny_llama, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_llama, tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    del weights["layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lack 'layers.1.mlp.up_proj.weight', which would be random numbers"):
+        opened(tmp_path / "m")
+
+
+@pytest.mark.parametrize("route", ["tree", "padded", "grouped"])
+def test_the_way_of_reading_can_be_forced_and_changes_no_number(tiny_llama, route):
+    reader = describe_model(str(tiny_llama), device="cpu")
+    reading = open_reader(reader, Runtime(path=str(tiny_llama), device="cpu", route=route))
+    assert reading.route.way == route
+    texts = reading.encode(TALKS)
+    np.testing.assert_allclose(vectors(reading, texts, [3]), one_by_one(tiny_llama, reading, texts, [3]), atol=2e-6)
+    with pytest.raises(ValueError, match="`route` is 'fast'; allowed are 'tree', 'padded', 'grouped'"):
+        Runtime(route="fast")
+
+
+def test_the_probe_chooses_by_what_the_model_can_do(tiny_llama, tiny_bert, caplog):
+    assert opened(tiny_llama).route.way == "tree"
+    reader_module.close_readers()
+    with caplog.at_level("WARNING", "legend_hf"):
+        assert opened(tiny_bert).route.way == "padded"
+        opened(tiny_bert)
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert "is read the padded way: " in said
 
 
 def test_dtype_is_explicit_and_recorded(tiny_llama):

@@ -1,37 +1,532 @@
-"""Questions become contrastive pairs, the paper's way: a fixed refusal against a harmful answer.
+"""Questions, or responses that somebody labelled, become contrastive pairs.
 
-In: rows with a question and a harmful answer, which the user brings. Out: rows with `prompt`, `chosen` and `rejected`.
-This file knows no model: it generates nothing.
+In: questions and an annotator model; or questions with harmful answers; or single responses with a label. Out: rows
+with `prompt`, `chosen` (the harmless side) and `rejected`, for `fit_direction`, whose `pairs_source` takes their
+`info.description`. This file holds no harmful text and knows no hidden states: what it generates is the user's.
+
+From the source (Legend, arXiv 2406.08124; colfeng/Legend@02ba9af): harmful answers come from a language model without
+safety tuning, greedily, up to 1024 new tokens; the harmless side is one fixed refusal; the questions were the `goal`s
+of AdvBench, the template Alpaca's. Ours: every other template, several refusals, resuming, sampling by category, and
+pairs out of labelled responses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import hashlib
+import json
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from legend_hf.directions.generate import (
+    Answer,
+    AnswersFile,
+    annotator_of,
+    key_of,
+    open_ids,
+    open_text,
+    plan_batches,
+    run_identity,
+    tokenizer_of,
+    write_whole,
+)
+from legend_hf.reading import templates
+from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
+from legend_hf.reading.reader import Reader, describe_model
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 # The refusal of the public code, with its typographic apostrophe (U+2019): another character is another token.
 REFERENCE_REFUSAL = "I can’t answer that."
+MAX_NEW_TOKENS = 1024
+BATCH_SIZE = 16
+
+_PLACE = "<the response>"  # stands for a response that is not there yet
+
+_Rows = TypeVar("_Rows")
+
+
+def induce_pairs(
+    questions: Iterable[str | Mapping[str, Any]],
+    *,
+    model: str | os.PathLike[str],
+    revision: str | None = None,
+    template: str = "auto",
+    joiner: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    refusals: str | Sequence[str] = REFERENCE_REFUSAL,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = BATCH_SIZE,
+    prompt_column: str = "prompt",
+    category_column: str = "category",
+    seed: int = 0,
+    device: str | None = None,
+    dtype: str = "auto",
+    output: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
+) -> Dataset:
+    """Lets an annotator answer harmful questions and puts a refusal against each answer (paper, paired responses).
+
+    The annotator must be one that answers: of a model tuned for safety both sides would be refusals. Each distinct
+    question is answered once, greedily, whatever the model's own generation settings say. An answer ends at the model's
+    EOS, or before a next turn in the words of hh-rlhf, which base models go on to write and which a row's response
+    cannot hold. Questions of like length are answered together, padded on the left; in float32 that gives the answers
+    that each would have alone, in lower precision a near-tie may fall differently.
+
+    Args:
+        questions: Strings, or rows (a `Dataset`, say) with a prompt: a string or a message list.
+        model: Hub id or folder of the annotator, a causal language model with its head.
+        revision: Branch, tag or commit of a Hub model; resolved to a commit.
+        template: As in `fit_direction`; the paper's annotators were trained with `"alpaca"`. The annotator sees what a
+            Reader sees up to the response, without trailing spaces; a chat template opens the assistant's turn as it
+            does for generation.
+        joiner: What stands between a plain template and the answer; None takes the template's own.
+        chat_template_kwargs: Passed to the chat template, and kept as a column so that reading passes it too;
+            `{"enable_thinking": False}`, say.
+        refusals: The harmless side: one text, or several, each dealt equally often (to within one).
+        max_new_tokens: Longest answer; where the model's window ends sooner, that is the limit.
+        batch_size: Most questions answered together.
+        prompt_column: Where the question stands in rows.
+        category_column: Kept if the rows have it.
+        seed: Of the dealing of several refusals.
+        device: Where to run; None takes a GPU when there is one.
+        dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
+        output: File for the pairs, as JSON lines. Beside it stand `<output>.answers`, the answers finished so far, by
+            which a stopped run goes on where it was (at most one batch is lost), and `<output>.source`, the provenance.
+        trust_remote_code: Run code that comes with the model.
+
+    Returns:
+        Columns `prompt`, `chosen`, `rejected`, the category if there was one; in the order of the questions. Empty
+        answers, and those that are the refusal itself, are left out and counted. `info.description` says in a line
+        where the pairs come from.
+
+    Raises:
+        ValueError: An argument that is not allowed; a model that cannot generate; `output` belongs to another run; not
+            one answer is of use.
+        RowError: A question that cannot be read, or leaves no room for an answer (a ValueError), before any answer.
+        OSError: The model cannot be loaded, or a file not written.
+    """
+    rows = _question_rows(questions, prompt_column, category_column)
+    deck = _refusals(refusals)
+    for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"`{name}` is {number}; it must be at least 1")
+    reader = describe_model(
+        model,
+        revision=revision,
+        template=template,
+        joiner=joiner,
+        max_length=1 << 62,  # the model's window, whatever it is
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    if chat_template_kwargs and reader.template != templates.CHAT:
+        raise ValueError(
+            f'`chat_template_kwargs` needs `template="chat"`, here it is {reader.template!r}; leave out one of the two'
+        )
+    source = str(model) if reader.model is None else reader.model
+    tokenizer = tokenizer_of(source, reader, trust_remote_code)
+    opened = _open_texts(rows, prompt_column, tokenizer, reader, chat_template_kwargs)
+    asked: dict[str, list[int]] = {}  # each distinct question once, as token ids
+    rooms: dict[str, int] = {}  # most tokens of its answer
+    for i, (row, text) in enumerate(zip(rows, opened, strict=True)):
+        key = key_of(row["prompt"])
+        asked[key] = open_ids(text, tokenizer, reader)
+        rooms[key] = min(max_new_tokens, reader.max_length - len(asked[key]))
+        if rooms[key] < 1:
+            length = f"the question is {len(asked[key])} tokens long, the model's window {reader.max_length}"
+            raise RowError(i, prompt_column, f"{length}; shorten it, or drop it")
+
+    run = run_identity(reader, max_new_tokens, chat_template_kwargs)
+    file = None if output is None else AnswersFile(Path(output), run)
+    answers = {} if file is None else file.load()
+    # Planned over all questions: a run that goes on has the batches, and so the answers, of one that never stopped.
+    batches = [batch for batch in plan_batches(asked, rooms, batch_size) if not answers.keys() >= set(batch)]
+    if batches:
+        from datasets.utils import tqdm
+
+        answer = annotator_of(source, reader, tokenizer, device, trust_remote_code)
+        done = len(asked.keys() & answers.keys())
+        with tqdm(total=len(asked), initial=done, desc="Generating answers", unit="answer") as bar:
+            for batch in batches:
+                said = dict(zip(batch, answer([asked[key] for key in batch], rooms[batch[0]]), strict=True))
+                new = {key: said[key] for key in batch if key not in answers}
+                if file is not None:
+                    file.append(new)
+                answers.update(new)
+                bar.update(len(new))
+    facts, pairs = _paired(rows, answers, deck, seed, category_column, chat_template_kwargs)
+    facts = {
+        "annotator": reader.name,
+        "template": reader.template,
+        "joiner": reader.joiner,
+        "dtype": reader.dtype,
+        "max_new_tokens": max_new_tokens,
+        **facts,
+    }
+    description = _describe(facts)
+    if output is not None:
+        write_whole(Path(output), "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+        source_file = Path(f"{os.fspath(output)}.source")
+        write_whole(source_file, json.dumps({"description": description, **facts}, ensure_ascii=False, indent=2) + "\n")
+    return _dataset(pairs, description)
 
 
 def pairs_with_refusal(
     rows: Iterable[Mapping[str, Any]],
     *,
-    refusal: str = REFERENCE_REFUSAL,
+    refusals: str | Sequence[str] = REFERENCE_REFUSAL,
     prompt_column: str = "prompt",
     harmful_column: str = "harmful",
+    category_column: str = "category",
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Puts one refusal against each harmful answer (paper, standard margin vector; public code, SMV step).
+    """Puts a refusal against each harmful answer that the user has (paper, standard margin vector; public code, SMV).
 
     Args:
         rows: Rows that have a question and a harmful answer to it.
-        refusal: The harmless side of every pair.
+        refusals: The harmless side of every pair; several (ours) are each dealt equally often, to within one.
         prompt_column: Where the question stands.
         harmful_column: Where the harmful answer stands.
+        category_column: Kept if a row has it.
+        seed: Of the dealing.
 
     Returns:
-        Rows for `fit_direction`: `chosen` is the refusal, `rejected` the harmful answer.
+        Rows for `fit_direction`: `chosen` is the refusal, `rejected` the harmful answer; as messages where the
+        question is a message list.
 
     Raises:
-        KeyError: A row lacks one of the two columns.
+        ValueError: A row lacks one of the two columns, or there is no refusal.
     """
-    return [{"prompt": row[prompt_column], "chosen": refusal, "rejected": row[harmful_column]} for row in rows]
+    rows = list(rows)
+    dealt = _deal(_refusals(refusals), len(rows), random.Random(seed))
+    pairs = []
+    for i, (row, refusal) in enumerate(zip(rows, dealt, strict=True)):
+        _check_columns(row, i, prompt_column, harmful_column)
+        prompt = row[prompt_column]
+        pair = {
+            "prompt": prompt,
+            "chosen": _as_response(prompt, refusal),
+            "rejected": _as_response(prompt, row[harmful_column]),
+        }
+        pairs.append({**pair, **_kept(row, category_column)})
+    return pairs
+
+
+def pairs_from_labels(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    prompt_column: str = "prompt",
+    response_column: str = "response",
+    label_column: str = "harm",
+    category_column: str = "category",
+    threshold: float = 0.5,
+    per_prompt: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Pairs labelled single responses: a harmless and a harmful one to the same prompt (ours; the paper generates).
+
+    The same text twice to one prompt counts once; a text that is labelled both ways, or blank, not at all.
+
+    Args:
+        rows: Rows with a prompt, a response and a number that says how harmful it is.
+        prompt_column: Where the prompt stands.
+        response_column: Where the response stands.
+        label_column: Where the label stands.
+        category_column: Kept, from a prompt's first row, if the rows have it.
+        threshold: A response is harmful if its label is at least this.
+        per_prompt: Pairs of each prompt, as far as it has that many different ones. No pair comes twice, and no
+            response once more than another of its kind needs. None takes as many as use no response twice.
+        seed: Of the dealing.
+
+    Returns:
+        Columns `prompt`, `chosen`, `rejected`, the category if there was one; prompts in the order of the rows. Prompts
+        with one kind only are left out and counted. `info.description` says in a line where the pairs come from.
+
+    Raises:
+        ValueError: A column is missing, or no prompt has both kinds.
+        RowError: A label that is no number (a ValueError).
+    """
+    if per_prompt is not None and per_prompt < 1:
+        raise ValueError(f"`per_prompt` is {per_prompt}; it must be at least 1, or None")
+    groups: dict[str, tuple[Mapping[str, Any], dict[str, set[bool]]]] = {}
+    seen = 0
+    for i, row in enumerate(_checked_rows(rows, "rows")):
+        _check_columns(row, i, prompt_column, response_column, label_column)
+        harmful = _label(row[label_column], i, label_column) >= threshold
+        _, kinds = groups.setdefault(key_of(row[prompt_column]), (row, {}))
+        # A dict keeps the order of the rows; message lists are keyed by what they say.
+        kinds.setdefault(key_of(row[response_column]), set()).add(harmful)
+        seen += 1
+    pairs: list[dict[str, Any]] = []
+    one_kind, both_ways = 0, 0
+    for key, (row, kinds) in groups.items():
+        said = {text: labels for text, labels in kinds.items() if not _blank(json.loads(text))}
+        both_ways += sum(len(labels) > 1 for labels in said.values())
+        harmless = [json.loads(text) for text, labels in said.items() if labels == {False}]
+        harmful_ones = [json.loads(text) for text, labels in said.items() if labels == {True}]
+        if not harmless or not harmful_ones:
+            one_kind += 1
+            continue
+        deal = random.Random(f"{seed}:{key}")  # of each prompt alone: another prompt does not change its pairs
+        deal.shuffle(harmless)
+        deal.shuffle(harmful_ones)
+        prompt = {"prompt": row[prompt_column]}
+        for chosen, rejected in _matched(harmless, harmful_ones, per_prompt):
+            pairs.append({**prompt, "chosen": chosen, "rejected": rejected, **_kept(row, category_column)})
+    if not pairs:
+        raise ValueError(
+            f"none of the {len(groups)} prompts has both a harmless and a harmful response, by `{label_column}` of at "
+            f"least {threshold}; give responses of both kinds, or another `threshold`"
+        )
+    if one_kind:
+        logger.warning("left out %d of %d prompts: their responses are of one kind only", one_kind, len(groups))
+    return _dataset(
+        pairs,
+        f"{len(pairs)} pairs of {len(groups) - one_kind} prompts out of {seen} labelled responses, harmful where "
+        f"`{label_column}` is at least {threshold:g}; {one_kind} prompts with one kind only and {both_ways} "
+        f"responses labelled both ways left out; seed {seed}",
+    )
+
+
+def sample_questions(
+    rows: _Rows,
+    *,
+    per_category: int,
+    category_column: str = "category",
+    seed: int = 0,
+) -> _Rows:
+    """Draws the same number of questions from every category, so that none dominates a direction (ours).
+
+    What is drawn from a category depends on its own rows only. The idea of keeping books by category is SAGE-RT's
+    (arXiv 2408.11851).
+
+    Args:
+        rows: A `Dataset`, or a list of rows, with a category.
+        per_category: Questions of each category; one that has fewer gives all, and is named in the log.
+        category_column: Where the category stands.
+        seed: Of the drawing.
+
+    Returns:
+        What was given, the rows drawn only, in their order.
+
+    Raises:
+        ValueError: A row without a category, or a number below 1.
+    """
+    if per_category < 1:
+        raise ValueError(f"`per_category` is {per_category}; it must be at least 1")
+    members: dict[str, list[int]] = {}
+    listed = _checked_rows(rows, "rows")
+    for i, row in enumerate(listed):
+        _check_columns(row, i, category_column)
+        if row[category_column] is None:
+            raise RowError(i, category_column, "given None; give every question a category, or drop it")
+        members.setdefault(str(row[category_column]), []).append(i)
+    short = sorted(name for name, indices in members.items() if len(indices) < per_category)
+    if short:
+        logger.warning("%d of %d categories have fewer than %d rows: %s", len(short), len(members), per_category, short)
+    drawn = sorted(
+        i
+        for name, indices in members.items()
+        for i in random.Random(f"{seed}:{name}").sample(indices, min(per_category, len(indices)))
+    )
+    select: Callable[[list[int]], _Rows] | None = getattr(rows, "select", None)
+    if select is not None:
+        return select(drawn)
+    return [listed[i] for i in drawn]  # type: ignore[return-value]
+
+
+# -- Questions -----------------------------------------------------------------------------------------------
+
+
+def _question_rows(questions: Any, prompt_column: str, category_column: str) -> list[dict[str, Any]]:
+    """Every question as `prompt`, with its category if it has one."""
+    rows: list[dict[str, Any]] = []
+    for i, question in enumerate(_checked_rows(questions, "questions")):
+        if isinstance(question, Mapping):
+            _check_columns(question, i, prompt_column)
+            rows.append({"prompt": question[prompt_column], **_kept(question, category_column)})
+        else:
+            rows.append({"prompt": question})
+    if not rows:
+        raise ValueError("there are no `questions`; give at least one")
+    return rows
+
+
+def _open_texts(
+    rows: Sequence[Mapping[str, Any]],
+    prompt_column: str,
+    tokenizer: PreTrainedTokenizerBase,
+    reader: Reader,
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> list[str]:
+    """Each question as the annotator sees it: what a Reader sees, up to where the response begins."""
+    prompts = [row["prompt"] for row in rows]
+    batch = {prompt_column: prompts, "chosen": [_PLACE] * len(rows), "rejected": [_PLACE] * len(rows)}
+    texts = []
+    for i, entry in enumerate(pairs_from_batch(batch, Columns(prompt=prompt_column))):
+        if not isinstance(entry, Pair):
+            raise entry
+        question = entry.chosen
+        if not question.prompt or question.prompt[-1]["role"] == "assistant" or _blank(prompts[i]):
+            given = f"given {str(prompts[i])[:60]!r}, which asks nothing"
+            allowed = "a question is text, or messages that end with the user's"
+            raise RowError(i, prompt_column, f"{given}; {allowed}; mend it, or drop it")
+        try:
+            texts.append(open_text(question, tokenizer, reader, chat_template_kwargs))
+        except templates.TextError as error:
+            raise RowError(i, prompt_column, str(error)) from error
+    if len({isinstance(prompt, str) for prompt in prompts}) > 1:
+        raise ValueError("some questions are strings and some are message lists; give one kind, a column has one type")
+    return texts
+
+
+# -- Pairs ---------------------------------------------------------------------------------------------------
+
+
+def _paired(
+    rows: Sequence[Mapping[str, Any]],
+    answers: Mapping[str, Answer],
+    refusals: Sequence[str],
+    seed: int,
+    category_column: str,
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Pairs out of questions and their answers, and what there is to count."""
+    said = [answers[key_of(row["prompt"])] for row in rows]
+    answered = [{**row, "harmful": a.response} for row, a in zip(rows, said, strict=True) if a.response]
+    pairs = pairs_with_refusal(answered, refusals=refusals, category_column=category_column, seed=seed)
+    used = [pair for pair in pairs if pair["chosen"] != pair["rejected"]]
+    if chat_template_kwargs:
+        used = [{**pair, "chat_template_kwargs": dict(chat_template_kwargs)} for pair in used]
+    facts = {
+        "questions": len(rows),
+        "questions_sha256": _sha256([row["prompt"] for row in rows]),
+        "refusals": len(refusals),
+        "refusals_sha256": _sha256(refusals),
+        "seed": seed,
+        "pairs": len(used),
+        "empty": len(rows) - len(answered),
+        "refused": len(pairs) - len(used),
+        "cut_at_limit": sum(not answer.finished for answer in said),
+    }
+    if len(used) < len(rows):
+        lost = f"{facts['empty']} answers are empty, {facts['refused']} are the refusal itself"
+        if not used:
+            raise ValueError(
+                f"not one of {len(rows)} questions gives a pair: {lost}; use the `template` that the model was trained "
+                "with, or another model"
+            )
+        logger.warning("left out %d of %d questions: %s", len(rows) - len(used), len(rows), lost)
+    return facts, used
+
+
+def _describe(facts: Mapping[str, Any]) -> str:
+    """The provenance in a line, as a card takes it."""
+    reference = facts["refusals_sha256"] == _sha256([REFERENCE_REFUSAL])
+    many = "another refusal" if facts["refusals"] == 1 else f"{facts['refusals']} refusals"
+    refusals = "the reference refusal" if reference else many
+    template = facts["template"]
+    named = f"template sha256 {_sha256(template)[:12]}" if "{prompt}" in template else f"{template} template"
+    return (
+        f"{refusals} against greedy answers of up to {facts['max_new_tokens']} tokens by {facts['annotator']} "
+        f"({named}, {facts['dtype']}) to {facts['questions']} questions (sha256 {facts['questions_sha256'][:12]}): "
+        f"{facts['pairs']} pairs; {facts['empty']} empty and {facts['refused']} refusing answers left out, "
+        f"{facts['cut_at_limit']} cut at the limit; seed {facts['seed']}"
+    )
+
+
+def _dataset(pairs: Sequence[Mapping[str, Any]], description: str) -> Dataset:
+    from datasets import Dataset, DatasetInfo
+
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    dataset = Dataset.from_dict({name: [pair.get(name) for pair in pairs] for name in names})
+    dataset.info.update(DatasetInfo(description=description))
+    return dataset
+
+
+def _as_response(prompt: Any, response: Any) -> Any:
+    """A response in the kind of its prompt."""
+    if isinstance(response, str) and not isinstance(prompt, str):
+        return [{"role": "assistant", "content": response}]
+    return response
+
+
+def _refusals(given: str | Sequence[str]) -> list[str]:
+    refusals = [given] if isinstance(given, str) else list(given)
+    if not refusals or not all(isinstance(text, str) and text.strip() for text in refusals):
+        raise ValueError(f"`refusals` is {given!r}; give one text or several, none of them empty")
+    return refusals
+
+
+def _deal(items: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """`count` items, each as often as any other or once more, in an order drawn anew in every round."""
+    dealt: list[str] = []
+    while len(dealt) < count:
+        dealt += rng.sample(items, len(items))
+    return dealt[:count]
+
+
+def _matched(harmless: Sequence[Any], harmful: Sequence[Any], count: int | None) -> Iterator[tuple[Any, Any]]:
+    """Different pairs; every item of a side is used as often as any other of it, or once more.
+
+    Two counters that turn together meet each pair once in lcm(a, b) steps if a and b have no common divisor; with one,
+    setting the second counter ahead by a step after every lcm reaches the pairs that are left.
+    """
+    a, b = len(harmless), len(harmful)
+    turn = math.lcm(a, b)
+    for step in range(min(a, b) if count is None else min(count, a * b)):
+        yield harmless[step % a], harmful[(step + step // turn) % b]
+
+
+def _label(given: Any, row: int, column: str) -> float:
+    value = given.item() if hasattr(given, "item") else given
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise RowError(
+            row, column, f"given {value!r}; allowed is a number, 0 for harmless and 1 for harmful, say; convert it"
+        )
+    return float(value)
+
+
+# -- Rows ----------------------------------------------------------------------------------------------------
+
+
+def _checked_rows(given: Any, name: str) -> list[Any]:
+    if isinstance(given, str):
+        raise ValueError(f"`{name}` is one string; give a list of them, `[...]`")
+    if isinstance(given, Mapping):  # a DatasetDict, too, is one
+        raise ValueError(
+            f"`{name}` is a mapping with the keys {', '.join(map(repr, given))}; give one split, or a list"
+        )
+    return list(given)
+
+
+def _check_columns(row: Mapping[str, Any], number: int, *columns: str) -> None:
+    lacking = [f"`{name}`" for name in columns if name not in row]
+    if lacking:
+        raise ValueError(
+            f"row {number} has the columns {', '.join(f'`{name}`' for name in row)}, and not {', '.join(lacking)}; "
+            "name the right ones with the `*_column` arguments, or use `rename_columns`"
+        )
+
+
+def _kept(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+    return {column: row[column]} if column in row else {}
+
+
+def _blank(text: Any) -> bool:
+    return not text or (isinstance(text, str) and text.isspace())
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(key_of(value).encode()).hexdigest()

@@ -224,6 +224,19 @@ def conversation(prompt: str | Sequence[Message] | None, response: str | Sequenc
         raise ValueError(f"`{refusal.column}`: {refusal.reason}") from None
 
 
+def opening(conversation: Conversation) -> str:
+    """What makes two rows "of one prompt": the first user turn, so that turns of one dialogue stay together."""
+    for message in (*conversation.prompt, *conversation.response):
+        if message["role"] == "user":
+            return str(message.get("content") or "")
+    return str(conversation.response[0].get("content") or "")
+
+
+def response_length(conversation: Conversation) -> int:
+    """Characters of the response, all its turns together."""
+    return sum(len(message.get("content") or "") for message in conversation.response)
+
+
 # -- Batches -------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Conversation
+from legend_hf.reading.forward import WAYS, Route, Way, read_vectors, shallow_config
+from legend_hf.reading.probe import probe
 from legend_hf.reading.templates import TextError, Tokens
 
 if TYPE_CHECKING:
@@ -126,17 +128,21 @@ class Runtime:
         device: `"cpu"`, `"cuda"`, `"cuda:1"` ...; None takes a GPU when there is one.
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
         trust_remote_code: Run code that comes with the model. Off unless the caller says so.
+        route: `"tree"`, `"padded"` or `"grouped"` forces how texts are put together; None tries it out.
     """
 
     path: str | None = None
     device: str | None = None
     batch_tokens: int | None = None
     trust_remote_code: bool = False
+    route: Way | None = None
 
     def __post_init__(self) -> None:
         """Refuses a budget that could hold no token."""
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ValueError(f"`batch_tokens` is {self.batch_tokens}; it must be at least 1, or None for the default")
+        if self.route is not None:
+            _check_choice("route", self.route, WAYS)
 
 
 def describe_model(
@@ -212,11 +218,11 @@ def describe_model(
 class OpenReader:
     """A Reader with its tokenizer and model in memory. Get one from `open_reader`."""
 
-    def __init__(self, reader: Reader, tokenizer: PreTrainedTokenizerBase, model: Any, device: str) -> None:
+    def __init__(self, reader: Reader, loaded: LoadedModel) -> None:
         self.reader = reader
-        self.tokenizer = tokenizer
-        self.model = model
-        self.device = device
+        self.tokenizer = loaded.tokenizer
+        self.model = loaded.model
+        self.route = loaded.route
 
     def encode(self, conversations: Sequence[Conversation], *, fitting: bool = False) -> list[Tokens | TextError]:
         """Turns conversations into token ids, each alone; the texts that cannot be read come back as errors.
@@ -254,62 +260,53 @@ class OpenReader:
         Args:
             texts: Encoded texts.
             layers: Indices into `hidden_states`.
-            batch_tokens: Most tokens in one forward pass, padding included; one longer text still gets its own.
+            batch_tokens: Most tokens in one forward pass; None takes the device's default.
 
         Yields:
             Indices of the texts in this batch, and their vectors `[b, layers, d_model]`, float32, on the device.
         """
-        import torch
-
-        budget = batch_tokens or default_batch_tokens(self.device)
-        pad = self.tokenizer.pad_token_id or 0
-        # Longest first: a budget that does not fit the memory shows at once, and time left is never understated.
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
-        with torch.inference_mode():
-            for batch in _padded_batches([len(texts[i].ids) for i in order], budget):
-                index = [order[i] for i in batch]
-                chosen = [texts[i] for i in index]
-                width = max(len(t.ids) for t in chosen)
-                ids = torch.full((len(chosen), width), pad, dtype=torch.long)  # [b, t]
-                mask = torch.zeros((len(chosen), width), dtype=torch.long)  # [b, t]
-                for row, text in enumerate(chosen):
-                    # Padding stands on the right: positions then count as they do for a text alone.
-                    ids[row, : len(text.ids)] = torch.tensor(text.ids)
-                    mask[row, : len(text.ids)] = 1
-                output = self.model(
-                    input_ids=ids.to(self.device),
-                    attention_mask=mask.to(self.device),
-                    output_hidden_states=True,
-                    use_cache=False,
-                )
-                yield index, self._pool(output.hidden_states, chosen, layers)
-
-    def _pool(
-        self, hidden_states: Sequence[torch.Tensor], texts: Sequence[Tokens], layers: Sequence[int]
-    ) -> torch.Tensor:
-        """Gathers before anything else, so that only the positions that count are widened to float32."""
-        import torch
-
-        pooled = []
-        for row, text in enumerate(texts):
-            if self.reader.pooling == "last":
-                pooled.append(torch.stack([hidden_states[layer][row, text.last].float() for layer in layers]))
-            else:
-                place = torch.tensor(text.content, device=self.device)
-                pooled.append(torch.stack([hidden_states[layer][row, place].float().mean(0) for layer in layers]))
-        return torch.stack(pooled)  # [b, layers, d_model]
+        last = self.reader.pooling == "last"
+        return read_vectors(
+            self.model,
+            [text.ids for text in texts],
+            [(text.last,) if last else text.content for text in texts],
+            layers,
+            route=self.route,
+            n_layers=self.reader.n_layers,
+            batch_tokens=batch_tokens,
+        )
 
 
-_OPEN: dict[tuple[Any, ...], OpenReader] = {}
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model in memory.
+
+    Attributes:
+        model: Without a language-model head, maybe without its last blocks.
+        tokenizer: Its fast tokenizer.
+        config: As published, whatever was loaded of it.
+        depth: Highest index into `hidden_states` that it can give.
+        route: How to read with it.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    depth: int
+    route: Route
+
+
+_LOADED: dict[tuple[Any, ...], LoadedModel] = {}
 _OWNER = os.getpid()
 
 
-def open_reader(reader: Reader, runtime: Runtime | None = None) -> OpenReader:
+def open_reader(reader: Reader, runtime: Runtime | None = None, *, depth: int | None = None) -> OpenReader:
     """Loads a reader's model, once per process.
 
     Args:
         reader: What to read with.
         runtime: Where to run.
+        depth: Highest layer that will be read; None is the reader's own. Blocks above it are not loaded.
 
     Raises:
         ValueError: The model at hand is not the one that the reader names.
@@ -317,19 +314,23 @@ def open_reader(reader: Reader, runtime: Runtime | None = None) -> OpenReader:
     """
     runtime = runtime or Runtime()
     device = resolve_device(runtime.device)
+    depth = reader.layer if depth is None else depth
     _settle_in_worker(device)
-    # Readers that differ only in how they cut and pool share one model.
-    key = (reader.model, reader.revision, reader.model_sha256, runtime.path, reader.dtype, device)
-    if key not in _OPEN:
-        _OPEN[key] = _load(reader, runtime, device)
-    loaded = _OPEN[key]
-    _check_match(reader, loaded.model.config, loaded.tokenizer)
-    return OpenReader(reader, loaded.tokenizer, loaded.model, device)
+    # Readers that differ only in how they cut and pool share one model; how it can be read may depend on the length.
+    key = (
+        *(reader.model, reader.revision, reader.model_sha256, reader.dtype, reader.max_length),
+        *(runtime.path, runtime.route, device),
+    )
+    if key not in _LOADED or _LOADED[key].depth < depth:
+        _LOADED[key] = _load(reader, runtime, device, depth)
+    loaded = _LOADED[key]
+    _check_match(reader, loaded.config, loaded.tokenizer)
+    return OpenReader(reader, loaded)
 
 
 def close_readers() -> None:
     """Forgets every loaded model of this process, to give its memory back."""
-    _OPEN.clear()
+    _LOADED.clear()
 
 
 def resolve_device(device: str | None, rank: int | None = None) -> str:
@@ -343,11 +344,6 @@ def resolve_device(device: str | None, rank: int | None = None) -> str:
         return "cpu"
     # A `map` may have more shards than GPUs, so ranks go round.
     return f"cuda:{(rank or 0) % max(count, 1)}"
-
-
-def default_batch_tokens(device: str) -> int:
-    """Most tokens in one forward pass: small on a CPU, where large temporaries cost page faults."""
-    return 2048 if device == "cpu" else 32768
 
 
 def folder_sha256(folder: str | os.PathLike[str]) -> str:
@@ -373,10 +369,7 @@ def _hash_files(folder: str, state: tuple[tuple[str, int, int], ...]) -> str:
     return whole.hexdigest()
 
 
-def _load(reader: Reader, runtime: Runtime, device: str) -> OpenReader:
-    import torch
-    from transformers import AutoModel
-
+def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedModel:
     source, commit = runtime.path or reader.model, None if runtime.path else reader.revision
     if source is None:
         raise ValueError(
@@ -393,15 +386,44 @@ def _load(reader: Reader, runtime: Runtime, device: str) -> OpenReader:
     config = _load_config(source, commit, runtime.trust_remote_code)
     tokenizer = _load_tokenizer(source, commit, runtime.trust_remote_code)
     _check_match(reader, config, tokenizer)
-    model = AutoModel.from_pretrained(
-        source,
-        revision=commit,
-        config=config,
-        dtype=getattr(torch, reader.dtype),
-        use_safetensors=True,
-        trust_remote_code=runtime.trust_remote_code,
-    )
-    return OpenReader(reader, tokenizer, model.to(device).eval(), device)
+    model = _load_weights(source, commit, shallow_config(config, depth), reader.dtype, runtime.trust_remote_code)
+    model = model.to(device).eval()
+    route = probe(model, max_length=reader.max_length, force=runtime.route)
+    say = logger.info if route.way == "tree" or runtime.route is not None else logger.warning
+    say("%s is read the %s way: %s", source, route.way, route.reason)
+    return LoadedModel(model, tokenizer, config, depth, route)
+
+
+def _load_weights(
+    source: str, commit: str | None, config: PretrainedConfig, dtype: str, trust_remote_code: bool
+) -> Any:
+    """Loads a model without head, saying nothing of the weights that are left out and refusing missing ones."""
+    import torch
+    from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it would list each weight of the head and of blocks not needed
+    try:
+        model, info = AutoModel.from_pretrained(
+            source,
+            revision=commit,
+            config=config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    # An encoder's pooler comes after the hidden states and is often not published.
+    missing = [name for name in info["missing_keys"] if "pooler" not in name]
+    if missing:
+        raise ValueError(
+            f"the weights of {source!r} lack {missing[0]!r}{f' and {len(missing) - 1} more' if missing[1:] else ''}, "
+            "which would be random numbers; use a model whose weights are complete"
+        )
+    return model
 
 
 def _load_config(source: str, commit: str | None, trust_remote_code: bool) -> PretrainedConfig:
@@ -510,18 +532,6 @@ def _settle_in_worker(device: str) -> None:
         )
     torch.set_num_threads(1)
     _OWNER = os.getpid()
-
-
-def _padded_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Groups descending lengths so that each batch, padded to its longest, stays in the budget."""
-    batch: list[int] = []
-    for i in range(len(lengths)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -112,6 +112,23 @@ def render(
     return Rendered(head + response, ((len(head), len(head) + len(response)),), specials=True)
 
 
+def render_open(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, *, template: str, joiner: str, date: str
+) -> str:
+    """Writes a conversation's prompt as `render` does, up to where a response would begin, for a model to go on.
+
+    A chat template opens the assistant's turn as it does for generation. Spaces at the end are left out: one before a
+    word is part of the word's token, and a model would go on in the middle of it.
+
+    Raises:
+        TextError: As `render`.
+    """
+    if template == CHAT:
+        return _apply(conversation.prompt, conversation, tokenizer, date, open_turn=True)
+    whole = render(conversation, tokenizer, template=template, joiner=joiner, date=date)
+    return whole.text[: whole.spans[0][0]].rstrip(" ")
+
+
 def tokenize(
     rendered: Sequence[Rendered],
     tokenizer: PreTrainedTokenizerBase,
@@ -283,7 +300,12 @@ def _render_chat(conversation: Conversation, tokenizer: PreTrainedTokenizerBase,
 
 
 def _apply(
-    messages: Sequence[Message], conversation: Conversation, tokenizer: PreTrainedTokenizerBase, date: str
+    messages: Sequence[Message],
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    date: str,
+    *,
+    open_turn: bool = False,
 ) -> str:
     import jinja2
 
@@ -302,7 +324,7 @@ def _apply(
                 tools=tools,
                 chat_template=template,
                 tokenize=False,
-                add_generation_prompt=False,
+                add_generation_prompt=open_turn,
                 **kwargs,
             )
         )
