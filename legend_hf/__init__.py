@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from legend_hf.directions.direction import ArtifactError as ArtifactError
     from legend_hf.directions.direction import Direction as Direction
     from legend_hf.directions.fit import fit_direction as fit_direction
+    from legend_hf.directions.induce import induce_pairs as induce_pairs
+    from legend_hf.directions.induce import pairs_from_labels as pairs_from_labels
     from legend_hf.margins.margin_fn import LegendMarginFn as LegendMarginFn
     from legend_hf.margins.margin_fn import annotate as annotate
     from legend_hf.publish import push_annotated as push_annotated
@@ -35,6 +37,8 @@ _HOME = {
     "RowError": "legend_hf.reading.formats",
     "annotate": "legend_hf.margins.margin_fn",
     "fit_direction": "legend_hf.directions.fit",
+    "induce_pairs": "legend_hf.directions.induce",
+    "pairs_from_labels": "legend_hf.directions.induce",
     "push_annotated": "legend_hf.publish",
     "save_annotated": "legend_hf.publish",
 }

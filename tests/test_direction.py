@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from legend_hf import ArtifactError, Direction, fit_direction
+from legend_hf.directions.calibrate import KINDS, MOST_PARTS, RAW, fit_calibration
 from legend_hf.directions.direction import CARD_FILE, CONFIG_FILE, TENSOR_FILE, _digest, _unpack
 
 PAIRS = [
@@ -28,7 +29,9 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def direction(tiny_llama):
-    return fit_direction(PAIRS, model=str(tiny_llama))
+    """One whose calibration holds every kind."""
+    raw = np.random.default_rng(0).standard_normal(200) + 0.5
+    return replace(fit_direction(PAIRS, model=str(tiny_llama)), calibration=fit_calibration("unit", raw))
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +207,32 @@ def rewritten(saved, change, *, tensors=None, seal=True):
             lambda c: c["calibration"].update(scale=float("nan")),
             "contradicts itself: the calibration's `scale` is nan",
         ),
+        (lambda c: c["calibration"].update(kind="percent"), "contradicts itself: `calibration` is 'percent'; allowed"),
+        (lambda c: c["calibration"].update(kind=None), "has `calibration.kind` = None, not str"),
+        (
+            lambda c: c["calibration"].update(link=None, kind="link"),
+            "`calibration` is 'link', but its numbers are missing",
+        ),
+        (lambda c: c["calibration"].update(scale=10**400), "has `calibration.scale` = 10+.*, not float | None"),
+        (lambda c: c["calibration"].update(scale=True), "has `calibration.scale` = True, not float | None"),
+        (lambda c: c["calibration"].pop("logit"), r"has a `calibration` that lacks \['logit'\]"),
+        (lambda c: c["calibration"].update(bins=[1]), r"has `calibration.bins` = \[1\], not Bins | None"),
+        (lambda c: c["calibration"]["bins"].pop("edges"), r"has a `calibration.bins` that lacks \['edges'\]"),
+        (lambda c: c["calibration"]["bins"].update(edges=["1"]), r"has `calibration.bins.edges` = \['1'\], not tuple"),
+        (lambda c: c["calibration"]["bins"].update(edges=3), "has `calibration.bins.edges` = 3, not tuple"),
+        (lambda c: c["calibration"]["bins"]["edges"].reverse(), "contradicts itself: the bins' `edges` fall"),
+        (lambda c: c["calibration"]["bins"]["values"].append(1), "contradicts itself: the bins have 3 `edges` and 5"),
+        (
+            lambda c: c["calibration"].update(bins={"edges": [1] * MOST_PARTS, "values": [1] * (MOST_PARTS + 1)}),
+            "contradicts itself: the bins have 64 `edges`",
+        ),
+        (lambda c: c["calibration"]["link"].update(code="x"), r"has a `calibration.link` that has unknown \['code'\]"),
+        (lambda c: c["calibration"]["link"].update(slope=-1), "contradicts itself: the link's `slope` is -1"),
+        (
+            lambda c: c["calibration"]["link"]["heights"].pop(),
+            "contradicts itself: the link has 3 `heights`, 4 `places`",
+        ),
+        (lambda c: c["calibration"]["link"]["heights"].__setitem__(0, float("inf")), "the link's `heights` is inf"),
         (lambda c: c["facts"].update(pairs="many"), "has `facts.pairs` = 'many', not int | None"),
         (lambda c: c["facts"].update(accuracy_interval=[1]), "has `facts.accuracy_interval` ="),
         (lambda c: c.update(facts=None), "has a `facts` that is not a mapping"),
@@ -267,6 +296,51 @@ def test_no_mutated_artifact_is_taken_or_crashes(saved, data):
         return  # white space between JSON values means nothing
     with pytest.raises(ArtifactError):
         _unpack(files[CONFIG_FILE], files[TENSOR_FILE], "you/direction")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_forged_calibration_is_taken_unless_it_makes_sense(saved, data):
+    """A calibration with any value replaced, and a digest that fits: an `ArtifactError`, or one that works."""
+
+    def forge(config):
+        part = config["calibration"]
+        while isinstance(part, dict | list) and len(part):
+            key = data.draw(st.sampled_from(sorted(part) if isinstance(part, dict) else list(range(len(part)))))
+            if not isinstance(part[key], dict | list) or data.draw(st.booleans()):
+                part[key] = data.draw(JSON)
+                return
+            part = part[key]
+
+    try:
+        calibration = _unpack(*rewritten(saved, forge), "you/direction").calibration
+    except ArtifactError:
+        return
+    raw = np.array([-1e30, -1.0, 0.0, 0.5, 1e30])
+    for kind in calibration.kinds:
+        margins = calibration.apply(raw, kind)
+        assert np.isfinite(margins).all()
+        assert (np.diff(margins) >= 0).all()
+    if calibration.gives_prob:
+        assert np.isfinite(calibration.prob(raw)).all()
+
+
+def test_every_calibration_survives_the_way_to_disk_and_is_told_in_the_card(direction, tmp_path):
+    raw = np.linspace(-4, 4, 101)
+    for calibration in (RAW, *(replace(direction.calibration, kind=kind) for kind in KINDS)):
+        replace(direction, calibration=calibration).save_pretrained(tmp_path)
+        loaded = Direction.from_pretrained(tmp_path).calibration
+        assert loaded == calibration
+        assert loaded.apply(raw).tobytes() == calibration.apply(raw).tobytes()
+        assert f"`margin` is `{calibration.kind}` unless" in (tmp_path / CARD_FILE).read_text()
+    assert loaded.prob(raw).tobytes() == direction.calibration.prob(raw).tobytes()
 
 
 def test_an_incomplete_folder_names_the_missing_file(saved, tmp_path):

@@ -1,6 +1,8 @@
-"""Fitting: what the estimator recovers, what is held out, and what is refused before anything is read."""
+"""Fitting: what is tried, held out and recorded, and what is refused before anything is read."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ from hypothesis import strategies as st
 from legend_hf.directions import fit as fit_module
 from legend_hf.directions import resample
 from legend_hf.directions.calibrate import RAW, Calibration, fit_unit
+from legend_hf.directions.choose import FEWEST_PROMPTS
+from legend_hf.directions.differences import read_differences
+from legend_hf.directions.direction import CONFIG_FILE, TENSOR_FILE, ArtifactError, Direction, _digest
 from legend_hf.directions.fit import fit_direction
 from legend_hf.directions.induce import REFERENCE_REFUSAL, pairs_with_refusal
 from legend_hf.reading.formats import RowError
@@ -33,61 +38,18 @@ PAIRS = [
     for t in TOPICS
 ]  # fmt: skip
 
-
-def planted(pairs, d_model, noise, seed=0):
-    """Pair differences that carry one known direction under noise."""
-    rng = np.random.default_rng(seed)
-    truth = rng.standard_normal(d_model)
-    truth /= np.linalg.norm(truth)
-    strength = rng.uniform(0.5, 1.5, size=(pairs, 1))
-    return truth, (strength * truth + noise * rng.standard_normal((pairs, d_model))).astype(np.float32)
-
-
-def test_mean_difference_recovers_a_planted_direction_as_pairs_grow():
-    cosines = []
-    for pairs in (10, 100, 1000, 10_000):
-        truth, differences = planted(pairs, 64, noise=1.0)
-        cosines.append(float(truth @ fit_module._unit(differences.mean(0, dtype=np.float64))))
-    assert cosines == sorted(cosines)
-    assert cosines[-1] > 0.99
-    assert cosines[0] < 0.9, "with ten noisy pairs it must not be found yet"
-
-
-def test_held_out_accuracy_is_one_half_for_random_labels_and_high_for_planted_ones():
-    _, differences = planted(600, 32, noise=0.5)
-    groups = np.arange(600)
-    assert (fit_module._cross_fit(differences, groups, 0) > 0).mean() > 0.9
-    flips = np.random.default_rng(1).choice([-1, 1], size=(600, 1)).astype(np.float32)
-    random = (fit_module._cross_fit(differences * flips, groups, 0) > 0).mean()
-    assert abs(random - 0.5) < 0.06
-    inside = differences * flips
-    leaky = (inside @ inside.mean(0) > 0).mean()
-    assert leaky > random, "scoring the pairs one fitted on would promise more: that is what is held out here"
-
-
-def test_cross_fitting_never_scores_a_prompt_that_it_fitted_on():
-    rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(40), 3)
-    folds = resample.folds_of(groups, 5, seed=3)
-    assert all(len(set(folds[groups == g])) == 1 for g in range(40))
-    assert sorted(np.bincount(folds)) == [24] * 5
-    differences = rng.standard_normal((120, 8)).astype(np.float32)
-    raw = fit_module._cross_fit(differences, groups, 3)
-    for fold in range(5):
-        direction = differences[folds != fold].mean(0, dtype=np.float64)
-        expected = differences[folds == fold] @ (direction / np.linalg.norm(direction))
-        np.testing.assert_allclose(raw[folds == fold], expected, rtol=1e-5, atol=1e-6)
+MANY = [
+    {"prompt": f"{opening} {t}?", "chosen": f"Gladly: {t} is best done with care.", "rejected": f"No {t} {'no ' * (i % 4)}"}
+    for opening in ("How about", "What is", "Who likes")
+    for i, t in enumerate(TOPICS)
+]  # fmt: skip
 
 
 def test_inputs_are_not_written_to():
-    _, differences = planted(50, 16, noise=1.0)
-    before = differences.copy()
-    fit_module._cross_fit(differences, np.arange(50), 0)
     raw = np.linspace(-3, 3, 50)
     copy = raw.copy()
     Calibration("unit", 2.0).apply(raw)
     RAW.apply(raw)
-    np.testing.assert_array_equal(differences, before)
     np.testing.assert_array_equal(raw, copy)
 
 
@@ -110,7 +72,7 @@ def test_unit_is_invariant_to_the_scale_of_hidden_states_and_raw_is_not():
     assert not np.allclose(RAW.apply(raw), RAW.apply(7 * raw))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(2, 60), st.integers(0, 5))
 def test_bootstrap_interval_holds_the_mean_and_shrinks(groups, seed):
     values = np.random.default_rng(seed).uniform(size=groups * 4)
@@ -126,13 +88,134 @@ def test_bootstrap_interval_holds_the_mean_and_shrinks(groups, seed):
         assert by_prompt[1] - by_prompt[0] > by_row[1] - by_row[0]
 
 
-def test_the_same_seed_gives_the_same_bits(tiny_llama):
-    first = fit_direction(PAIRS, model=str(tiny_llama), seed=3)
-    again = fit_direction(PAIRS, model=str(tiny_llama), seed=3)
+def test_intervals_of_columns_are_those_of_each_alone():
+    rng = np.random.default_rng(0)
+    values, groups = rng.uniform(size=(60, 3)), np.repeat(np.arange(20), 3)
+    means, intervals = resample.mean_intervals(values, groups, 4)
+    for k in range(3):
+        mean, interval = resample.mean_interval(values[:, k], groups, 4)
+        assert means[k] == pytest.approx(mean)
+        np.testing.assert_allclose(intervals[k], interval)
+
+
+def test_standard_errors_count_rows_of_one_prompt_as_repeats():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((400, 2))
+    alone = resample.standard_errors(values, np.arange(400))
+    np.testing.assert_allclose(alone, values.std(axis=0, ddof=1) / 20, rtol=1e-6)
+    repeated = np.repeat(values, 3, axis=0)
+    by_prompt = resample.standard_errors(repeated, np.repeat(np.arange(400), 3))
+    np.testing.assert_allclose(by_prompt, alone, rtol=1e-6)
+    assert (resample.standard_errors(repeated, np.arange(1200)) < 0.6 * alone).all()
+    assert np.isinf(resample.standard_errors(values, np.zeros(400, dtype=int))).all()
+
+
+@pytest.mark.parametrize("pairs", [PAIRS, MANY], ids=["nothing tried", "all tried"])
+def test_the_same_seed_gives_the_same_bits(tiny_llama, pairs):
+    first = fit_direction(pairs, model=str(tiny_llama), seed=3)
+    again = fit_direction(pairs, model=str(tiny_llama), seed=3)
     assert first.vector.tobytes() == again.vector.tobytes()
+    assert first.reader == again.reader
     assert first.calibration == again.calibration
     assert first.facts == again.facts
-    assert fit_direction(PAIRS, model=str(tiny_llama), seed=4).calibration != first.calibration
+    assert fit_direction(pairs, model=str(tiny_llama), seed=4).calibration != first.calibration
+
+
+def test_layers_and_estimators_are_tried_and_the_tries_are_recorded(tiny_llama, tmp_path):
+    direction = fit_direction(MANY, model=str(tiny_llama))
+    facts = direction.facts
+    assert [(t["layer"], t["estimator"]) for t in facts.search] == [
+        (layer, name) for name in ("mean_difference", "whitened") for layer in range(4)
+    ]
+    assert all(t["interval"][0] <= t["accuracy"] <= t["interval"][1] for t in facts.search)
+    assert (direction.reader.layer, facts.estimator) in {(t["layer"], t["estimator"]) for t in facts.search}
+    assert facts.held_out == (
+        "5-fold cross-fitting by prompt (first user turn); layer and estimator chosen for each fold without it"
+    )
+    direction.save_pretrained(tmp_path)
+    assert Direction.from_pretrained(tmp_path).facts == facts
+    # The vector is the estimator's own at that layer, on all pairs.
+    alone = fit_direction(MANY, model=str(tiny_llama), layer=direction.reader.layer, estimator=facts.estimator)
+    np.testing.assert_array_equal(alone.vector, direction.vector)
+    assert alone.reader == direction.reader
+    assert alone.calibration == direction.calibration
+    assert alone.facts.search is None
+    assert alone.facts.held_out == "5-fold cross-fitting by prompt (first user turn)"
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"layer": 1},
+        ["layer 1"],
+        [{"layer": 1, "estimator": "pca", "accuracy": 0.5}],
+        [{"layer": 1, "estimator": "pca", "accuracy": 1.5, "interval": [0.4, 0.6]}],
+        [{"layer": True, "estimator": "pca", "accuracy": 0.5, "interval": [0.4, 0.6]}],
+        [{"layer": 1, "estimator": 2, "accuracy": 0.5, "interval": [0.4, 0.6]}],
+        [{"layer": 1, "estimator": "pca", "accuracy": 0.5, "interval": [0.4]}],
+        [{"layer": 1, "estimator": "pca", "accuracy": 0.5, "interval": [0.4, 0.6], "note": "<script>"}],
+        [{"layer": 1, "estimator": "pca", "accuracy": 0.5, "interval": [0.4, 0.6]}] * 5000,
+    ],
+)
+def test_a_search_from_strangers_is_held_against_its_type(tiny_llama, tmp_path, search):
+    fit_direction(PAIRS, model=str(tiny_llama)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    tensors = (tmp_path / TENSOR_FILE).read_bytes()
+
+    def load(value):
+        changed = {**config, "facts": {**config["facts"], "search": value}}
+        changed.pop("sha256")
+        (tmp_path / CONFIG_FILE).write_text(json.dumps({**changed, "sha256": _digest(changed, tensors)}))
+        return Direction.from_pretrained(tmp_path)
+
+    with pytest.raises(ArtifactError, match=r"has `facts.search` = .*, not tuple\[Mapping\[str, Any\], ...\] \| None"):
+        load(search)
+    good = [{"layer": 1, "estimator": "pca", "accuracy": 0.5, "interval": [0.4, 0.6]}]
+    assert load(good).facts.search == tuple(good)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tried"),
+    [
+        ({"layer": 2}, {(2, "mean_difference"), (2, "whitened")}),
+        ({"layer": -1}, {(3, "mean_difference"), (3, "whitened")}),
+        ({"estimator": "logistic"}, {(layer, "logistic") for layer in range(4)}),
+        ({"estimator": "pca"}, {(layer, "pca") for layer in range(4)}),
+    ],
+)
+def test_what_is_given_is_not_searched_for(tiny_llama, arguments, tried):
+    direction = fit_direction(MANY, model=str(tiny_llama), **arguments)
+    assert {(t["layer"], t["estimator"]) for t in direction.facts.search} == tried
+    assert (direction.reader.layer, direction.facts.estimator) in tried
+
+
+def test_too_few_prompts_to_choose_by_give_the_middle_layer_and_the_mean(tiny_llama, caplog):
+    direction = fit_direction(PAIRS, model=str(tiny_llama))
+    assert (direction.reader.layer, direction.facts.estimator) == (2, "mean_difference")
+    assert direction.facts.search is None
+    assert "12 prompts are too few to choose by, at least 20 are needed" in caplog.text
+    caplog.clear()
+    assert fit_direction(PAIRS, model=str(tiny_llama), estimator="whitened").facts.estimator == "whitened"
+    assert fit_direction(PAIRS, model=str(tiny_llama), layer=0).reader.layer == 0
+    caplog.clear()
+    fit_direction(PAIRS, model=str(tiny_llama), layer=0, estimator="pca")
+    assert fit_direction(MANY[:FEWEST_PROMPTS], model=str(tiny_llama)).facts.search is not None
+    assert not caplog.text
+
+
+def test_length_can_be_left_out(tiny_llama):
+    pairs = [{**p, "chosen": p["chosen"] + " Really." * (i % 5)} for i, p in enumerate(MANY)]
+
+    def lean(debias):
+        direction = fit_direction(pairs, model=str(tiny_llama), layer=2, estimator="mean_difference", debias=debias)
+        assert direction.facts.debias == debias
+        raw = [direction.score(p["prompt"], p["chosen"]) - direction.score(p["prompt"], p["rejected"]) for p in pairs]
+        longer = [np.log1p(len(p["chosen"])) - np.log1p(len(p["rejected"])) for p in pairs]
+        return np.corrcoef(raw, longer)[0, 1]
+
+    # On the pairs it was fitted on the regression is gone altogether.
+    assert abs(lean("length")) < 1e-4
+    assert abs(lean(None)) > 0.1
 
 
 def test_what_is_recorded(tiny_llama):
@@ -149,12 +232,12 @@ def test_what_is_recorded(tiny_llama):
 
 def test_mean_projection_of_the_training_pairs_is_the_norm_of_the_mean_difference(tiny_llama):
     """Property 4 of the method: mean of <phi(s) - phi(h), v_hat> = ||v||, exactly."""
-    direction = fit_direction(PAIRS, model=str(tiny_llama), calibration="raw")
+    options = {"model": str(tiny_llama), "calibration": "raw", "layer": -1, "estimator": "mean_difference"}
+    direction = fit_direction(PAIRS, **options)
     margins = [direction.score(p["prompt"], p["chosen"]) - direction.score(p["prompt"], p["rejected"]) for p in PAIRS]
     swapped = fit_direction(
         [{**p, "chosen": p["rejected"], "rejected": p["chosen"]} for p in PAIRS],
-        model=str(tiny_llama),
-        calibration="raw",
+        **options,
     )
     np.testing.assert_allclose(swapped.vector, -direction.vector, atol=1e-6)
     assert np.mean(margins) > 0
@@ -162,7 +245,7 @@ def test_mean_projection_of_the_training_pairs_is_the_norm_of_the_mean_differenc
 
     reading = open_reader(direction.reader, Runtime(path=str(tiny_llama), device="cpu"))
     _, texts, _ = fit_module._encode(reading, fit_module._rows(PAIRS, fit_module.Columns(), "raise")[0], "raise")
-    mean = fit_module._differences(reading, texts, None).mean(0, dtype=np.float64)
+    mean = read_differences(reading, texts, [3])[0].mean(0, dtype=np.float64)
     assert np.mean(margins) == pytest.approx(np.linalg.norm(mean), rel=1e-5)
 
 
@@ -172,8 +255,12 @@ def test_mean_projection_of_the_training_pairs_is_the_norm_of_the_mean_differenc
         ({"preset": "paper"}, "`preset` is 'paper'; allowed are 'reference'"),
         ({"preset": "reference", "pooling": "mean"}, "`pooling='mean'` contradicts `preset='reference'`, which sets it to 'last'"),
         ({"preset": "reference", "dtype": "bfloat16"}, "`dtype='bfloat16'` contradicts"),
-        ({"estimator": "median"}, "`estimator` is 'median'"),
-        ({"calibration": "percent"}, "`calibration` is 'percent'; allowed are 'unit', 'raw'"),
+        ({"estimator": "median"}, "`estimator` is 'median'; allowed are 'auto', 'mean_difference', 'pca', 'whitened', 'logistic'"),
+        ({"debias": "style"}, "`debias` is 'style'; allowed are 'length', or None"),
+        ({"preset": "reference", "debias": "length"}, "`debias='length'` contradicts `preset='reference'`, which sets it to None"),
+        ({"preset": "reference", "layer": 2}, "`layer=2` contradicts `preset='reference'`, which sets it to -1"),
+        ({"preset": "reference", "estimator": "auto"}, "`estimator='auto'` contradicts `preset='reference'`"),
+        ({"calibration": "percent"}, "`calibration` is 'percent'; allowed are 'raw', 'unit', 'bins', 'logit', 'link'"),
         ({"layer": "best"}, "`layer` is 'best'; allowed are 'auto' or an index"),
         ({"on_error": "ignore"}, "`on_error` is 'ignore'; allowed are 'raise', 'skip'"),
     ],
@@ -185,7 +272,7 @@ def test_arguments_are_refused_by_name(tiny_llama, arguments, message):
 
 def test_a_preset_accepts_what_it_sets_anyway(tiny_llama):
     direction = fit_direction(PAIRS, model=str(tiny_llama), preset="reference", pooling="last")
-    assert direction.calibration == RAW
+    assert direction.calibration.kind == "raw"
 
 
 def test_pairs_are_checked_before_the_model_is_touched(tiny_llama):

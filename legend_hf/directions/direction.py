@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from legend_hf.directions.calibrate import Calibration
+from legend_hf.directions.calibrate import Bins, Calibration, Link
 from legend_hf.hub import cards, transfer
 from legend_hf.reading.formats import Message, conversation
 from legend_hf.reading.reader import Reader, Runtime, folder_sha256, open_reader
@@ -28,6 +28,8 @@ FORMAT = 1
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "direction.safetensors"
 CARD_FILE = "README.md"
+MOST_TRIED = 4096
+"""Most entries of `Facts.search`."""
 
 
 class ArtifactError(ValueError):
@@ -51,6 +53,10 @@ class Facts:
         seed: Of the folds and the bootstrap.
         pairs_source: What the pairs are, in the fitter's words (a dataset id, say).
         versions: Package names and versions at the fit.
+        debias: What the fit was made to leave out: `"length"`, or None.
+        search: What was tried when layer or estimator were chosen, one mapping each: `layer`, `estimator`, `accuracy`
+            on held-out pairs and its `interval`. The best of them is a little too good, having been picked; the field
+            `accuracy` is not.
     """
 
     estimator: str | None = None
@@ -65,6 +71,8 @@ class Facts:
     seed: int | None = None
     pairs_source: str | None = None
     versions: Mapping[str, str] | None = None
+    debias: str | None = None
+    search: tuple[Mapping[str, Any], ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,10 +259,11 @@ class Direction:
         facts = dict(config["facts"])
         for key in ("accuracy_interval", "length_accuracy_interval"):
             facts[key] = tuple(facts[key]) if facts[key] is not None else None
+        facts["search"] = tuple(facts["search"]) if facts["search"] is not None else None
         return cls(
             vector=vector,
             reader=Reader(**config["reader"]),
-            calibration=Calibration(**config["calibration"]),
+            calibration=Calibration.from_dict(config["calibration"]),
             facts=Facts(**facts),
             repo_id=repo_id,
             revision=revision,
@@ -358,14 +367,48 @@ def _check_keys(found: Mapping[str, Any], expected: set[str], name: str, refuse:
         )
 
 
-_TYPES = {
-    "str": (str,),
-    "int": (int,),
-    "float": (float, int),
-    "None": (type(None),),
-    "Mapping[str, str]": (dict,),
-    "tuple[float, float]": (list,),
+def _is_float(value: Any) -> bool:
+    # JSON has whole numbers of any length, and the longest are no float.
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1000
+    )
+
+
+def _is_search(value: Any) -> bool:
+    """A list of what was tried, no longer than any search is: an artifact comes from strangers."""
+    return isinstance(value, list) and len(value) <= MOST_TRIED and all(map(_is_tried, value))
+
+
+def _is_tried(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and set(entry) == {"layer", "estimator", "accuracy", "interval"}
+        and _TYPES["int"](entry["layer"])
+        and 0 <= entry["layer"] < 1 << 16
+        and isinstance(entry["estimator"], str)
+        and len(entry["estimator"]) <= 100
+        and _is_share(entry["accuracy"])
+        and isinstance(entry["interval"], list)
+        and len(entry["interval"]) == 2
+        and all(map(_is_share, entry["interval"]))
+    )
+
+
+def _is_share(value: Any) -> bool:
+    return _is_float(value) and 0 <= value <= 1
+
+
+_TYPES: Mapping[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "float": _is_float,
+    "None": lambda value: value is None,
+    "Mapping[str, str]": lambda value: isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
+    "tuple[float, float]": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_float, value)),
+    "tuple[float, ...]": lambda value: isinstance(value, list) and all(map(_is_float, value)),
+    "tuple[Mapping[str, Any], ...]": _is_search,
 }
+_NESTED: Mapping[str, type] = {"Bins": Bins, "Link": Link}
 
 
 def _check_types(found: Any, kind: type, name: str, refuse: Any) -> None:
@@ -374,14 +417,11 @@ def _check_types(found: Any, kind: type, name: str, refuse: Any) -> None:
         raise refuse(f"has a `{name}` that is not a mapping", "ask its author for a whole one")
     _check_keys(found, {f.name for f in fields(kind)}, name, refuse)
     for f in fields(kind):
-        allowed = tuple(t for part in str(f.type).split(" | ") for t in _TYPES[part])
-        value = found[f.name]
-        good = isinstance(value, allowed) and not isinstance(value, bool)
-        if good and isinstance(value, list):
-            good = len(value) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-        if good and isinstance(value, dict):
-            good = all(isinstance(v, str) for v in value.values())
-        if not good:
+        value, allowed = found[f.name], str(f.type).split(" | ")
+        nested = next((_NESTED[part] for part in allowed if part in _NESTED), None)
+        if nested is not None and isinstance(value, dict):
+            _check_types(value, nested, f"{name}.{f.name}", refuse)
+        elif not any(_TYPES[part](value) for part in allowed if part in _TYPES):
             raise refuse(f"has `{name}.{f.name}` = {value!r:.60}, not {f.type}", "ask its author for a whole one")
 
 

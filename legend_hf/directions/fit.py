@@ -1,7 +1,8 @@
 """Contrastive pairs become a `Direction`.
 
 In: pairs in any accepted shape (chosen is the harmless side) and a model. Out: a direction with its calibration and
-with what held-out pairs say of it. This file knows no datasets beyond their rows and writes no columns.
+with what held-out pairs say of it. This file knows no datasets beyond their rows, no linear algebra, and writes no
+columns.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from typing import Any
 import numpy as np
 
 from legend_hf.directions import resample
-from legend_hf.directions.calibrate import RAW, Calibration, fit_unit
+from legend_hf.directions.calibrate import KINDS, RAW, Calibration, fit_calibration
+from legend_hf.directions.choose import FEWEST_PROMPTS, FOLDS, TRIED, Choice, choose, right, without_length
+from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import Direction, Facts
-from legend_hf.reading.formats import Columns, Conversation, Pair, RowError, pairs_from_batch
-from legend_hf.reading.reader import OpenReader, Runtime, describe_model, open_reader
+from legend_hf.directions.estimators import ESTIMATORS
+from legend_hf.reading.formats import Columns, Pair, RowError, opening, pairs_from_batch, response_length
+from legend_hf.reading.reader import OpenReader, Reader, Runtime, describe_model, open_reader, with_layer
 from legend_hf.reading.templates import Tokens
 
 logger = logging.getLogger(__name__)
 
-FOLDS = 5
 ROWS_AT_ONCE = 1000
 # What the public code does, field by field (colfeng/Legend@02ba9af; SMV.py fits, annotation.py scores).
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -34,6 +37,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "layer": -1,
         "pooling": "last",
         "estimator": "mean_difference",
+        "debias": None,
         "dtype": "float32",
         "max_length": 1 << 30,  # nothing is cut but at the model's window
         "calibration": "raw",
@@ -46,7 +50,8 @@ DEFAULTS: Mapping[str, Any] = {
     "eos": "none",
     "layer": "auto",
     "pooling": "mean",
-    "estimator": "mean_difference",
+    "estimator": "auto",
+    "debias": None,
     "dtype": "auto",
     "max_length": 2048,
     "calibration": "unit",
@@ -65,6 +70,7 @@ def fit_direction(
     layer: int | str | None = None,
     pooling: str | None = None,
     estimator: str | None = None,
+    debias: str | None = None,
     calibration: str | None = None,
     dtype: str | None = None,
     max_length: int | None = None,
@@ -76,10 +82,14 @@ def fit_direction(
     pairs_source: str | None = None,
     trust_remote_code: bool = False,
 ) -> Direction:
-    """Fits a direction: the mean difference of the two sides' vectors over all pairs (paper, section on the SMV).
+    """Fits a direction from pairs: which layer is read and how the vector is estimated is tried on held-out prompts.
 
     Accuracy and calibration come from five-fold cross-fitting by prompt: each pair is scored by a direction fitted
-    without its prompt. The direction that is returned is fitted on all pairs.
+    without its prompt. The accuracy is that of the whole procedure: layer and estimator are chosen anew for each fold,
+    without it. The calibration is fitted on the same pairs at the layer and estimator chosen by all. The direction that
+    is returned is fitted on all pairs.
+
+    With fewer than 20 prompts nothing is tried: `"auto"` is then the middle layer and the mean difference.
 
     Args:
         pairs: A `Dataset` or rows, in any shape that `LegendMarginFn` takes; `chosen` is the harmless side.
@@ -89,10 +99,15 @@ def fit_direction(
         template: `"auto"` (default), `"chat"`, `"dialogue"`, `"alpaca"` or a string with `{prompt}`.
         joiner: What stands between a plain template and the response; None takes the template's own.
         eos: `"none"` (default), `"append"` or `"template"`.
-        layer: `"auto"` (default), or an index into `hidden_states`, -1 being the last.
+        layer: `"auto"` (default) chooses by held-out accuracy, as `directions.choose` says; or an index into
+            `hidden_states`, -1 being the last, which the paper takes.
         pooling: `"mean"` over the response (default), `"last"` or `"mean_all"`.
-        estimator: `"mean_difference"`.
-        calibration: `"unit"` (default: margins in [-1, 1]) or `"raw"`.
+        estimator: `"auto"` (default) chooses between the first two by held-out accuracy; `"mean_difference"` (the
+            paper), `"whitened"`, `"logistic"` or `"pca"`, which `directions.estimators` explains.
+        debias: None (default), or `"length"`: among pairs with right labels, margins shall not regress on the
+            difference of the responses' log lengths. Costs accuracy where shorter responses really are safer.
+        calibration: What `margin` is: `"unit"` (default: in [-1, 1]), `"raw"`, `"bins"`, `"logit"` or `"link"`. All are
+            fitted on the held-out pairs and stored.
         dtype: `"auto"` (default), `"float32"`, `"bfloat16"` or `"float16"`.
         max_length: Longest text in tokens, 2048 by default, bounded by the model's window.
         seed: Of folds and bootstrap. The same seed on the same machine gives the same bits.
@@ -119,6 +134,7 @@ def fit_direction(
         layer=layer,
         pooling=pooling,
         estimator=estimator,
+        debias=debias,
         calibration=calibration,
         dtype=dtype,
         max_length=max_length,
@@ -144,16 +160,22 @@ def fit_direction(
     opened = open_reader(reader, Runtime(path, device, batch_tokens, trust_remote_code))
     kept, texts, unreadable = _encode(opened, read_pairs, on_error)
     skipped += unreadable
-    groups = resample.groups_of([_opening(pair.chosen) for pair in kept])
+    groups = resample.groups_of([opening(pair.chosen) for pair in kept])
     _check_enough(groups, choice["calibration"])
-    differences = _differences(opened, texts, runtime.batch_tokens)  # [n, d_model]
-    mean = differences.mean(axis=0, dtype=np.float64)  # [d_model]
-    held_out = _cross_fit(differences, groups, seed)  # [n] raw margins
+    layers, estimators = _candidates(choice, reader, len(np.unique(groups)))
+    differences = read_differences(opened, texts, layers, batch_tokens=runtime.batch_tokens)  # [layers, n, d_model]
+    lengths = _log_lengths(kept) if choice["debias"] == "length" else None
+    chosen = None
+    if len(np.unique(groups)) > 1:
+        middle = reader.n_layers / 2
+        chosen = choose(differences, layers, estimators, groups, middle=middle, seed=seed, lengths=lengths)
+    place, name = (chosen.place, chosen.estimator) if chosen is not None else (0, estimators[0])
+    vector = ESTIMATORS[name](without_length(differences[place], lengths)).astype(np.float32)
     return Direction(
-        vector=_unit(mean),
-        reader=reader,
-        calibration=_calibrate(choice["calibration"], held_out),
-        facts=_facts(choice["estimator"], kept, groups, held_out, skipped, seed, pairs_source),
+        vector=vector,
+        reader=with_layer(reader, layers[place]),
+        calibration=_calibrate(choice["calibration"], None if chosen is None else chosen.raw),
+        facts=_facts(name, choice["debias"], kept, groups, layers, chosen, skipped, seed, pairs_source),
         model_path=path,
     )
 
@@ -174,10 +196,14 @@ def _choose(preset: str | None, **given: Any) -> dict[str, Any]:
 
 
 def _check(choice: Mapping[str, Any], on_error: str) -> None:
-    if choice["estimator"] != "mean_difference":
-        raise ValueError(f"`estimator` is {choice['estimator']!r}; allowed is 'mean_difference'")
-    if choice["calibration"] not in ("unit", "raw"):
-        raise ValueError(f"`calibration` is {choice['calibration']!r}; allowed are 'unit', 'raw'")
+    if choice["estimator"] not in ("auto", *ESTIMATORS):
+        raise ValueError(
+            f"`estimator` is {choice['estimator']!r}; allowed are {', '.join(map(repr, ('auto', *ESTIMATORS)))}"
+        )
+    if choice["debias"] not in (None, "length"):
+        raise ValueError(f"`debias` is {choice['debias']!r}; allowed are 'length', or None")
+    if choice["calibration"] not in KINDS:
+        raise ValueError(f"`calibration` is {choice['calibration']!r}; allowed are {', '.join(map(repr, KINDS))}")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
     if isinstance(choice["layer"], str) and choice["layer"] != "auto":
@@ -230,14 +256,6 @@ def _encode(
     return kept, texts, len(pairs) - len(kept)
 
 
-def _opening(conversation: Conversation) -> str:
-    """What makes two pairs "of one prompt": the first user turn, so that turns of one dialogue stay together."""
-    for message in (*conversation.prompt, *conversation.response):
-        if message["role"] == "user":
-            return str(message["content"])
-    return str(conversation.response[0].get("content"))
-
-
 def _check_enough(groups: np.ndarray, calibration: str) -> None:
     prompts = len(np.unique(groups))
     if len(groups) == 0:
@@ -249,67 +267,51 @@ def _check_enough(groups: np.ndarray, calibration: str) -> None:
         )
 
 
-def _differences(opened: OpenReader, texts: Sequence[tuple[Tokens, Tokens]], batch_tokens: int | None) -> np.ndarray:
-    """Vector of chosen minus vector of rejected for each pair: `[n, d_model]`, float32."""
-    from datasets.utils import tqdm
-
-    flat = [side for pair in texts for side in pair]
-    vectors = np.empty((len(flat), opened.reader.d_model), dtype=np.float32)
-    with tqdm(total=len(flat), desc="Reading pairs", unit="text") as bar:
-        for index, hidden in opened.read(flat, [opened.reader.layer], batch_tokens=batch_tokens):
-            vectors[index] = hidden[:, 0].cpu().numpy()
-            bar.update(len(index))
-    differences: np.ndarray = vectors[0::2] - vectors[1::2]
-    return differences
-
-
-def _cross_fit(differences: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray | None:
-    """Raw margin `[n]` of each pair under the mean difference of the pairs outside its fold; None with one prompt."""
-    if len(np.unique(groups)) < 2:
-        return None
-    folds = resample.folds_of(groups, FOLDS, seed)
-    raw = np.empty(len(differences))
-    total = differences.sum(axis=0, dtype=np.float64)
-    for fold in np.unique(folds):
-        inside = folds == fold
-        rest = total - differences[inside].sum(axis=0, dtype=np.float64)
-        raw[inside] = differences[inside].astype(np.float64) @ _unit(rest).astype(np.float64)
-    return raw
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    norm = float(np.linalg.norm(vector))
-    if not np.isfinite(norm) or norm == 0.0:
-        raise ValueError(
-            f"the mean difference of the pairs has length {norm}: their two sides read alike, or not as finite "
-            'numbers; give pairs whose sides differ, another layer, or `dtype="float32"`'
+def _candidates(choice: Mapping[str, Any], reader: Reader, prompts: int) -> tuple[list[int], list[str]]:
+    """The layers and estimators to try: one of each where there is nothing to choose, or too little to choose by."""
+    few = prompts < FEWEST_PROMPTS
+    if few and "auto" in (choice["layer"], choice["estimator"]):
+        logger.warning(
+            "%d prompts are too few to choose by, at least %d are needed: taking the middle layer and the mean "
+            "difference where you did not say which",
+            prompts,
+            FEWEST_PROMPTS,
         )
-    return (vector / norm).astype(np.float32)
+    layers, estimators = [reader.layer], [choice["estimator"]]
+    if choice["layer"] == "auto":
+        layers = [(reader.n_layers + 1) // 2] if few else list(range(reader.n_layers + 1))
+    if choice["estimator"] == "auto":
+        estimators = ["mean_difference"] if few else list(TRIED)
+    return layers, estimators
 
 
 def _calibrate(kind: str, held_out: np.ndarray | None) -> Calibration:
-    if kind == "raw" or held_out is None:
-        return RAW
-    return fit_unit(held_out)
+    return RAW if held_out is None else fit_calibration(kind, held_out)
 
 
 def _facts(
     estimator: str,
+    debias: str | None,
     pairs: Sequence[Pair],
     groups: np.ndarray,
-    held_out: np.ndarray | None,
+    layers: Sequence[int],
+    chosen: Choice | None,
     skipped: int,
     seed: int,
     pairs_source: str | None,
 ) -> Facts:
-    shorter = np.sign([_length(pair.rejected) - _length(pair.chosen) for pair in pairs])
-    length_accuracy, length_interval = resample.mean_interval((shorter + 1) / 2, groups, seed)
-    accuracy, interval = None, None
-    if held_out is not None:
-        accuracy, interval = resample.mean_interval((np.sign(held_out) + 1) / 2, groups, seed)
+    shorter = -np.sign(_log_lengths(pairs))
+    length_accuracy, length_interval = resample.mean_interval(right(shorter), groups, seed)
+    accuracy, interval, held_out = None, None, None
+    if chosen is not None:
+        accuracy, interval = resample.mean_interval(right(chosen.unbiased), groups, seed)
+        held_out = f"{FOLDS}-fold cross-fitting by prompt (first user turn)"
+        if chosen.nested:
+            held_out += "; layer and estimator chosen for each fold without it"
     packages = ("torch", "transformers", "tokenizers", "numpy")
     return Facts(
         estimator=estimator,
+        debias=debias,
         pairs=len(pairs),
         prompts=len(np.unique(groups)),
         skipped=skipped,
@@ -317,12 +319,33 @@ def _facts(
         accuracy_interval=interval,
         length_accuracy=length_accuracy,
         length_accuracy_interval=length_interval,
-        held_out=None if held_out is None else f"{FOLDS}-fold cross-fitting by prompt (first user turn)",
+        held_out=held_out,
         seed=seed,
         pairs_source=pairs_source,
         versions={name: version(name) for name in packages},
+        search=_search(chosen, layers, groups, seed) if chosen is not None and chosen.nested else None,
     )
 
 
-def _length(conversation: Conversation) -> int:
-    return sum(len(m.get("content") or "") for m in conversation.response)
+def _search(chosen: Choice, layers: Sequence[int], groups: np.ndarray, seed: int) -> tuple[Mapping[str, Any], ...]:
+    """Cross-validated accuracy of all that was tried, in the order of estimators and layers, as plain values."""
+    folds = resample.folds_of(groups, FOLDS, seed)
+    order = sorted(chosen.tried, key=lambda trial: (list(ESTIMATORS).index(trial.estimator), trial.place))
+    scores = np.stack([right(trial.held_out(folds)) for trial in order], axis=1)  # [n, trials]
+    means, intervals = resample.mean_intervals(scores, groups, seed)
+    return tuple(
+        {
+            "layer": layers[trial.place],
+            "estimator": trial.estimator,
+            "accuracy": float(mean),
+            "interval": [float(low), float(high)],
+        }
+        for trial, mean, (low, high) in zip(order, means, intervals, strict=True)
+    )
+
+
+def _log_lengths(pairs: Sequence[Pair]) -> np.ndarray:
+    """How much longer the chosen response is than the rejected one, `[n]`: difference of logarithms of characters."""
+    return np.array(
+        [np.log1p(response_length(pair.chosen)) - np.log1p(response_length(pair.rejected)) for pair in pairs]
+    )

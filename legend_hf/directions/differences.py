@@ -1,0 +1,78 @@
+"""Encoded pairs become differences of vectors, for all layers in one pass of the model.
+
+In: both sides' token ids and an open reader. Out: chosen minus rejected, `[layers, n, d_model]`, float32, in memory
+or, when that is large, in a temporary file that is mapped into it. A layer is one piece of it, so that a fit, which
+looks at one layer after the other, needs memory for one. This file knows no directions and no folds.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from legend_hf.reading.reader import OpenReader
+from legend_hf.reading.templates import Tokens
+
+# 33 layers of width 4096 and 10 000 pairs are 5 GiB, which a machine that holds such a model may not have twice.
+IN_MEMORY = 1 << 30
+
+
+def read_differences(
+    opened: OpenReader,
+    texts: Sequence[tuple[Tokens, Tokens]],
+    layers: Sequence[int],
+    *,
+    batch_tokens: int | None = None,
+    in_memory: int = IN_MEMORY,
+) -> np.ndarray:
+    """Reads both sides of every pair and subtracts.
+
+    Neither side is kept: whichever is read first waits in the other's place, so there is never more than one vector a
+    pair and layer.
+
+    Args:
+        opened: The reader, with its model.
+        texts: Encoded pairs, chosen first.
+        layers: Indices into `hidden_states`.
+        batch_tokens: Most tokens in one forward pass.
+        in_memory: Most bytes of differences to hold in memory; more go to a file in the temporary folder, which has no
+            name and is gone with the array, however the process ends.
+
+    Returns:
+        Vector of chosen minus vector of rejected, `[layers, n, d_model]`, float32.
+
+    Raises:
+        OSError: The temporary folder has no room; `TMPDIR` names another.
+    """
+    from datasets.utils import tqdm
+
+    differences = _zeros((len(layers), len(texts), opened.reader.d_model), in_memory)
+    flat = [side for pair in texts for side in pair]
+    with tqdm(total=len(flat), desc="Reading pairs", unit="text") as bar:
+        for index, hidden in opened.read(flat, layers, batch_tokens=batch_tokens):
+            vectors = hidden.cpu().numpy()  # [b, layers, d_model]
+            # One text at a time: a batch may hold both sides of a pair, and `+=` over a list of places would lose one.
+            for text, vector in zip(index, vectors, strict=True):
+                if text % 2 == 0:
+                    differences[:, text // 2] += vector
+                else:
+                    differences[:, text // 2] -= vector
+            bar.update(len(index))
+    return differences
+
+
+def _zeros(shape: tuple[int, int, int], in_memory: int) -> np.ndarray:
+    size = 4 * int(np.prod(shape, dtype=np.int64))
+    if size <= in_memory:
+        return np.zeros(shape, dtype=np.float32)
+    with tempfile.TemporaryFile(prefix="legend_hf_") as file:
+        file.truncate(size)  # What was never written reads as zero.
+        if hasattr(os, "posix_fallocate"):
+            # A full disk is an error here; found later, by writing to the mapping, it would kill the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+        # The mapping outlives the file's name and handle. As a plain array, or whatever is computed from it would be
+        # a mapping by type as well.
+        return np.asarray(np.memmap(file, dtype=np.float32, mode="r+", shape=shape))

@@ -1,0 +1,195 @@
+"""The choice of layer and estimator: it finds what is planted, is honest about itself, and keeps calm without data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from legend_hf.directions import resample
+from legend_hf.directions.choose import (
+    FOLDS,
+    RUNNING,
+    TRIED,
+    Choice,
+    choose,
+    directions_without,
+    length_axis,
+    right,
+    without_length,
+)
+from legend_hf.directions.estimators import ESTIMATORS
+
+
+def planted(strengths, pairs=300, width=24, seed=0):
+    """Differences `[layers, n, width]` whose layers carry one direction each, more or less strongly."""
+    rng = np.random.default_rng(seed)
+    truth = rng.standard_normal((len(strengths), 1, width))
+    truth /= np.linalg.norm(truth, axis=2, keepdims=True)
+    noise = rng.standard_normal((len(strengths), pairs, width))
+    return (np.array(strengths)[:, None, None] * truth + noise).astype(np.float32)
+
+
+def chosen_from(differences, estimators=TRIED, groups=None, seed=0, **options) -> Choice:
+    layers = range(len(differences))
+    groups = np.arange(differences.shape[1]) if groups is None else groups
+    return choose(differences, layers, estimators, groups, middle=(len(layers) - 1) / 2, seed=seed, **options)
+
+
+@pytest.mark.parametrize("best", [0, 1, 3, 6])
+def test_a_planted_layer_is_chosen(best):
+    strengths = np.maximum(2 - 0.5 * np.abs(np.arange(7) - best), 0.2)
+    choice = chosen_from(planted(strengths))
+    assert choice.place == best
+    assert right(choice.unbiased).mean() > 0.9
+
+
+@pytest.mark.parametrize("best", [1, 12, 24])
+def test_a_planted_layer_of_a_deep_model_is_chosen_and_the_others_get_no_covariance(best):
+    strengths = np.maximum(2 - 0.3 * np.abs(np.arange(25) - best), 0)
+    choice = chosen_from(planted(strengths))
+    assert abs(choice.place - best) <= 1
+    tried = {name: {t.place for t in choice.tried if t.estimator == name} for name in TRIED}
+    assert tried["mean_difference"] == set(range(25))
+    assert best in tried["whitened"]
+    assert RUNNING <= len(tried["whitened"]) < 16
+    alone = chosen_from(planted(strengths), ("whitened",))
+    assert alone.estimator == "whitened"
+    assert abs(alone.place - best) <= 1
+
+
+def test_equal_layers_give_the_middle_and_so_do_layers_that_a_few_pairs_cannot_tell_apart():
+    assert chosen_from(planted([3.0] * 7)).place == 3
+    same = np.repeat(planted([1.0]), 9, axis=0)
+    assert chosen_from(same).place == 4
+    few = [chosen_from(planted([1.2] * 7, pairs=25, seed=seed), seed=seed) for seed in range(20)]
+    best = [max(c.tried, key=lambda t: right(t.held_out(folds_of(25, s))).mean()).place for s, c in enumerate(few)]
+    # Taking the best would go anywhere.
+    assert np.mean([abs(c.place - 3) for c in few]) < 0.7 * np.mean([abs(place - 3) for place in best])
+
+
+def folds_of(pairs, seed):
+    return resample.folds_of(np.arange(pairs), FOLDS, seed)
+
+
+def test_the_estimator_that_generalises_is_chosen():
+    rng = np.random.default_rng(0)
+    differences = planted([1.0], pairs=1500)
+    loud = (
+        differences + rng.normal(0, 15, (1, 1500, 1)) * np.eye(24)[0] + rng.normal(0, 15, (1, 1500, 1)) * np.eye(24)[1]
+    )
+    loud = loud.astype(np.float32)
+    assert chosen_from(loud, TRIED[::-1]).estimator == "whitened"
+    scores = {t.estimator: right(t.held_out(folds_of(1500, 0))).mean() for t in chosen_from(loud).tried}
+    assert scores["whitened"] > scores["mean_difference"] + 0.05, "the control: here it matters"
+
+
+def test_the_first_named_estimator_is_kept_unless_the_pairs_speak_against_it():
+    alike = planted([1.0], pairs=60)
+    for first, second in (TRIED, TRIED[::-1]):
+        assert chosen_from(alike, (first, second)).estimator == first
+    # Where both sides of a pair are drawn apart by a loud axis alone, its principal direction is a coin.
+    noise = np.random.default_rng(0).normal(0, 30, (1, 300, 1)) * np.eye(24)[0]
+    loud = (planted([3.0]) + noise).astype(np.float32)
+    assert chosen_from(loud, ("pca", "whitened")).estimator == "whitened"
+
+
+def test_random_labels_give_one_half_and_picking_the_best_would_promise_more():
+    honest, picked = [], []
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        differences = planted([3.0] * 7, pairs=200, seed=seed)
+        # The same wrong labels in all layers, as wrong labels are.
+        differences *= rng.choice([-1, 1], size=(1, 200, 1)).astype(np.float32)
+        choice = chosen_from(differences, seed=seed)
+        honest.append(right(choice.unbiased).mean())
+        picked.append(max(right(t.held_out(folds_of(200, seed))).mean() for t in choice.tried))
+    assert abs(np.mean(honest) - 0.5) < 0.02
+    assert np.mean(picked) > np.mean(honest) + 0.02
+
+
+def test_nothing_is_scored_by_what_saw_its_prompt():
+    differences = planted([0.5, 0.5, 0.5], pairs=120, width=8)
+    groups = np.repeat(np.arange(40), 3)
+    choice = chosen_from(differences, ("mean_difference",), groups, seed=3)
+    folds = resample.folds_of(groups, FOLDS, 3)
+    assert all(len(set(folds[groups == g])) == 1 for g in range(40))
+    for trial in choice.tried:
+        for i in (0, 17, 119):
+            for k in range(FOLDS):
+                rest = differences[trial.place][(folds != folds[i]) & (folds != k)]
+                vector = ESTIMATORS["mean_difference"](rest)
+                assert trial.raw[i, k] == pytest.approx(differences[trial.place][i] @ vector, rel=1e-4, abs=1e-5)
+    # What fold k's pairs do has no part in the choice that scores them: their other layers may become anything.
+    wild = differences.copy()
+    inside = folds == 2
+    wild[:, inside] *= -50
+    again = chosen_from(wild, ("mean_difference",), groups, seed=3)
+    np.testing.assert_allclose(again.unbiased[inside], -50 * choice.unbiased[inside], rtol=1e-4)
+    assert not np.allclose(again.unbiased[~inside], choice.unbiased[~inside], rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+@pytest.mark.parametrize("width", [6, 200], ids=["wide data", "wide space"])
+@pytest.mark.parametrize("debiased", [False, True])
+def test_directions_without_folds_are_the_estimators_own(name, width, debiased):
+    (differences,) = planted([1.0], pairs=100, width=width)
+    lengths = np.random.default_rng(1).standard_normal(100) if debiased else None
+    folds = folds_of(100, 0)
+    vectors = directions_without(differences, folds, [(0,), (1, 3)], name, lengths)
+    for vector, without in zip(vectors, [(0,), (1, 3)], strict=True):
+        keep = ~np.isin(folds, without)
+        rest = without_length(differences[keep], lengths[keep] if debiased else None)
+        np.testing.assert_allclose(vector, ESTIMATORS[name](rest), atol=1e-5)
+    assert not np.allclose(vectors[0], vectors[1], atol=1e-3)
+
+
+def test_with_one_layer_and_one_estimator_nothing_is_searched():
+    choice = chosen_from(planted([1.0]), ("whitened",))
+    assert not choice.nested
+    assert len(choice.tried) == 1
+    np.testing.assert_array_equal(choice.raw, choice.unbiased)
+    assert np.isfinite(choice.raw).all()
+
+
+def test_a_layer_without_a_direction_counts_as_a_coin():
+    differences = planted([0.1, 2.0, 0.1])
+    differences[0] = 0
+    differences[2] = np.nan
+    choice = chosen_from(differences)
+    assert choice.place == 1
+    flat = [t for t in choice.tried if t.place != 1]
+    assert len(flat) == 4
+    assert all((t.raw == 0).all() for t in flat)
+
+
+def test_a_direction_without_length_does_not_lean_on_it():
+    rng = np.random.default_rng(0)
+    trait, length = np.linalg.qr(rng.standard_normal((16, 2)))[0].T
+    # Safer responses are shorter here, and a longer one reads otherwise whether it is safer or not.
+    longer = rng.standard_normal(2000) - 1
+    x = np.outer(rng.normal(1, 0.5, 2000), trait) - np.outer(longer, length) + 0.5 * rng.standard_normal((2000, 16))
+    assert abs(length_axis(x, longer) @ length) > 0.99
+    for name in ("mean_difference", "whitened", "logistic"):
+        aware, unaware = ESTIMATORS[name](x[:1000]), ESTIMATORS[name](without_length(x[:1000], longer[:1000]))
+        slopes = [abs(np.polyfit(longer[1000:], x[1000:] @ v, 1)[0]) for v in (aware, unaware)]
+        assert slopes[1] < 0.1 < 0.4 < slopes[0]
+        # What shorter responses owe to being safer stays, and is found better than before.
+        assert unaware @ trait > 0.98 > aware @ trait + 0.03
+    about_zero = x - np.outer(x @ (longer @ x), longer @ x) / np.sum((longer @ x) ** 2)
+    assert ESTIMATORS["mean_difference"](about_zero) @ trait < 0.95, "the control: a regression about zero takes of it"
+    free = chosen_from(x[None].astype(np.float32), ("mean_difference",), lengths=longer)
+    bound = chosen_from(x[None].astype(np.float32), ("mean_difference",))
+    assert abs(np.corrcoef(free.raw, longer)[0, 1]) < 0.05
+    assert abs(np.corrcoef(bound.raw, longer)[0, 1]) > 0.5
+    assert without_length(x, None) is x
+    assert length_axis(x, np.full(2000, 0.3)) is None
+
+
+def test_the_same_seed_gives_the_same_bits_and_inputs_stay():
+    differences = planted([0.3] * 12, pairs=100)
+    before = differences.copy()
+    first, again = chosen_from(differences, seed=1), chosen_from(differences, seed=1)
+    assert first.raw.tobytes() == again.raw.tobytes()
+    assert first.unbiased.tobytes() == again.unbiased.tobytes()
+    np.testing.assert_array_equal(differences, before)
+    assert chosen_from(differences, seed=2).raw.tobytes() != first.raw.tobytes()
