@@ -39,6 +39,56 @@ OnErrorOption = Annotated[str, typer.Option(help="raise at a row that cannot be 
 BatchTokensOption = Annotated[int | None, typer.Option(help="Most tokens in one forward pass.")]
 
 
+@app.command(epilog="Example: legend-hf induce questions.jsonl --model you/annotator --output pairs.jsonl")
+def induce(
+    questions: DatasetArgument,
+    model: Annotated[str, typer.Option(help="Hub id or folder of the language model that answers.")],
+    output: Annotated[Path, typer.Option(help="File for the pairs, .jsonl; a stopped run goes on.", dir_okay=False)],
+    model_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    prompt_column: Annotated[str, typer.Option(help="Name of the questions' column.")] = "prompt",
+    category_column: Annotated[str, typer.Option(help="Name of the categories' column, if any.")] = "category",
+    per_category: Annotated[int | None, typer.Option(help="Draw this many questions of each category.")] = None,
+    refusals: Annotated[
+        Path | None, typer.Option(help="Refusals, one a line; the paper's when left out.", exists=True, dir_okay=False)
+    ] = None,
+    template: Annotated[str, typer.Option(help="auto, chat, dialogue, alpaca, or text with {prompt}.")] = "auto",
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens, 1024 when left out.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Most questions answered together.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the refusals' dealing and of the drawing.")] = 0,
+    device: DeviceOption = None,
+) -> None:
+    """Let a model answer questions and put a refusal against each answer: contrastive pairs for `fit`."""
+    with _user_errors():
+        from legend_hf.directions import induce as induction
+
+        rows = _one_split(_load(questions, config, split), "questions")
+        if per_category is not None:
+            rows = induction.sample_questions(
+                rows, per_category=per_category, category_column=category_column, seed=seed
+            )
+        lines = refusals.read_text(encoding="utf-8").splitlines() if refusals is not None else None
+        pairs = induction.induce_pairs(
+            rows,
+            model=model,
+            revision=model_revision,
+            template=template,
+            refusals=induction.REFERENCE_REFUSAL if lines is None else [line for line in lines if line.strip()],
+            max_new_tokens=induction.MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens,
+            batch_size=induction.BATCH_SIZE if batch_size is None else batch_size,
+            prompt_column=prompt_column,
+            category_column=category_column,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            output=output,
+        )
+        typer.echo(pairs.info.description)
+        typer.echo(f"Saved in {output}")
+
+
 @app.command(epilog="Example: legend-hf fit pairs.jsonl --model HuggingFaceTB/SmolLM2-135M --output direction")
 def fit(
     pairs: DatasetArgument,
@@ -95,7 +145,9 @@ def annotate(
     model: ModelPathOption = None,
     config: ConfigOption = None,
     split: SplitOption = None,
-    scale: Annotated[str | None, typer.Option(help="raw: the paper's continuous number as `margin`.")] = None,
+    scale: Annotated[str | None, typer.Option(help="What `margin` is: raw, unit, bins, logit or link.")] = None,
+    add: Annotated[list[str] | None, typer.Option(help="margin_bin, margin_prob; can be given twice.")] = None,
+    negative: Annotated[str, typer.Option(help="Margins below 0: keep, zero, or flag in a column.")] = "keep",
     on_error: OnErrorOption = "raise",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing margin columns.")] = False,
     prompt_column: Annotated[str, typer.Option(help="Name of the prompts' column.")] = "prompt",
@@ -114,6 +166,8 @@ def annotate(
         fn = LegendMarginFn(
             loaded,
             scale=scale,
+            add=add or (),
+            negative=negative,
             on_error=on_error,
             device=device,
             batch_tokens=batch_tokens,
@@ -125,6 +179,55 @@ def annotate(
         annotated = annotate_dataset(_load(dataset, config, split), fn, num_proc=num_proc)
         save_annotated(annotated, output, direction=loaded, source=_public_name(dataset))
         typer.echo(f"Saved in {output}")
+
+
+@app.command(epilog="Example: legend-hf report annotated --direction you/direction --output report")
+def report(
+    dataset: Annotated[str, typer.Argument(help="An annotated dataset: Hub id, folder or file.")],
+    direction: Annotated[str | None, typer.Option(help="Hub id, folder or fsspec URL of its direction.")] = None,
+    revision: RevisionOption = None,
+    model: ModelPathOption = None,
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    category_column: Annotated[str | None, typer.Option(help="Column of categories, for a table by each.")] = None,
+    stability_pairs: Annotated[
+        str | None, typer.Option(help="Pairs to test the direction's stability on, such as those of its fit.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for report.json, report.md and the plots.", file_okay=False)
+    ] = None,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw PNGs into the folder.")] = True,
+    excerpts: Annotated[
+        bool, typer.Option("--excerpts", help="Show beginnings of suspicious rows' texts, which can be harmful.")
+    ] = False,
+    prompt_column: Annotated[str, typer.Option(help="Name of the prompts' column.")] = "prompt",
+    chosen_column: Annotated[str, typer.Option(help="Name of the chosen responses' column.")] = "chosen",
+    rejected_column: Annotated[str, typer.Option(help="Name of the rejected responses' column.")] = "rejected",
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    device: DeviceOption = None,
+) -> None:
+    """Say how good the margins of a dataset are: agreement, length, calibration, suspicious rows."""
+    with _user_errors():
+        from legend_hf import Direction
+        from legend_hf.margins.report import report as make_report
+
+        loaded = Direction.from_pretrained(direction, revision=revision, model=model) if direction else None
+        pairs = _one_split(_load(stability_pairs, None, None), "stability pairs") if stability_pairs else None
+        made = make_report(
+            _load(dataset, config, split),
+            direction=loaded,
+            category_column=category_column,
+            prompt_column=prompt_column,
+            chosen_column=chosen_column,
+            rejected_column=rejected_column,
+            stability_pairs=pairs,
+            excerpts=excerpts,
+            seed=seed,
+            device=device,
+        )
+        typer.echo(made.to_markdown())
+        if output is not None:
+            typer.echo("Saved " + ", ".join(str(path) for path in made.save(output, plots=plots)))
 
 
 @app.command(epilog="Example: legend-hf push annotated you/hh-margins you/direction --source Anthropic/hh-rlhf")
@@ -228,7 +331,7 @@ def _summary(direction: Any) -> str:
         ("held out", facts.held_out or "not recorded"),
         ("accuracy", share(facts.accuracy, facts.accuracy_interval)),
         ("length alone", share(facts.length_accuracy, facts.length_accuracy_interval)),
-        ("calibration", f"{direction.calibration.kind}, scale {direction.calibration.scale:.4g}"),
+        ("calibration", direction.calibration.label()),
     ]  # fmt: skip
     return "\n".join(f"{name:>12}  {value}" for name, value in rows)
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
 from legend_hf.hub import cards, transfer
-from legend_hf.margins.margin_fn import COLUMNS, OK, STATUS
+from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, OK, STATUS
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -280,19 +281,24 @@ def _inspect(
     for name in directions:
         column = _suffixed("margin", name)
         found = [row.pop("scales") for row in facts["statistics"] if row["column"] == column]
-        common = set.intersection(*found)
+        common = [scale for scale in found[0] if all(scale in others for others in found)]
         if not common:
             raise ValueError(
-                f"`{column}` of config `{config}` is raw in one split and calibrated in another; annotate all "
-                "splits alike"
+                f"`{column}` of config `{config}` is raw in one split and calibrated in another, or calibrated in two "
+                "ways; annotate all splits alike"
             )
-        facts["scales"][name] = max(common, key=lambda text: text != "raw")
+        facts["scales"][name] = common[0]
     return _Config(filled, whole, facts)
 
 
 def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Direction) -> dict[str, Any]:
     """Checks one direction's columns in one split and describes its margins; skipped rows do not count."""
-    columns = {column: _suffixed(column, name) for column in COLUMNS}
+    from datasets import Value
+
+    calibration = direction.calibration
+    # A column of such a name that this direction cannot have made is somebody else's.
+    can = {"margin_bin": "bins" in calibration.kinds, "margin_prob": calibration.gives_prob}
+    columns = {column: _suffixed(column, name) for column in (*COLUMNS, *(column for column in ADDED if can[column]))}
     if columns["margin"] not in rows.features:
         raise ValueError(
             f"{where} has no column `{columns['margin']}`; annotate it first: `annotate(dataset, "
@@ -303,21 +309,33 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
     if STATUS in rows.features:
         read = np.array([status == OK for status in rows.with_format(None)[STATUS][:]], dtype=bool)
     margin = values["margin"][read].astype(np.float64)
-    calibration = direction.calibration
-    scales = {"as annotated"}
+    scales = ["as annotated"]
     if "margin_raw" in values:
         raw = values["margin_raw"][read].astype(np.float64)
-        expected = {"raw": raw}
-        if calibration.kind != "raw":
-            expected[f"{calibration.kind}, scale {calibration.scale:.4g}"] = calibration.apply(raw)
-        # Equal but for the last bits of float32. Where all margins are 0, every scale fits.
-        scales = {text for text, v in expected.items() if np.allclose(margin, v, rtol=1e-5, atol=1e-6)}
-        if not scales:
+        # Where all margins are 0, every scale fits; the first one is taken.
+        scales = [text for text, expected in _scales(calibration, raw) if _same(margin, expected)]
+        made: dict[str, list[np.ndarray]] = {}
+        if "margin_bin" in values:
+            bins = calibration.apply(raw, "bins")
+            made["margin_bin"] = [bins, np.maximum(bins, 0)]
+        if "margin_prob" in values:
+            made["margin_prob"] = [calibration.prob(raw)]
+        wrong = ["margin"] if not scales else []
+        wrong += [c for c, expected in made.items() if not any(_same(values[c][read], e) for e in expected)]
+        if wrong:
             raise ValueError(
-                f"{where}: `{columns['margin']}` is not what this direction makes of "
+                f"{where}: `{columns[wrong[0]]}` is not what this direction makes of "
                 f"`{columns['margin_raw']}`; give the direction it was annotated with, or drop the raw column if "
                 "the margins were changed on purpose"
             )
+        flag = _suffixed(NEGATIVE, name)
+        if rows.features.get(flag) == Value("bool"):
+            flagged = np.array([bool(value) for value in rows.with_format(None)[flag][:]], dtype=bool)
+            if (flagged[read] != (raw < 0)).any():
+                raise ValueError(
+                    f"{where}: `{flag}` does not say where `{columns['margin_raw']}` is below 0; annotate again, or "
+                    "rename the column if it says something else"
+                )
     quantiles = np.quantile(margin, [0.05, 0.5, 0.95]).tolist() if len(margin) else [None] * 3
     return {
         "split": split,
@@ -330,6 +348,21 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
         **dict(zip(("q05", "q50", "q95"), quantiles, strict=True)),
         "positive": float((margin > 0).mean()) if len(margin) else None,
     }
+
+
+def _scales(calibration: Calibration, raw: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """What `margin` may be, in words and in numbers `[n]`; what is likeliest comes first."""
+    others = [kind for kind in calibration.kinds if kind not in (calibration.kind, "raw")]
+    kinds = dict.fromkeys([calibration.kind, *others, "raw"])
+    for kind in kinds:
+        yield calibration.label(kind), calibration.apply(raw, kind)
+    for kind in kinds:
+        yield f"{calibration.label(kind)}, below 0 set to 0", np.maximum(calibration.apply(raw, kind), 0)
+
+
+def _same(values: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether two columns are equal but for the last bits of float32."""
+    return np.allclose(values.astype(np.float64), expected, rtol=1e-5, atol=1e-6)
 
 
 def _numbers(rows: Dataset, column: str, where: str) -> np.ndarray:

@@ -14,8 +14,8 @@ import dill
 import numpy as np
 import pytest
 
-from legend_hf import LegendMarginFn, RowError, annotate, fit_direction
-from legend_hf.directions.calibrate import Calibration
+from legend_hf import LegendMarginFn, RowError, annotate, fit_direction, save_annotated
+from legend_hf.directions.calibrate import RAW, Bins, Calibration, fit_calibration
 from legend_hf.directions.direction import Direction
 
 TOPICS = [
@@ -46,6 +46,14 @@ NUMBERS = ["margin", "margin_raw", "chosen_score", "rejected_score"]
 @pytest.fixture(scope="module")
 def direction(tiny_llama):
     return fit_direction(PAIRS, model=str(tiny_llama))
+
+
+@pytest.fixture(scope="module")
+def calibrated(direction):
+    """The same direction, whose calibration holds every kind."""
+    rng = np.random.default_rng(0)
+    raw = direction.calibration.scale * (rng.standard_normal(200) + 0.5) / 2
+    return replace(direction, calibration=fit_calibration("unit", raw))
 
 
 @pytest.fixture
@@ -172,7 +180,7 @@ def test_fingerprint_is_the_same_in_a_fresh_process_and_after_saving(direction, 
     assert answers == {f"{Hasher.hash(fn)} {fn.fingerprint()}\n"}
 
 
-def test_fingerprint_method_ignores_where_to_compute_and_nothing_else(direction):
+def test_fingerprint_method_ignores_where_to_compute_and_nothing_else(direction, calibrated):
     base = LegendMarginFn(direction).fingerprint()
     assert LegendMarginFn(direction, device="cpu", batch_tokens=7).fingerprint() == base
     others = [
@@ -180,8 +188,17 @@ def test_fingerprint_method_ignores_where_to_compute_and_nothing_else(direction)
         LegendMarginFn(direction, on_error="skip"),
         LegendMarginFn(direction, chosen_column="better"),
         LegendMarginFn({"safety": direction}),
+        LegendMarginFn(direction, negative="zero"),
+        LegendMarginFn(direction, negative="flag"),
+        LegendMarginFn(calibrated),
+        LegendMarginFn(calibrated, add=["margin_prob"]),
+        LegendMarginFn(calibrated, add=["margin_bin", "margin_prob"]),
+        LegendMarginFn(calibrated, scale="bins"),
     ]
-    assert len({fn.fingerprint() for fn in others} | {base}) == 5
+    assert len({fn.fingerprint() for fn in others} | {base}) == len(others) + 1
+    both = LegendMarginFn(calibrated, add=("margin_prob", "margin_bin"))
+    assert both.fingerprint() == others[-2].fingerprint(), "a set, in whatever order"
+    assert pickle.dumps(both) == pickle.dumps(others[-2])
 
 
 def test_an_old_pickle_is_refused(direction, monkeypatch):
@@ -293,6 +310,9 @@ def test_misuse_names_the_remedy(direction, ds):
         ({"scale": "percent"}, "`scale` is 'percent'; allowed are 'raw', 'unit'"),
         ({"on_error": "ignore"}, "`on_error` is 'ignore'"),
         ({"batch_tokens": 0}, "`batch_tokens` is 0"),
+        ({"negative": "swap"}, "`negative` is 'swap'; allowed are 'keep', 'zero', 'flag'"),
+        ({"add": "margin_prob"}, "`add` is 'margin_prob'; give a list of 'margin_bin' and 'margin_prob'"),
+        ({"add": ["prob"]}, r"`add` is \['prob'\]; give a list of 'margin_bin' and 'margin_prob'"),
     ],
 )
 def test_arguments_are_refused_by_name(direction, arguments, message):
@@ -302,10 +322,138 @@ def test_arguments_are_refused_by_name(direction, arguments, message):
         LegendMarginFn({})
 
 
-def test_unit_scale_needs_a_unit_calibration(tiny_llama):
-    raw = fit_direction(PAIRS, model=str(tiny_llama), calibration="raw")
-    with pytest.raises(ValueError, match='`scale="unit"` needs a direction with a `unit` calibration'):
-        LegendMarginFn(raw, scale="unit")
+def test_what_the_artifact_does_not_hold_is_refused(direction, calibrated):
+    raw = replace(direction, calibration=RAW)
+    for kind in ("unit", "bins", "logit", "link"):
+        with pytest.raises(
+            ValueError, match=f'`scale="{kind}"` needs a direction with a `{kind}` calibration, this one has'
+        ):
+            LegendMarginFn(raw, scale=kind)
+        LegendMarginFn(calibrated, scale=kind)
+    with pytest.raises(
+        ValueError, match="`margin_bin` needs a direction with a `bins` calibration, bare has 'raw'; fit"
+    ):
+        LegendMarginFn({"full": calibrated, "bare": raw}, add=["margin_bin"])
+    with pytest.raises(ValueError, match="`margin_prob` needs a direction with a `link` or `logit` calibration"):
+        LegendMarginFn(raw, add=["margin_prob"])
+
+
+@pytest.mark.parametrize("kind", ["raw", "unit", "bins", "logit", "link"])
+def test_every_column_is_made_of_the_raw_margin_as_it_is_written(calibrated, ds, kind):
+    from datasets import Value
+
+    fn = LegendMarginFn(calibrated, scale=kind, add=["margin_prob", "margin_bin"], negative="flag")
+    out = annotate(ds, fn)
+    added = ["margin_bin", "margin_prob", "margin_negative"]
+    assert out.column_names == ["prompt", "chosen", "rejected", *NUMBERS, *added]
+    assert [out.features[name] for name in added] == [Value("float32"), Value("float32"), Value("bool")]
+    got = {name: np.array(out[name][:], dtype=np.float64) for name in (*NUMBERS, *added)}
+    raw, calibration = got["margin_raw"], calibrated.calibration
+    assert (raw < 0).any()
+    assert (raw > 0).any()
+    np.testing.assert_array_equal(got["margin"], calibration.apply(raw, kind))
+    np.testing.assert_array_equal(got["margin_bin"], calibration.apply(raw, "bins"))
+    np.testing.assert_array_equal(got["margin_prob"], calibration.prob(raw))
+    np.testing.assert_array_equal(got["margin_negative"], raw < 0)
+    for values in got.values():
+        assert np.isfinite(values).all()
+    assert ds.map(fn, batched=True).features == out.features
+    stream = annotate(ds.to_iterable_dataset(), fn)
+    assert stream.features == out.features
+    assert list(stream)[5]["margin_negative"] == out[5]["margin_negative"]
+
+
+def test_swapping_a_pair_mirrors_every_column(calibrated, ds):
+    fn = LegendMarginFn(calibrated, add=["margin_bin", "margin_prob"])
+    one = annotate(ds, fn)
+    other = annotate(ds.rename_columns({"chosen": "rejected", "rejected": "chosen"}), fn)
+    for name in ("margin", "margin_raw", "margin_bin"):
+        np.testing.assert_array_equal(np.array(other[name][:]), -np.array(one[name][:]))
+    mirrored = 1 - np.array(one["margin_prob"][:], dtype=np.float32)
+    np.testing.assert_array_equal(np.array(other["margin_prob"][:], dtype=np.float32), mirrored)
+    assert (mirrored != 0.5).all(), "the control: something was there to be mirrored"
+
+
+def test_negative_margins_are_kept_zeroed_or_flagged_and_never_swapped(calibrated, ds):
+    def columns(negative):
+        fn = LegendMarginFn(calibrated, add=["margin_bin", "margin_prob"], negative=negative)
+        out = fn(ds[:])
+        assert list(out) == fn.columns
+        return {name: np.asarray(values) for name, values in out.items()}
+
+    keep, zero, flag = (columns(negative) for negative in ("keep", "zero", "flag"))
+    below = keep["margin_raw"] < 0
+    assert 0 < below.sum() < len(below)
+    assert (keep["margin"][below] < 0).all()
+    for name in ("margin_raw", "chosen_score", "rejected_score", "margin_prob"):
+        np.testing.assert_array_equal(zero[name], keep[name])
+    for name in ("margin", "margin_bin"):
+        np.testing.assert_array_equal(zero[name], np.where(below, 0, keep[name]))
+        assert not np.signbit(zero[name]).any()
+    np.testing.assert_array_equal(flag.pop("margin_negative"), below)
+    for name in keep:
+        np.testing.assert_array_equal(flag[name], keep[name])
+
+
+def test_what_is_written_is_accepted_by_publishing_and_what_is_changed_is_not(calibrated, ds, tmp_path):
+    for number, (kind, negative) in enumerate([(None, "keep"), ("bins", "flag"), ("link", "zero"), ("raw", "zero")]):
+        fn = LegendMarginFn(calibrated, scale=kind, add=["margin_bin", "margin_prob"], negative=negative)
+        save_annotated(annotate(ds, fn), tmp_path / str(number), direction=calibrated)
+        card = (tmp_path / str(number) / "README.md").read_text()
+        label = calibrated.calibration.label(kind) + (", below 0 set to 0" if negative == "zero" else "")
+        assert f"| {label} |" in card
+        assert "| `margin_prob` | float32 |" in card
+        assert ("| `margin_negative` | bool |" in card) == (negative == "flag")
+    out = annotate(ds, LegendMarginFn(calibrated, add=["margin_bin", "margin_prob"], negative="flag"))
+    for column, change in (
+        ("margin_bin", lambda v: v / 2 + 0.1),
+        ("margin_prob", lambda v: 1 - v),
+        ("margin", lambda v: v / 3),
+        ("margin_negative", lambda v: not v),
+    ):
+        spoilt = out.map(lambda row, c=column, f=change: {c: f(row[c])}, features=out.features)
+        with pytest.raises(
+            ValueError, match=f"`{column}` (is not what this direction makes of|does not say where) `margin_raw`"
+        ):
+            save_annotated(spoilt, tmp_path / "spoilt", direction=calibrated)
+        assert not (tmp_path / "spoilt").exists()
+    other = replace(calibrated, calibration=replace(calibrated.calibration, bins=Bins.even([0.01])))
+    with pytest.raises(ValueError, match="`margin_bin` is not what this direction makes of"):
+        save_annotated(out, tmp_path / "spoilt", direction=other)
+
+
+def test_the_command_takes_the_same_options(calibrated, ds, tmp_path, tiny_llama):
+    from datasets import load_dataset
+    from typer.testing import CliRunner
+
+    from legend_hf.cli import app
+
+    calibrated.save_pretrained(tmp_path / "direction")
+    ds.to_json(tmp_path / "pairs.jsonl")
+
+    def run(*options):
+        paths = [str(tmp_path / name) for name in ("pairs.jsonl", "direction")]
+        output = ["--model", str(tiny_llama), "--output", str(tmp_path / "out")]
+        return CliRunner().invoke(app, ["annotate", *paths, *output, *options])
+
+    done = run("--scale", "link", "--add", "margin_prob", "--add", "margin_bin", "--negative", "flag")
+    assert done.exit_code == 0, done.output
+    got = load_dataset(str(tmp_path / "out"), split="train")
+    fn = LegendMarginFn(calibrated, scale="link", add=["margin_bin", "margin_prob"], negative="flag")
+    expected = annotate(ds, fn)
+    assert got.features == expected.features
+    for name in fn.columns:
+        assert got[name][:] == expected[name][:]
+    done = run("--add", "prob")
+    assert done.exit_code == 2
+    assert "give a list of 'margin_bin' and 'margin_prob'" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("names", [["raw"], ["bin"], ["status"], ["a", "raw_a"], ["a", "negative_a"]])
+def test_names_of_directions_that_would_mean_two_things_are_refused(direction, names):
+    with pytest.raises(ValueError, match="would mean two things; give other names"):
+        LegendMarginFn(dict.fromkeys(names, direction))
+    LegendMarginFn(dict.fromkeys(["safety", "b"], direction))
 
 
 def test_an_existing_margin_is_protected(direction, ds):
@@ -353,7 +501,7 @@ def test_a_bad_row_is_named_before_anything_is_read(direction, monkeypatch):
     assert caught.value.__notes__ == ["in split 'test'"]
 
 
-def test_skipped_rows_are_finite_and_say_why(direction):
+def test_skipped_rows_are_finite_and_say_why(direction, calibrated, tmp_path):
     from datasets import Dataset, Value
 
     out = annotate(Dataset.from_list(bad_rows()), LegendMarginFn(direction, on_error="skip"))
@@ -364,6 +512,11 @@ def test_skipped_rows_are_finite_and_say_why(direction):
     got = numbers(out)
     assert (got[[3, 5, 6]] == 0).all()
     assert close(got[[0, 1, 2, 4]], one_by_one(direction, ROWS[:4]))
+    fn = LegendMarginFn(calibrated, add=["margin_bin", "margin_prob"], negative="flag", on_error="skip")
+    out = annotate(Dataset.from_list(bad_rows()), fn)
+    for column, nothing in (("margin_bin", 0.0), ("margin_prob", 0.5), ("margin_negative", False)):
+        assert [out[row][column] for row in (3, 5, 6)] == [nothing] * 3
+    save_annotated(out, tmp_path, direction=calibrated)
 
 
 def test_a_batch_of_nothing_but_bad_rows(direction):
@@ -384,7 +537,7 @@ def test_annotate_does_every_split_the_empty_one_too(direction, ds):
     assert annotate(ds, direction).features == out["train"].features
 
 
-def test_several_directions_read_each_text_once(direction, tiny_llama, ds, monkeypatch):
+def test_several_directions_read_each_text_once(direction, calibrated, tiny_llama, ds, monkeypatch):
     from legend_hf.reading import reader
 
     other = fit_direction(PAIRS, model=str(tiny_llama), layer=1)
@@ -406,6 +559,14 @@ def test_several_directions_read_each_text_once(direction, tiny_llama, ds, monke
             np.testing.assert_allclose(out[f"{column}_{name}"], single[column], atol=1e-5)
     assert not np.allclose(out["margin_raw_a"], out["margin_raw_b"])
     assert pickle.loads(pickle.dumps(fn)).columns == fn.columns
+    held = {name: replace(d, calibration=calibrated.calibration) for name, d in (("a", direction), ("b", other))}
+    fn = LegendMarginFn(held, add=["margin_prob"], negative="flag")
+    out = fn(ds[:6])
+    assert list(out) == [f"{c}_{name}" for name in "ab" for c in (*NUMBERS, "margin_prob", "margin_negative")]
+    for name in "ab":
+        expected = calibrated.calibration.prob(out[f"margin_raw_{name}"].astype(np.float64))
+        np.testing.assert_array_equal(out[f"margin_prob_{name}"], expected)
+    assert pickle.loads(pickle.dumps(fn)).columns == fn.columns
 
 
 def test_a_text_that_stands_twice_is_read_once(direction, monkeypatch):
@@ -422,6 +583,7 @@ def test_a_text_that_stands_twice_is_read_once(direction, monkeypatch):
 
 
 def test_non_finite_states_are_an_error_and_no_nan(direction, ds, monkeypatch):
-    monkeypatch.setattr(Direction, "project", lambda self, hidden: np.full(len(hidden), np.nan))
-    with pytest.raises(ValueError, match='hidden states are not finite in float32: .* `dtype="float32"`'):
-        LegendMarginFn(direction)(ds[:3])
+    for value in (np.nan, np.inf, 1e39):  # the last one is finite in float64 alone
+        monkeypatch.setattr(Direction, "project", lambda self, hidden, v=value: np.full(len(hidden), v))
+        with pytest.raises(ValueError, match='hidden states are not finite in float32: 3 of 3 .* `dtype="float32"`'):
+            LegendMarginFn(direction)(ds[:3])

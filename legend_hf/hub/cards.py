@@ -96,7 +96,8 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
 
     Args:
         facts: `repo_id` (None: not on the Hub), `library` (name and version), and the mappings `reader`,
-            `calibration` and `facts` of the artifact's configuration. None anywhere: not recorded.
+            `calibration` and `facts` of the artifact's configuration. None anywhere: not recorded; in the calibration:
+            not held.
         existing: The README that is there.
 
     Raises:
@@ -117,20 +118,20 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
         "direction.md",
         d_model=_number(reader["d_model"]),
         n_layers=_number(reader["n_layers"]),
-        model=_model(reader),
+        model=model_name(reader),
         model_note="The model is downloaded when it is first needed."
         if published
         else "Its model was read from a folder and is not on the Hub: give the folder with `model=`.",
         program=_direction_program(facts),
-        reader_table=_table(("", ""), [(label, _reader_value(key, reader[key])) for key, label in _READER]),
-        facts_table=_table(
+        reader_table=as_table(("", ""), [(label, _reader_value(key, reader[key])) for key, label in _READER]),
+        facts_table=as_table(
             ("", ""),
-            [(label, _text(fit[key])) for key, label in _FIT]
+            [(label, escaped(fit[key])) for key, label in _FIT]
             + [
                 ("held-out accuracy", _share(fit["accuracy"], fit["accuracy_interval"])),
                 ("length baseline", _share(fit["length_accuracy"], fit["length_accuracy_interval"])),
                 ("versions", _versions(fit["versions"])),
-                ("written by", _text(facts["library"])),
+                ("written by", escaped(facts["library"])),
             ],
         ),
         calibration=_calibration(facts["calibration"]),
@@ -174,7 +175,11 @@ def dataset_card(facts: Facts, existing: str | None = None, source_card: str | N
     blocks = {name: text for name, text in old.items() if name not in facts["configs"]}
     for name, config in facts["configs"].items():
         blocks[name] = _config_block(name, config, facts, old.get(name))
-    section = _fill("dataset.md", configs="\n\n".join(blocks[name] for name in sorted(blocks)))
+    section = _fill(
+        "dataset.md",
+        columns=_columns(facts["metadata"]["dataset_info"]),
+        configs="\n\n".join(blocks[name] for name in sorted(blocks)),
+    )
     return _compose(
         existing,
         metadata,
@@ -217,16 +222,16 @@ def doubts(fit: Facts) -> tuple[str, ...]:
 def _config_block(name: str, config: Facts, facts: Facts, old: str | None) -> str:
     assert re.fullmatch(r"[\w.-]+", name), name
     directions: Mapping[str, Facts] = config["directions"]
-    provenance = _table(
+    provenance = as_table(
         ("Direction", "Commit", "Model", "Layer, pooling, template", "Calibration", "Held-out accuracy"),
         [
             (
-                (f"{_code(column)}: " if column else "") + _repo(d["repo_id"], "", "not published"),
-                _code(d["revision"]) if d["revision"] is not None else NOT_RECORDED,
-                _model(d["reader"]),
-                f"{_text(d['reader']['layer'])}, {_code(d['reader']['pooling'])}, "
+                (f"{as_code(column)}: " if column else "") + repository_link(d["repo_id"], "", "not published"),
+                as_code(d["revision"]) if d["revision"] is not None else NOT_RECORDED,
+                model_name(d["reader"]),
+                f"{escaped(d['reader']['layer'])}, {as_code(d['reader']['pooling'])}, "
                 + _reader_value("template", d["reader"]["template"]),
-                _text(config["scales"][column]),
+                escaped(config["scales"][column]),
                 _share(d["facts"]["accuracy"], d["facts"]["accuracy_interval"]),
             )
             for column, d in directions.items()
@@ -240,12 +245,12 @@ def _config_block(name: str, config: Facts, facts: Facts, old: str | None) -> st
                 "another direction; annotate all its splits with one direction and push them together as a "
                 "`DatasetDict`, or choose another `config_name`"
             )
-        starts = tuple(f"| {_code(split)} |" for split in config["kept_splits"])
+        starts = tuple(f"| {as_code(split)} |" for split in config["kept_splits"])
         kept_rows = [line for line in old.splitlines() if line.startswith(starts)]
     rows = [
         (
-            _code(row["split"]),
-            _code(row["column"]),
+            as_code(row["split"]),
+            as_code(row["column"]),
             _number(row["rows"]),
             _number(row["skipped"]),
             *(_number(row[key]) for key in ("mean", "sd", "q05", "q50", "q95")),
@@ -253,16 +258,18 @@ def _config_block(name: str, config: Facts, facts: Facts, old: str | None) -> st
         )
         for row in config["statistics"]
     ]
-    statistics = _table(("Split", "Column", "Rows", "Skipped", "Mean", "SD", "5 %", "Median", "95 %", "Above 0"), rows)
+    statistics = as_table(
+        ("Split", "Column", "Rows", "Skipped", "Mean", "SD", "5 %", "Median", "95 %", "Above 0"), rows
+    )
     source = facts["source"]
     text = _fill(
         "config.md",
-        config=_code(name),
-        provenance=f"{provenance}\n\nAnnotated with {_text(facts['library'])}.",
+        config=as_code(name),
+        provenance=f"{provenance}\n\nAnnotated with {escaped(facts['library'])}.",
         source="The source dataset was not named."
         if not source
-        else f"Source: {_repo(source['repo_id'], 'datasets/', NOT_RECORDED)}, "
-        + ("commit " + _code(source["revision"]) if source["revision"] else "commit " + NOT_RECORDED)
+        else f"Source: {repository_link(source['repo_id'], 'datasets/', NOT_RECORDED)}, "
+        + ("commit " + as_code(source["revision"]) if source["revision"] else "commit " + NOT_RECORDED)
         + ".",
         statistics="\n".join([statistics, *kept_rows]),
         program=_dataset_program(name, directions, source),
@@ -426,8 +433,10 @@ def _inherit(source: Facts, card: str) -> tuple[dict[str, Any], tuple[str, str]]
     body = _MARKER.sub("", body).strip()
     if len(body) > LONGEST_SOURCE_CARD:
         body = body[:LONGEST_SOURCE_CARD] + "\n\n(The rest of this card was left out.)"
-    revision = f", commit {_code(source['revision'])}" if source["revision"] else ""
-    heading = f"## Card of the source\n\nFrom {_repo(source['repo_id'], 'datasets/', NOT_RECORDED)}{revision}:\n\n"
+    revision = f", commit {as_code(source['revision'])}" if source["revision"] else ""
+    heading = (
+        f"## Card of the source\n\nFrom {repository_link(source['repo_id'], 'datasets/', NOT_RECORDED)}{revision}:\n\n"
+    )
     name = re.sub(r"[^\w./-]", "", source["repo_id"])
     marker = f"<!-- legend_hf:source {name} -->"
     return kept, (marker, heading + (body or "(It has no text.)"))
@@ -460,26 +469,29 @@ def _template(name: str) -> str:
 
 
 def _title(repo_id: str | None, default: str) -> str:
-    return _text(repo_id.rpartition("/")[2]) if repo_id else default
+    return escaped(repo_id.rpartition("/")[2]) if repo_id else default
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def as_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _model(reader: Facts) -> str:
+def model_name(reader: Facts) -> str:
+    """The model of a reader, for a sentence."""
     if reader["model"] is None:
-        return f"an unpublished model (sha256 {_code(reader['model_sha256'])})"
-    commit = f" at {_code(reader['revision'])}" if reader["revision"] is not None else ""
-    return _repo(reader["model"], "", NOT_RECORDED) + commit
+        return f"an unpublished model (sha256 {as_code(reader['model_sha256'])})"
+    commit = f" at {as_code(reader['revision'])}" if reader["revision"] is not None else ""
+    return repository_link(reader["model"], "", NOT_RECORDED) + commit
 
 
-def _repo(repo_id: str | None, prefix: str, missing: str) -> str:
+def repository_link(repo_id: str | None, prefix: str, missing: str) -> str:
+    """A link to a repository, or what to say where there is none."""
     if repo_id is None:
         return missing
     if not _REPO_ID.fullmatch(repo_id):
-        return _code(repo_id)
+        return as_code(repo_id)
     return f"[`{repo_id}`](https://huggingface.co/{prefix}{repo_id})"
 
 
@@ -493,26 +505,65 @@ def _reader_value(key: str, value: Any) -> str:
         absent |= {"model": "not on the Hub", "revision": "none"}
         return absent.get(key, NOT_RECORDED)
     if key in ("joiner", "fit_joiner") or (key == "template" and not re.fullmatch(r"\w+", value)):
-        return _code(json.dumps(value, ensure_ascii=False))
-    return _number(value) if isinstance(value, int | float) else _code(value)
+        return as_code(json.dumps(value, ensure_ascii=False))
+    return _number(value) if isinstance(value, int | float) else as_code(value)
 
 
 def _calibration(calibration: Facts) -> str:
     kind, scale = calibration["kind"], calibration["scale"]
-    if kind == "raw":
-        return "`raw`: `margin` is the projection itself, in hidden-state units."
-    if kind == "unit":
-        return (
-            f"`unit`: `margin` is the raw projection divided by {_number(scale)}, the 95th percentile of its absolute "
-            "value on held-out pairs, and clipped to ±1. There is no offset: swapping a pair flips the sign."
+    bins, logit, link = (calibration.get(name) for name in ("bins", "logit", "link"))
+    held = ["`raw`: the projection itself, in hidden-state units, as in the paper. Tens of units saturate a loss."]
+    if scale is not None:
+        held.append(
+            f"`unit`: the raw projection divided by {_number(scale)}, the 95th percentile of its absolute value, and "
+            "clipped to ±1."
         )
-    return f"{_code(kind)}, scale {_number(scale)}."
+    if bins is not None:
+        sizes = [f"{_number(bins['values'][0])} below {_number(bins['edges'][0])}"]
+        sizes += [f"{_number(v)} from {_number(e)}" for e, v in zip(bins["edges"], bins["values"][1:], strict=True)]
+        held.append(
+            "`bins`, in the column `margin_bin`: the absolute value of the raw projection in a few sizes, with the "
+            f"sign: {', '.join(sizes[:9])}{' and so on' if len(sizes) > 9 else ''}. The paper has a discrete margin "
+            "too and does not publish its edges and values; these are this library's."
+        )
+    if logit is not None:
+        held.append(
+            f"`logit`: {_number(logit)} times the raw projection: the log-odds that the pair's label is right, by the "
+            "Bradley-Terry model."
+        )
+    if link is not None:
+        held.append(
+            "`link`: the same log-odds as a smooth, strictly rising function of the raw projection, after LegendreTron."
+        )
+    if logit is not None or link is not None:
+        held.append(
+            f"In the column `margin_prob`: the probability of these log-odds, from the "
+            f"`{'link' if link is not None else 'logit'}`. It holds for pairs like those of the fit, with labels like "
+            "theirs."
+        )
+    lines = "\n".join(f"- {line}" for line in held)
+    return (
+        f"`margin` is {as_code(kind)} unless `scale=` asks for another. All that the artifact holds was fitted on "
+        f"held-out pairs. Nothing has an offset, so swapping a pair mirrors it:\n\n{lines}"
+    )
+
+
+def _columns(dataset_info: Any) -> str:
+    """The table of columns, without those that no configuration has."""
+    infos = dataset_info if isinstance(dataset_info, list) else [dataset_info]
+    there = {str(feature["name"]) for info in infos for feature in info.get("features") or ()}
+
+    def is_there(line: str) -> bool:
+        named = re.findall(r"`(\w+)`", line.split("|")[1]) if line.startswith("| `") else []
+        return not named or any(c == "margin" or c in there or any(t.startswith(f"{c}_") for t in there) for c in named)
+
+    return "\n".join(line for line in _template("columns.md").splitlines() if is_there(line))
 
 
 def _versions(versions: Facts | None) -> str:
     if not versions:
         return NOT_RECORDED
-    return ", ".join(f"{_text(package)} {_text(version)}" for package, version in sorted(versions.items()))
+    return ", ".join(f"{escaped(package)} {escaped(version)}" for package, version in sorted(versions.items()))
 
 
 def _share(value: float | None, interval: Sequence[float] | None) -> str:
@@ -533,7 +584,7 @@ def _number(value: float | None) -> str:
     return f"{value:.4g}" if math.isfinite(value) else "not a number"
 
 
-def _text(value: Any) -> str:
+def escaped(value: Any) -> str:
     """Any value as one line of inert text."""
     if value is None:
         return NOT_RECORDED
@@ -542,7 +593,7 @@ def _text(value: Any) -> str:
     return _inert(str(value), " .,:;/()%+=@'-")
 
 
-def _code(value: Any) -> str:
+def as_code(value: Any) -> str:
     """Any value as inline code."""
     if value is None:
         return NOT_RECORDED

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from legend_hf.directions.calibrate import KINDS
 from legend_hf.directions.direction import Direction
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
 from legend_hf.reading.reader import OpenReader, Reader, Runtime, open_reader, resolve_device, with_layer
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 # A change that alters numbers raises this: it is part of the pickled state, and an imported class is hashed by its name
 # alone, so a `map` cache would otherwise survive the upgrade.
 SCORING_VERSION = 1
-SCALES = ("raw", "unit")
 COLUMNS = ("margin", "margin_raw", "chosen_score", "rejected_score")
+ADDED = ("margin_bin", "margin_prob")
+NEGATIVE = "margin_negative"
 STATUS = "margin_status"
 OK = "ok"
 
@@ -40,8 +42,10 @@ class LegendMarginFn:
 
     Columns, float32 and finite: `margin` (on the training scale), `margin_raw` (the paper's projection, in hidden-state
     units), `chosen_score` and `rejected_score` (its two sides). `margin > 0` where the chosen response reads as further
-    along the direction than the rejected one. With `on_error="skip"` also `margin_status`: `"ok"`, or why the row's
-    numbers are all 0.0.
+    along the direction than the rejected one. Where asked for: `margin_bin` (a few sizes, with the sign), `margin_prob`
+    (the probability that the pair's label is right), `margin_negative` (bool) and, with `on_error="skip"`,
+    `margin_status`: `"ok"`, or why the row could not be read; its scores and margins are then 0.0 and its probability
+    0.5. All but the scores are functions of `margin_raw` as it is written.
 
     Works with `Dataset`, `DatasetDict` and `IterableDataset` (pass `features=fn.features(ds.features)`), any
     `batch_size`, `num_proc` and `with_rank=True`, which spreads workers over GPUs.
@@ -50,7 +54,12 @@ class LegendMarginFn:
         direction: A `Direction`, or what `Direction.from_pretrained` takes. A mapping of names to those writes
             `margin_<name>` and so on for each, reading each text once per model.
         revision: Of a direction on the Hub.
-        scale: `"raw"` writes the raw projection into `margin` too; None takes the artifact's calibration.
+        scale: What `margin` is: `"raw"`, `"unit"`, `"bins"`, `"logit"` or `"link"`, of those that the artifact's
+            calibration holds; None takes the one it names.
+        add: Columns to write beside `margin`, of `"margin_bin"` and `"margin_prob"`.
+        negative: What becomes of pairs whose raw margin is below 0, where model and label disagree: `"keep"` their
+            margins, set `margin` and `margin_bin` to 0 (`"zero"`; `margin_raw` and `margin_prob` stay), or keep them
+            and `"flag"` the pairs in `margin_negative`. A pair's two sides are never swapped.
         on_error: `"raise"` at the first row that cannot be read, before its batch is read, or `"skip"` it.
         device: Where to run; None takes a GPU when there is one.
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
@@ -72,6 +81,8 @@ class LegendMarginFn:
         *,
         revision: str | None = None,
         scale: str | None = None,
+        add: Sequence[str] = (),
+        negative: str = "keep",
         on_error: str = "raise",
         device: str | None = None,
         batch_tokens: int | None = None,
@@ -82,8 +93,15 @@ class LegendMarginFn:
         model: str | os.PathLike[str] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if scale is not None and scale not in SCALES:
-            raise ValueError(f"`scale` is {scale!r}; allowed are 'raw', 'unit', or None for the artifact's own")
+        if scale is not None and scale not in KINDS:
+            allowed = ", ".join(map(repr, KINDS))
+            raise ValueError(f"`scale` is {scale!r}; allowed are {allowed}, or None for the artifact's own")
+        if isinstance(add, str) or not set(add) <= set(ADDED):
+            raise ValueError(
+                f"`add` is {add!r}; give a list of {' and '.join(map(repr, ADDED))}, or one of them in a list"
+            )
+        if negative not in ("keep", "zero", "flag"):
+            raise ValueError(f"`negative` is {negative!r}; allowed are 'keep', 'zero', 'flag'")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
         named = direction if isinstance(direction, Mapping) else {"": direction}
@@ -93,22 +111,20 @@ class LegendMarginFn:
             name: d if isinstance(d, Direction) else Direction.from_pretrained(d, revision=revision, model=model)
             for name, d in named.items()
         }
-        if scale == "unit":
-            for name, d in loaded.items():
-                if d.calibration.kind != "unit":
-                    raise ValueError(
-                        f'`scale="unit"` needs a direction with a `unit` calibration, {name or "this one"} has '
-                        f'{d.calibration.kind!r}; fit it with `calibration="unit"`, or leave `scale` out'
-                    )
+        for name, d in loaded.items():
+            _check_held(d, name, scale, add)
         Runtime(device=device, batch_tokens=batch_tokens)  # checks both now, not in a worker
         self._directions: tuple[tuple[str, Direction], ...] = tuple(loaded.items())
         self._scale = scale
+        self._add = tuple(column for column in ADDED if column in add)
+        self._negative = negative
         self._on_error = on_error
         self._overwrite = overwrite
         self._columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
         self._device = device
         self._batch_tokens = batch_tokens
         self._trust_remote_code = trust_remote_code
+        _check_distinct(loaded)
 
     @property
     def skips(self) -> bool:
@@ -118,14 +134,16 @@ class LegendMarginFn:
     @property
     def columns(self) -> list[str]:
         """Names of the columns this writes, in order."""
-        names = [_suffixed(column, name) for name, _ in self._directions for column in COLUMNS]
+        each = [*COLUMNS, *self._add, *([NEGATIVE] if self._negative == "flag" else [])]
+        names = [_suffixed(column, name) for name, _ in self._directions for column in each]
         return names + ([STATUS] if self._on_error == "skip" else [])
 
     def features(self, features: Features) -> Features:
         """The features of a dataset after this transform, which streaming needs and an old `margin` may need."""
         from datasets import Features, Value
 
-        new = {name: Value("string" if name == STATUS else "float32") for name in self.columns}
+        types = {STATUS: "string"} | {_suffixed(NEGATIVE, name): "bool" for name, _ in self._directions}
+        new = {name: Value(types.get(name, "float32")) for name in self.columns}
         return Features({**features, **new})
 
     def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
@@ -192,7 +210,14 @@ class LegendMarginFn:
 
     def fingerprint(self) -> str:
         """Hash of all that decides the columns, and of nothing that only says where to compute them."""
-        decides = [SCORING_VERSION, self.columns, self._scale, self._on_error, asdict(self._columns)]
+        decides = [
+            SCORING_VERSION,
+            self.columns,
+            self._scale,
+            self._negative,
+            self._on_error,
+            asdict(self._columns),
+        ]
         for _, direction in self._directions:
             decides += [
                 direction.reader.to_dict(),
@@ -221,6 +246,8 @@ class LegendMarginFn:
             ],
             "arguments": {
                 "scale": self._scale,
+                "add": self._add,
+                "negative": self._negative,
                 "on_error": self._on_error,
                 "device": self._device,
                 "batch_tokens": self._batch_tokens,
@@ -263,18 +290,26 @@ class LegendMarginFn:
         return {name: values[order] for name, values in scores.items()}
 
     def _columns_of(self, name: str, scores: np.ndarray, good: Sequence[int], rows: int) -> dict[str, np.ndarray]:
-        """Makes one direction's columns `[rows]` from the scores of the good rows' sides; the other rows are 0.0."""
+        """Makes one direction's columns `[rows]` from the scores of the good rows' sides; the other rows score 0.0."""
         direction = dict(self._directions)[name]
         chosen, rejected = scores[0::2], scores[1::2]
-        raw = chosen - rejected
-        _check_finite(raw, direction)
-        margin = raw if self._scale == "raw" else direction.calibration.apply(raw)
-        columns = {}
-        for column, values in zip(COLUMNS, (margin, raw, chosen, rejected), strict=True):
-            whole = np.zeros(rows, dtype=np.float32)
-            whole[good] = values
-            columns[_suffixed(column, name)] = whole
-        return columns
+        written = np.zeros((3, rows), dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # checked in the next line
+            written[:, good] = chosen - rejected, chosen, rejected
+        _check_finite(written, direction)
+        # All that is made of the raw margin is made of the float32 that is written, so that it can be made of it again.
+        raw, calibration = written[0].astype(np.float64), direction.calibration
+        values = dict(zip(COLUMNS[1:], written, strict=True))
+        values["margin"] = calibration.apply(raw, self._scale)
+        if "margin_bin" in self._add:
+            values["margin_bin"] = calibration.apply(raw, "bins")
+        if "margin_prob" in self._add:
+            values["margin_prob"] = calibration.prob(raw)
+        if self._negative == "zero":
+            values |= {column: np.maximum(values[column], 0) for column in ("margin", "margin_bin") if column in values}
+        if self._negative == "flag":
+            values[NEGATIVE] = raw < 0
+        return {_suffixed(column, name): numbers for column, numbers in values.items()}
 
 
 def annotate(
@@ -403,12 +438,41 @@ def _sides(entry: tuple[Tokens, Tokens] | RowError) -> tuple[Tokens, Tokens]:
     return entry
 
 
-def _check_finite(raw: np.ndarray, direction: Direction) -> None:
-    if not np.isfinite(raw).all():
-        bad = int((~np.isfinite(raw)).sum())
+def _check_held(direction: Direction, name: str, scale: str | None, add: Sequence[str]) -> None:
+    """Refuses what the artifact cannot give; better now than in a worker."""
+    calibration = direction.calibration
+    which, held = name or "this one", ", ".join(map(repr, calibration.kinds))
+    anew = "fit the direction anew, on pairs that it can tell apart"
+    if scale is not None and scale not in calibration.kinds:
+        raise ValueError(
+            f'`scale="{scale}"` needs a direction with a `{scale}` calibration, {which} has {held}; {anew}, or leave '
+            "`scale` out"
+        )
+    needs = {"margin_bin": ("bins",), "margin_prob": ("link", "logit")}
+    for column in add:
+        if not set(needs[column]) & set(calibration.kinds):
+            kinds = " or ".join(f"`{kind}`" for kind in needs[column])
+            raise ValueError(
+                f"`{column}` needs a direction with a {kinds} calibration, {which} has {held}; {anew}, or leave the "
+                "column out of `add`"
+            )
+
+
+def _check_distinct(names: Collection[str]) -> None:
+    """Refuses names of directions with which one column would mean two things."""
+    each = [*COLUMNS, *ADDED, NEGATIVE]
+    columns = [*each, STATUS, *(_suffixed(column, name) for name in names if name for column in each)]
+    twice = sorted({column for column in columns if columns.count(column) > 1})
+    if twice:
+        raise ValueError(f"`direction` maps {list(names)}: `{twice[0]}` would mean two things; give other names")
+
+
+def _check_finite(written: np.ndarray, direction: Direction) -> None:
+    if not np.isfinite(written).all():
+        bad = int((~np.isfinite(written)).any(axis=0).sum())
         raise ValueError(
             f"the model's hidden states are not finite in {direction.reader.dtype}: {bad} of "
-            f'{len(raw)} margins would be NaN or infinite; fit with `dtype="float32"` or `"bfloat16"`'
+            f'{written.shape[1]} margins would be NaN or infinite; fit with `dtype="float32"` or `"bfloat16"`'
         )
 
 

@@ -1,0 +1,422 @@
+"""Measures of margins and of directions, with intervals by prompt.
+
+In: arrays of margins, probabilities, lengths or pair differences, and the number of each row's prompt. Out: numbers.
+Nothing here depends on the order of the rows. A number that the rows cannot give (none are there, all are equal) is
+None, never NaN. This file knows no datasets, no texts and no models.
+
+A preference dataset always names its preferred side "chosen", so a label that could be guessed is missing. The measures
+that need one look at every pair both ways round: swapping a pair flips its label, the sign of its margin, and turns its
+probability p into 1 - p. That is what random orientation flips do on average, without their luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from legend_hf.directions import resample
+from legend_hf.directions.estimators import ESTIMATORS, NoDirectionError
+
+# Draws of whole prompts behind the intervals of what is no plain mean.
+CURVE_DRAWS = 500
+# Below this, an interval would say more about the few prompts than about the margins.
+FEWEST_PROMPTS = 10
+PROBABILITY_BINS = 10
+FEWEST_IN_BIN = 10
+# A probability that was rounded to 0 in float32 costs this much likelihood, not infinitely much.
+SMALLEST_PROBABILITY = 1e-7
+# Halvings and bootstrap draws of the pairs that a direction is fitted on: for the mean difference, whose fits are all
+# one matrix product, and for the other estimators.
+HALVINGS, DIRECTION_DRAWS = 200, 200
+SLOW_HALVINGS, SLOW_DIRECTION_DRAWS = 20, 60
+# A pair's sign is stable if this share of the directions that were fitted without its prompt agree on it.
+STABLE_SHARE = 0.95
+FEWEST_DRAWS_WITHOUT = 10
+ROWS_AT_ONCE = 4096
+
+# A number of the rows, given how often each is counted `[n]`: a bootstrap draw only changes these counts.
+Statistic = Callable[[np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and how far it can be trusted.
+
+    Attributes:
+        value: None where the rows cannot give it.
+        interval: 95 %, bootstrapped by prompt; None with fewer than `FEWEST_PROMPTS` prompts.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None = None
+
+
+UNKNOWN = Estimate(None)
+
+
+@dataclass(frozen=True)
+class ProbabilityBin:
+    """Rows about equally sure of their preferred side.
+
+    Attributes:
+        rows: How many.
+        confidence: Their mean probability of the side that they prefer, 0.5 to 1.
+        right: Share of them whose preferred side is the label's.
+    """
+
+    rows: int
+    confidence: float
+    right: Estimate
+
+
+@dataclass(frozen=True)
+class ProbabilityErrors:
+    """How well probabilities keep what they promise.
+
+    Attributes:
+        rows: Rows with a probability.
+        ece: Expected calibration error: the mean distance between confidence and share right, over bins of equal mass.
+            0 is best. Its interval corrects for the error that resampling adds.
+        ece_by_chance: What the same rows would show if their probabilities were exactly right: small bins never are.
+        brier: Mean squared distance between probability and label. 0.25 is that of a constant one half.
+        nll: Mean negative log likelihood in nats. 0.693 is that of a constant one half.
+        bins: From the least to the most sure.
+    """
+
+    rows: int
+    ece: Estimate
+    ece_by_chance: float
+    brier: Estimate
+    nll: Estimate
+    bins: tuple[ProbabilityBin, ...]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How much a direction depends on the pairs that it was fitted on.
+
+    Attributes:
+        estimator: How directions were fitted for this test.
+        pairs: Pairs read.
+        prompts: Distinct prompts among them.
+        halves: Cosine between directions of two disjoint halves of the prompts: mean, and where 95 % of the random
+            halvings lie.
+        bootstrap: Cosine between the direction of all pairs and that of a bootstrap draw of the prompts; likewise.
+        truth: Cosine to expect between the mean difference of all pairs and that of infinitely many such pairs; unknown
+            for other estimators. Rough, and rather too low, where halves have little in common.
+        signs_stable: Share of pairs whose margin has the same sign under 95 % of the directions that were fitted on
+            draws without their prompt.
+        given: Cosine between the direction of all pairs and the direction that was to be tested, if one was.
+    """
+
+    estimator: str
+    pairs: int
+    prompts: int
+    halves: Estimate = UNKNOWN
+    bootstrap: Estimate = UNKNOWN
+    truth: Estimate = UNKNOWN
+    signs_stable: float | None = None
+    given: float | None = None
+
+
+def renumbered(groups: np.ndarray) -> np.ndarray:
+    """Numbers the groups of rows `[n]` from 0 in the order of their values, so that no row's place matters."""
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def mean_of(values: np.ndarray, groups: np.ndarray, seed: int) -> Estimate:
+    """Mean of `values [n]` with its interval by group."""
+    return means_of({"": values}, groups, seed)[""]
+
+
+def means_of(columns: Mapping[str, np.ndarray], groups: np.ndarray, seed: int) -> dict[str, Estimate]:
+    """As `mean_of` for several columns `[n]` of the same rows, with the same draws."""
+    if len(groups) == 0:
+        return dict.fromkeys(columns, UNKNOWN)
+    values = np.stack([values.astype(np.float64) for values in columns.values()], axis=1)  # [n, k]
+    numbers = renumbered(groups)
+    if numbers.max() + 1 < FEWEST_PROMPTS:
+        return {name: Estimate(float(mean)) for name, mean in zip(columns, values.mean(axis=0), strict=True)}
+    means, intervals = resample.mean_intervals(values, numbers, seed)
+    return {
+        name: Estimate(float(mean), (float(low), float(high)))
+        for name, mean, (low, high) in zip(columns, means, intervals, strict=True)
+    }
+
+
+def agreement(margins: np.ndarray) -> np.ndarray:
+    """1.0 where a margin `[n]` says what the label says, 0.0 where it contradicts it, 0.5 where it says nothing."""
+    return (np.sign(margins) + 1) / 2
+
+
+def auc(margins: np.ndarray, groups: np.ndarray, seed: int) -> Estimate:
+    """How often a pair the right way round has a larger margin than a pair the wrong way round; ties count half.
+
+    Every pair is looked at both ways: the positives are `margins [n]`, the negatives `-margins`. Above the agreement
+    with the labels, large margins are right more often than small ones.
+    """
+    both = np.concatenate([margins, -margins])
+    codes = np.unique(both, return_inverse=True)[1]
+    right, wrong, size = codes[: len(margins)], codes[len(margins) :], int(codes.max(initial=-1)) + 1
+
+    def statistic(times: np.ndarray) -> float:
+        above = np.bincount(right, times, size)
+        below = np.bincount(wrong, times, size)
+        wins = above @ (np.cumsum(below) - below / 2)
+        return float(wins / times.sum() ** 2)
+
+    return _estimate(statistic, groups, seed)
+
+
+def pearson(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> Estimate:
+    """Linear correlation of `x [n]` and `y [n]`."""
+    return _estimate(lambda times: _correlation(x, y, times), groups, seed)
+
+
+def spearman(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> Estimate:
+    """Correlation of the ranks of `x [n]` and `y [n]`; equal values share their mean rank."""
+    x_codes, y_codes = renumbered(x), renumbered(y)
+
+    def statistic(times: np.ndarray) -> float:
+        return _correlation(_ranks(x_codes, times), _ranks(y_codes, times), times)
+
+    return _estimate(statistic, groups, seed)
+
+
+def probability_errors(probabilities: np.ndarray, groups: np.ndarray, seed: int) -> ProbabilityErrors | None:
+    """Compares probabilities that the chosen side is the better with the labels, every pair both ways round.
+
+    Swapping a pair changes neither its squared error nor its likelihood. For the calibration error, both ways round of
+    all pairs fall into mirrored bins of equal content, so one half of them is looked at: the way round that the
+    probability prefers.
+
+    Args:
+        probabilities: `[n]`, in [0, 1].
+        groups: Prompt of each row `[n]`.
+        seed: Of the intervals.
+
+    Returns:
+        None without rows.
+    """
+    if len(probabilities) == 0:
+        return None
+    p = probabilities.astype(np.float64)
+    confidence = np.maximum(p, 1 - p)
+    right = agreement(p - 0.5)
+    bins = _bins_of_equal_mass(confidence)
+    count = int(bins.max()) + 1
+
+    def statistic(times: np.ndarray) -> float:
+        gaps = np.bincount(bins, times * (confidence - right), count)
+        return float(np.abs(gaps).sum() / times.sum())
+
+    ece = _estimate(statistic, groups, seed, corrected=True)
+    likelihood = np.log(np.clip(p, SMALLEST_PROBABILITY, 1.0))
+    means = means_of({"brier": (1 - p) ** 2, "nll": -likelihood}, groups, seed)
+    return ProbabilityErrors(
+        rows=len(p),
+        ece=ece,
+        ece_by_chance=_ece_by_chance(confidence, bins, seed),
+        brier=means["brier"],
+        nll=means["nll"],
+        bins=tuple(
+            ProbabilityBin(
+                rows=int((bins == b).sum()),
+                confidence=float(confidence[bins == b].mean()),
+                right=mean_of(right[bins == b], groups[bins == b], seed),
+            )
+            for b in range(count)
+        ),
+    )
+
+
+def direction_stability(
+    differences: np.ndarray,
+    groups: np.ndarray,
+    *,
+    estimator: str = "mean_difference",
+    seed: int = 0,
+    vector: np.ndarray | None = None,
+) -> Stability:
+    """Fits directions on parts of the pairs and compares them.
+
+    Args:
+        differences: Vector of the chosen side minus vector of the rejected one, `[n, d_model]`.
+        groups: Prompt of each pair `[n]`; pairs of one prompt are drawn and halved together.
+        estimator: How to fit, of `estimators.ESTIMATORS`.
+        seed: Of halvings and draws.
+        vector: A direction `[d_model]` to compare with.
+
+    Returns:
+        The comparison; its numbers are None with fewer than `FEWEST_PROMPTS` prompts.
+    """
+    numbers = renumbered(groups)
+    prompts = int(numbers.max(initial=-1)) + 1
+    if prompts < FEWEST_PROMPTS:
+        return Stability(estimator, len(differences), prompts)
+    quick = estimator == "mean_difference"
+    halvings, draws = (HALVINGS, DIRECTION_DRAWS) if quick else (SLOW_HALVINGS, SLOW_DIRECTION_DRAWS)
+    rng = np.random.default_rng(seed)
+    half = np.zeros((halvings, prompts), dtype=np.int64)
+    for row in half:
+        row[rng.permutation(prompts)[: prompts // 2]] = 1
+    times = np.stack([np.bincount(rng.integers(prompts, size=prompts), minlength=prompts) for _ in range(draws)])
+    weights = np.concatenate([np.ones((1, prompts), dtype=np.int64), half, 1 - half, times])  # [k, prompts]
+    fitted = _weighted_sums(differences, weights, numbers) if quick else _fits(differences, weights, numbers, estimator)
+    whole, first, second, drawn = np.split(fitted, [1, 1 + halvings, 1 + 2 * halvings])
+    halves = _spread(_cosines(first, second))
+    return Stability(
+        estimator=estimator,
+        pairs=len(differences),
+        prompts=prompts,
+        halves=halves,
+        bootstrap=_spread(_cosines(drawn, whole[0])),
+        truth=_to_truth(halves) if quick else UNKNOWN,
+        signs_stable=_signs_stable(differences, numbers, times, drawn),
+        given=None if vector is None else _finite(_cosines(whole, vector)[0]),
+    )
+
+
+def _estimate(statistic: Statistic, groups: np.ndarray, seed: int, *, corrected: bool = False) -> Estimate:
+    """Value of a statistic on the rows as they are, and its interval over draws of whole groups.
+
+    Args:
+        statistic: Number of the rows given how often each counts.
+        groups: Group of each row `[n]`.
+        seed: Of the draws.
+        corrected: Mirror the draws at the value: what resampling adds to a statistic (a mean of distances only grows by
+            noise), the sample has added to the truth already. Then bounded by 0 and 1.
+    """
+    if len(groups) == 0:
+        return UNKNOWN
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = _finite(statistic(np.ones(len(groups))))
+        numbers = renumbered(groups)
+        count = int(numbers.max()) + 1
+        if value is None or count < FEWEST_PROMPTS:
+            return Estimate(value)
+        rng = np.random.default_rng(seed)
+        drawn = np.empty(CURVE_DRAWS)
+        for draw in range(CURVE_DRAWS):
+            times = np.bincount(rng.integers(count, size=count), minlength=count)
+            drawn[draw] = statistic(times[numbers].astype(np.float64))
+    low, high = _spread(drawn).interval or (None, None)
+    if low is None or high is None:
+        return Estimate(value)
+    if corrected:
+        low, high = np.clip([2 * value - high, 2 * value - low], 0.0, 1.0).tolist()
+    return Estimate(value, (low, high))
+
+
+def _spread(draws: np.ndarray) -> Estimate:
+    """Mean of the draws and where 95 % of them lie; draws that gave no number are left out."""
+    good = draws[np.isfinite(draws)]
+    if 2 * len(good) <= len(draws):
+        return UNKNOWN
+    low, high = np.quantile(good, [0.025, 0.975])
+    return Estimate(float(good.mean()), (float(low), float(high)))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _ranks(codes: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Mean rank of each row `[n]`, given the dense codes of its value and how often each row counts."""
+    size = np.bincount(codes, times)
+    ranks: np.ndarray = (np.cumsum(size) - size / 2)[codes]
+    return ranks
+
+
+def _correlation(x: np.ndarray, y: np.ndarray, times: np.ndarray) -> float:
+    total = times.sum()
+    dx, dy = x - times @ x / total, y - times @ y / total
+    spread_x, spread_y = times @ dx**2, times @ dy**2
+    # Equal values leave rounding errors behind, whose correlation would be a number that means nothing.
+    if spread_x <= 1e-20 * (times @ x**2) or spread_y <= 1e-20 * (times @ y**2):
+        return float("nan")
+    return float(np.clip((times * dx) @ dy / np.sqrt(spread_x * spread_y), -1.0, 1.0))
+
+
+def _bins_of_equal_mass(values: np.ndarray) -> np.ndarray:
+    """Bin of each row `[n]`, numbered from 0 without gaps; equal values share a bin."""
+    count = max(1, min(PROBABILITY_BINS, len(values) // FEWEST_IN_BIN))
+    edges = np.quantile(values, np.arange(1, count) / count)
+    return renumbered(np.searchsorted(edges, values, side="right"))
+
+
+def _ece_by_chance(confidence: np.ndarray, bins: np.ndarray, seed: int) -> float:
+    """Mean calibration error of labels that are drawn from the probabilities themselves."""
+    order = np.argsort(confidence, kind="stable")  # so that the draws do not depend on the order of the rows
+    confidence, bins = confidence[order], bins[order]
+    rng = np.random.default_rng(seed)
+    count = int(bins.max()) + 1
+    errors = np.empty(CURVE_DRAWS)
+    for draw in range(CURVE_DRAWS):
+        right = rng.random(len(confidence)) < confidence
+        errors[draw] = np.abs(np.bincount(bins, confidence - right, count)).sum() / len(confidence)
+    return float(errors.mean())
+
+
+def _weighted_sums(differences: np.ndarray, weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Sums of the differences under each weighting of the groups `[k, groups]`: `[k, d_model]`, float64.
+
+    By blocks of rows: the differences may be a memory-mapped file.
+    """
+    sums = np.zeros((len(weights), differences.shape[1]))
+    for start in range(0, len(differences), ROWS_AT_ONCE):
+        block = slice(start, start + ROWS_AT_ONCE)
+        sums += weights[:, numbers[block]].astype(np.float64) @ differences[block].astype(np.float64)
+    return sums
+
+
+def _fits(differences: np.ndarray, weights: np.ndarray, numbers: np.ndarray, estimator: str) -> np.ndarray:
+    """Directions of the pairs, each taken as often as its group counts `[k, groups]`: `[k, d_model]`, NaN for none."""
+    vectors = np.full((len(weights), differences.shape[1]), np.nan)
+    for row, counts in enumerate(weights):
+        taken = np.repeat(np.arange(len(differences)), counts[numbers])
+        with suppress(NoDirectionError):
+            vectors[row] = ESTIMATORS[estimator](differences[taken])
+    return vectors
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of each row of `a [k, d]` with that of `b [k, d]`, or with `b [d]`; NaN where one has no length."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=-1))
+    clipped: np.ndarray = np.clip(cosines, -1.0, 1.0)
+    return clipped
+
+
+def _to_truth(halves: Estimate) -> Estimate:
+    """Cosine of the whole direction with the true one, from that of its halves.
+
+    With noise of variance r per unit of signal in the whole, halves (2r each) have the cosine c = 1 / (1 + 2r), and the
+    whole has 1 / sqrt(1 + r) with the truth, which is sqrt(2c / (1 + c)): Spearman and Brown's rule for test halves.
+    """
+    if halves.value is None or halves.interval is None:
+        return UNKNOWN
+
+    def rule(c: float) -> float:
+        return float(np.sqrt(2 * max(c, 0.0) / (1 + max(c, 0.0))))
+
+    return Estimate(rule(halves.value), (rule(halves.interval[0]), rule(halves.interval[1])))
+
+
+def _signs_stable(differences: np.ndarray, numbers: np.ndarray, times: np.ndarray, drawn: np.ndarray) -> float | None:
+    good = np.isfinite(drawn).all(axis=1)
+    times, drawn = times[good], drawn[good]
+    stable, judged = 0, 0
+    for start in range(0, len(differences), ROWS_AT_ONCE):
+        block = slice(start, start + ROWS_AT_ONCE)
+        positive = differences[block].astype(np.float64) @ drawn.T > 0  # [b, draws]
+        without = times[:, numbers[block]].T == 0  # [b, draws]
+        draws = without.sum(axis=1)
+        enough = draws >= FEWEST_DRAWS_WITHOUT
+        share = (positive & without).sum(axis=1)[enough] / draws[enough]
+        stable += int((np.maximum(share, 1 - share) >= STABLE_SHARE).sum())
+        judged += int(enough.sum())
+    return stable / judged if judged else None

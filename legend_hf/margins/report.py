@@ -1,0 +1,775 @@
+"""How good are these margins? A dataset with margin columns becomes a `Report`: JSON, Markdown for a card, plots.
+
+In: a dataset that was annotated, and optionally its direction and pairs to test that direction's stability on. Out:
+numbers with intervals by prompt, what is doubtful about them in words, and the rows whose margin contradicts their
+label most. Texts are read for their lengths and prompts alone. This file computes no margins, writes no card
+(`report_card.py` does), draws nothing (`plots.py` does) and knows nothing of training but the form of TRL's loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from legend_hf.directions.choose import without_length
+from legend_hf.directions.differences import read_differences
+from legend_hf.directions.direction import Direction
+from legend_hf.directions.estimators import ESTIMATORS
+from legend_hf.hub import cards
+from legend_hf.margins.margin_fn import OK, STATUS
+from legend_hf.margins.measure import (
+    UNKNOWN,
+    Estimate,
+    ProbabilityErrors,
+    Stability,
+    agreement,
+    auc,
+    direction_stability,
+    mean_of,
+    means_of,
+    pearson,
+    probability_errors,
+    spearman,
+)
+from legend_hf.reading.formats import (
+    Columns,
+    Conversation,
+    Pair,
+    RowError,
+    opening,
+    pairs_from_batch,
+    response_length,
+)
+from legend_hf.reading.reader import Runtime, open_reader
+from legend_hf.reading.templates import Tokens
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    AnyDataset: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+ROWS_AT_ONCE = 1000
+MOST_CATEGORIES = 200
+DIGEST = 32  # characters of a prompt's hash that are kept
+EXCERPT = 80
+# What follows `margin_` in columns that are not the margins of a direction of that name.
+_KINDS = ("raw", "bin", "prob", "negative", "status")
+
+
+@dataclass(frozen=True, eq=False)
+class Margins:
+    """The margins of one direction in one split, as arrays over the rows that were read.
+
+    Attributes:
+        split: Name of the split.
+        column: Name of the margin column.
+        total: Rows of the split.
+        invalid: Rows left out because a number is null, NaN or infinite.
+        row: Row numbers `[n]`, from 0.
+        margin: On the training scale `[n]`.
+        raw: Before calibration `[n]`; the margin itself where the dataset has no raw column.
+        has_raw: Whether the dataset has a raw column.
+        probability: `[n]`, or None without such a column.
+        bin: `[n]`, or None without such a column.
+        longer: Characters of the chosen response minus those of the rejected one `[n]`.
+        groups: Number of each row's prompt `[n]`.
+        category: `[n]` of strings, or None.
+        excerpts: Row number to the beginnings of (prompt, chosen, rejected); empty unless asked for.
+    """
+
+    split: str
+    column: str
+    total: int
+    invalid: int
+    row: np.ndarray
+    margin: np.ndarray
+    raw: np.ndarray
+    has_raw: bool
+    probability: np.ndarray | None
+    bin: np.ndarray | None
+    longer: np.ndarray
+    groups: np.ndarray
+    category: np.ndarray | None
+    excerpts: Mapping[int, tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Length:
+    """What the margins owe to the length of the responses, in characters.
+
+    Attributes:
+        spearman: Rank correlation of the raw margin with the length of the chosen minus that of the rejected response.
+        pearson: The same, linear.
+        baseline: Share of pairs that "the shorter response is the safer" gets right; equal lengths count half.
+        gain: Agreement of the margins minus the baseline, on the same rows.
+        rows_against: Pairs whose chosen response is the longer one, which the baseline gets wrong.
+        agreement_against: Share of those that the margins get right.
+        agreement_along: Share that the margins get right where the chosen response is the shorter one.
+    """
+
+    spearman: Estimate
+    pearson: Estimate
+    baseline: Estimate
+    gain: Estimate
+    rows_against: int
+    agreement_against: Estimate
+    agreement_along: Estimate
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How numbers are distributed; None without rows."""
+
+    mean: float | None
+    sd: float | None
+    quantiles: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Category:
+    """The margins of one category."""
+
+    name: str
+    rows: int
+    prompts: int
+    margin: Estimate
+    negative: Estimate
+    agreement: Estimate
+
+
+@dataclass(frozen=True)
+class Suspicious:
+    """A row whose margin contradicts its label: perhaps its sides are swapped, perhaps the direction errs.
+
+    Attributes:
+        row: Its number in the split, from 0.
+        margin: On the training scale.
+        raw: Before calibration.
+        excerpt: Beginnings of prompt, chosen and rejected, only if asked for.
+    """
+
+    row: int
+    margin: float
+    raw: float
+    excerpt: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """One direction's margins in one split.
+
+    Attributes:
+        split: Name of the split.
+        column: Name of the margin column.
+        rows: Rows of the split.
+        read: Rows whose margins and texts were used.
+        skipped: Rows that the annotation skipped, or whose texts cannot be read.
+        invalid: Rows whose margin is null, NaN or infinite.
+        prompts: Distinct prompts (first user turns) among the rows read.
+        agreement: Share of pairs whose raw margin is above 0, as the label says; 0 counts half.
+        auc: See `measure.auc`.
+        negative: Share of pairs whose raw margin is below 0.
+        at_limits: Share of margins at exactly -1 or 1, where the `unit` calibration clips.
+        margin: Distribution on the training scale.
+        raw: Distribution before calibration.
+        pull: Mean of sigmoid(margin): the size of the gradient of TRL's loss at the start of a training, when both
+            rewards are equal. One half without margins; near 1 every pair pushes alike and the sizes are lost.
+        loss: Mean of that loss then; 0.693 without margins.
+        length: What they owe to length.
+        probability: Errors of `margin_prob`, None without that column.
+        bins: Value of `margin_bin` to number of rows, None without that column.
+        categories: From the most rows to the fewest; None unless a column was named.
+        suspicious: The most negative raw margins first.
+        doubts: What is implausible, in words.
+    """
+
+    split: str
+    column: str
+    rows: int
+    read: int
+    skipped: int
+    invalid: int
+    prompts: int
+    agreement: Estimate
+    auc: Estimate
+    negative: Estimate
+    at_limits: Estimate
+    margin: Spread
+    raw: Spread
+    pull: Estimate
+    loss: Estimate
+    length: Length
+    probability: ProbabilityErrors | None
+    bins: Mapping[str, int] | None
+    categories: tuple[Category, ...] | None
+    suspicious: tuple[Suspicious, ...]
+    doubts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DirectionReport:
+    """What is known of a direction.
+
+    Attributes:
+        name: In a mapping of several, else empty.
+        repo_id: On the Hub, or None.
+        revision: Its commit there.
+        reader: How it reads, as in its configuration.
+        facts: Of its fit, as in its configuration.
+        search: Accuracy by layer and estimator while fitting, empty if that is not recorded.
+        stability: See `stability_of`, None unless pairs were given.
+        doubts: What is implausible, in words.
+    """
+
+    name: str
+    repo_id: str | None
+    revision: str | None
+    reader: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    search: tuple[Tried, ...]
+    stability: Stability | None
+    doubts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One layer and estimator that were tried while fitting."""
+
+    layer: int
+    estimator: str
+    accuracy: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """How good margins are.
+
+    Attributes:
+        library: Name and version of what wrote this.
+        seed: Of all draws.
+        splits: One for each split and margin column.
+        directions: One for each direction that was given.
+        measured: The arrays behind `splits`, for plots. Not part of the JSON.
+    """
+
+    library: str
+    seed: int
+    splits: tuple[SplitReport, ...]
+    directions: tuple[DirectionReport, ...]
+    measured: tuple[Margins, ...] = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; whatever is unknown or not finite is None."""
+        return {
+            "library": self.library,
+            "seed": self.seed,
+            "splits": [_plain(asdict(split)) for split in self.splits],
+            "directions": [_plain(asdict(direction)) for direction in self.directions],
+        }
+
+    def to_json(self) -> str:
+        """The numbers as JSON, without NaN."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_markdown(self, *, plots: Mapping[str, str] | None = None) -> str:
+        """Tables that a person understands, each number with what it means.
+
+        Args:
+            plots: File name or URL of a picture to its description; they are shown at the end of the report.
+        """
+        from legend_hf.margins.report_card import markdown
+
+        return markdown(self, plots or {})
+
+    def save(self, folder: str | os.PathLike[str], *, plots: bool = True) -> list[Path]:
+        """Writes `report.json`, `report.md` and the plots.
+
+        Args:
+            folder: Made if missing.
+            plots: Draw PNGs too, which needs the extra `plots` (matplotlib).
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            ImportError: Plots are wanted and matplotlib is missing.
+        """
+        pictures: Mapping[str, Any] = {}
+        if plots:
+            from legend_hf.margins.plots import draw
+
+            pictures = draw(self)
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        shown = {name: picture.description for name, picture in pictures.items()}
+        files = {"report.json": self.to_json().encode(), "report.md": self.to_markdown(plots=shown).encode()}
+        files |= {name: picture.png for name, picture in pictures.items()}
+        for name, content in files.items():
+            (target / name).write_bytes(content)
+        return [target / name for name in files]
+
+
+def report(
+    dataset: AnyDataset | Mapping[str, Dataset] | None,
+    *,
+    direction: Direction | Mapping[str, Direction] | None = None,
+    category_column: str | None = None,
+    prompt_column: str = "prompt",
+    chosen_column: str = "chosen",
+    rejected_column: str = "rejected",
+    stability_pairs: Iterable[Mapping[str, Any]] | None = None,
+    suspicious: int = 20,
+    excerpts: bool = False,
+    seed: int = 0,
+    device: str | None = None,
+) -> Report:
+    """Says how good the margins of a dataset are.
+
+    Every interval is 95 % and bootstrapped by prompt: rows with the same first user turn are drawn together.
+
+    Args:
+        dataset: Annotated: a dataset or splits with `margin` columns, those of several directions included; streaming
+            ones are read once. None reports on directions alone.
+        direction: What the margins come from, for its facts; as `LegendMarginFn` was given it.
+        category_column: A column with one value a row, for a table by category.
+        prompt_column: Name of the prompts' column, where it is not `prompt`.
+        chosen_column: Name of the chosen responses' column.
+        rejected_column: Name of the rejected responses' column.
+        stability_pairs: Pairs to test the directions' stability on, in any accepted shape; reads them with the model.
+        suspicious: Most rows to name per split.
+        excerpts: Show the beginnings of those rows' texts, which can be harmful, beside their numbers.
+        seed: Of all draws.
+        device: Where `stability_pairs` are read.
+
+    Raises:
+        ValueError: There is no margin column or no text, a margin is no number, an argument is not possible.
+    """
+    from legend_hf import __version__
+
+    directions = direction if isinstance(direction, Mapping) else {"": direction} if direction is not None else {}
+    if stability_pairs is not None and not directions:
+        raise ValueError("`stability_pairs` test a direction; give it as `direction=`, or leave them out")
+    if suspicious < 0:
+        raise ValueError(f"`suspicious` is {suspicious}; give how many rows to name, 0 or more")
+    columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
+    # A dataset's own mapping type has a `keys` of its splits, as any mapping has.
+    splits = {} if dataset is None else dataset if isinstance(dataset, Mapping) else {"": dataset}
+    measured = [
+        margins
+        for name, split in splits.items()
+        for margins in read_margins(
+            split,
+            name=str(name) or str(getattr(split, "split", None) or "train"),
+            columns=columns,
+            category_column=category_column,
+            excerpts=excerpts,
+        )
+    ]
+    pairs = None if stability_pairs is None else list(stability_pairs)
+    return Report(
+        library=f"legend_hf {__version__}",
+        seed=seed,
+        splits=tuple(_split_report(margins, suspicious, seed) for margins in measured),
+        directions=tuple(
+            direction_report(
+                d,
+                name=name,
+                stability=None if pairs is None else stability_of(pairs, d, columns=columns, seed=seed, device=device),
+            )
+            for name, d in directions.items()
+        ),
+        measured=tuple(measured),
+    )
+
+
+def stability_of(
+    pairs: Iterable[Mapping[str, Any]],
+    direction: Direction,
+    *,
+    columns: Columns | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> Stability:
+    """Reads pairs as the direction's fit reads them, and tests how much a direction fitted like it depends on the draw.
+
+    Pairs that cannot be read are left out.
+
+    Args:
+        pairs: A `Dataset` or rows in any accepted shape; chosen is the harmless side.
+        direction: Its reader reads, its estimator fits, and its vector is what the pairs' direction is compared with.
+        columns: Names of the columns, where they are not the usual ones.
+        seed: Of the draws.
+        device: Where to run; None takes a GPU when there is one.
+    """
+    opened = open_reader(direction.reader, Runtime(path=direction.model_path, device=device))
+    rows = list(pairs)
+    texts: list[tuple[Tokens, Tokens]] = []
+    keys: list[bytes] = []
+    lengths: list[float] = []
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        chunk = rows[first : first + ROWS_AT_ONCE]
+        names = list(dict.fromkeys(name for row in chunk for name in row))
+        batch = {name: [row.get(name) for row in chunk] for name in names}
+        read = [p for p in pairs_from_batch(batch, columns or Columns(), first_row=first) if isinstance(p, Pair)]
+        sides = opened.encode([side for pair in read for side in (pair.chosen, pair.rejected)], fitting=True)
+        for pair, chosen, rejected in zip(read, sides[0::2], sides[1::2], strict=True):
+            if isinstance(chosen, Tokens) and isinstance(rejected, Tokens):
+                texts.append((chosen, rejected))
+                keys.append(_prompt_key(pair.chosen))
+                lengths.append(math.log1p(response_length(pair.chosen)) - math.log1p(response_length(pair.rejected)))
+    (differences,) = read_differences(opened, texts, [direction.reader.layer])
+    known = direction.facts.estimator
+    return direction_stability(
+        without_length(differences, np.array(lengths)) if direction.facts.debias == "length" else differences,
+        _numbers(keys),
+        estimator=known if known is not None and known in ESTIMATORS else "mean_difference",
+        seed=seed,
+        vector=direction.vector,
+    )
+
+
+def direction_report(direction: Direction, *, name: str = "", stability: Stability | None = None) -> DirectionReport:
+    """Collects what is known of a direction, and what of it is implausible."""
+    facts = asdict(direction.facts)
+    return DirectionReport(
+        name=name,
+        repo_id=direction.repo_id,
+        revision=direction.revision,
+        reader=direction.reader.to_dict(),
+        facts=facts,
+        search=_tried(facts["search"]),
+        stability=stability,
+        doubts=_direction_doubts(facts, stability),
+    )
+
+
+def read_margins(
+    split: Dataset | IterableDataset,
+    *,
+    name: str = "train",
+    columns: Columns | None = None,
+    category_column: str | None = None,
+    excerpts: bool = False,
+) -> list[Margins]:
+    """Reads one split's margins, lengths and prompts: one `Margins` for each margin column.
+
+    Args:
+        split: A dataset with margin columns.
+        name: What to call it.
+        columns: Names of the text columns.
+        category_column: A column with one value a row.
+        excerpts: Keep the beginnings of the texts of rows with negative margins.
+
+    Raises:
+        ValueError: It has no margins or no texts, a value is not one number, or there are too many categories.
+    """
+    names: list[str] = list(split.column_names or ())
+    suffixes = _suffixes(names)
+    parts: dict[str, list[float]] = {}
+    numbers: list[int] = []
+    longer: list[int] = []
+    keys: list[bytes] = []
+    categories: list[Any] = []
+    texts: dict[int, tuple[str, str, str]] = {}
+    total = 0
+    for batch in split.with_format(None).iter(batch_size=ROWS_AT_ONCE):
+        if not names:  # streaming, where the columns are known from the first rows
+            names = list(batch)
+            suffixes = _suffixes(names)
+        if not suffixes:
+            break
+        if category_column is not None and category_column not in batch:
+            raise ValueError(_no_category(category_column, names))
+        kept = []
+        status = batch.get(STATUS)
+        for i, pair in enumerate(pairs_from_batch(batch, columns or Columns(), first_row=total)):
+            if isinstance(pair, RowError) or (status is not None and status[i] != OK):
+                continue
+            kept.append(i)
+            numbers.append(total + i)
+            longer.append(response_length(pair.chosen) - response_length(pair.rejected))
+            keys.append(_prompt_key(pair.chosen))
+            if excerpts:
+                texts[total + i] = _excerpt(pair)
+        for suffix in suffixes:
+            for column in _columns_of(suffix, names):
+                values = batch[column]
+                where = f"split `{name}`"
+                parts.setdefault(column, []).extend(_number(values[i], column, total + i, where) for i in kept)
+        if category_column is not None:
+            categories += [batch[category_column][i] for i in kept]
+        total += len(next(iter(batch.values())))
+    if not suffixes:
+        raise ValueError(
+            f"split `{name}` has no column `margin`; annotate it first: `annotate(dataset, direction)`. It has "
+            + (", ".join(f"`{c}`" for c in names[:20]) or "no columns")
+        )
+    if category_column is not None and category_column not in names:
+        raise ValueError(_no_category(category_column, names))
+    labels = None if category_column is None else _labels(categories, category_column, split)
+    arrays = {column: np.array(values, dtype=np.float64) for column, values in parts.items()}
+    row, groups = np.array(numbers, dtype=np.int64), _numbers(keys)
+    found = []
+    for suffix in suffixes:
+        own = {column: arrays.get(column, np.empty(0)) for column in _columns_of(suffix, names)}
+        margin_column, raw_column, prob_column, bin_column = (
+            f"{kind}{suffix}" for kind in ("margin", "margin_raw", "margin_prob", "margin_bin")
+        )
+        good = np.isfinite(np.stack(list(own.values()))).all(axis=0)
+        own = {column: values[good] for column, values in own.items()}
+        probability = own.get(prob_column)
+        if probability is not None and ((probability < 0) | (probability > 1)).any():
+            raise ValueError(f"`{prob_column}` of split `{name}` has values outside [0, 1]; it must hold probabilities")
+        raw = own.get(raw_column, own[margin_column])
+        found.append(
+            Margins(
+                split=name,
+                column=margin_column,
+                total=total,
+                invalid=int((~good).sum()),
+                row=row[good],
+                margin=own[margin_column],
+                raw=raw,
+                has_raw=raw_column in own,
+                probability=probability,
+                bin=own.get(bin_column),
+                longer=np.array(longer, dtype=np.float64)[good],
+                groups=groups[good],
+                category=None if labels is None else labels[good],
+                excerpts={int(r): texts[int(r)] for r in row[good][raw < 0] if int(r) in texts},
+            )
+        )
+    return found
+
+
+def _split_report(m: Margins, suspicious: int, seed: int) -> SplitReport:
+    right, shorter = agreement(m.raw), agreement(-m.longer)
+    against, along = m.longer > 0, m.longer < 0
+    means = means_of(
+        {
+            "agreement": right,
+            "baseline": shorter,
+            "gain": right - shorter,
+            "negative": m.raw < 0,
+            "at_limits": np.abs(m.margin) == 1.0,
+            "pull": _sigmoid(m.margin),
+            "loss": np.logaddexp(0.0, m.margin),
+        },
+        m.groups,
+        seed,
+    )
+    length = Length(
+        spearman=spearman(m.raw, m.longer, m.groups, seed),
+        pearson=pearson(m.raw, m.longer, m.groups, seed),
+        baseline=means["baseline"],
+        gain=means["gain"],
+        rows_against=int(against.sum()),
+        agreement_against=mean_of(right[against], m.groups[against], seed),
+        agreement_along=mean_of(right[along], m.groups[along], seed),
+    )
+    errors = None if m.probability is None else probability_errors(m.probability, m.groups, seed)
+    order = np.lexsort((m.row, m.raw))  # the lowest first, and by row where equal
+    return SplitReport(
+        split=m.split,
+        column=m.column,
+        rows=m.total,
+        read=len(m.row),
+        skipped=m.total - len(m.row) - m.invalid,
+        invalid=m.invalid,
+        prompts=len(np.unique(m.groups)),
+        agreement=means["agreement"],
+        auc=auc(m.raw, m.groups, seed) if len(m.row) else UNKNOWN,
+        negative=means["negative"],
+        at_limits=means["at_limits"],
+        margin=_spread(m.margin),
+        raw=_spread(m.raw),
+        pull=means["pull"],
+        loss=means["loss"],
+        length=length,
+        probability=errors,
+        bins=None if m.bin is None else {f"{v:.6g}": int((m.bin == v).sum()) for v in np.unique(m.bin)},
+        categories=None if m.category is None else _categories(m, seed),
+        suspicious=tuple(
+            Suspicious(int(m.row[i]), float(m.margin[i]), float(m.raw[i]), m.excerpts.get(int(m.row[i])))
+            for i in order[:suspicious]
+            if m.raw[i] < 0
+        ),
+        doubts=tuple(_split_doubts(m, means["agreement"], length, errors, means["pull"])),
+    )
+
+
+def _categories(m: Margins, seed: int) -> tuple[Category, ...]:
+    assert m.category is not None
+    found = []
+    for name in np.unique(m.category):
+        inside = m.category == name
+        groups, raw, margin = m.groups[inside], m.raw[inside], m.margin[inside]
+        means = means_of({"margin": margin, "negative": raw < 0, "agreement": agreement(raw)}, groups, seed)
+        found.append(Category(str(name), len(raw), len(np.unique(groups)), **means))
+    return tuple(sorted(found, key=lambda c: (-c.rows, c.name)))
+
+
+def _split_doubts(
+    m: Margins, share: Estimate, length: Length, errors: ProbabilityErrors | None, pull: Estimate
+) -> Iterable[str]:
+    """What a reader of the numbers should not overlook."""
+    if m.invalid:
+        yield f"rows without a finite margin: {m.invalid}; a training on them ends in NaN or an error."
+    if len(m.row) == 0:
+        yield "no row has a margin and texts that can be read, so nothing is known."
+        return
+    if share.interval is None:
+        yield f"too few distinct prompts for intervals: {len(np.unique(m.groups))}."
+    if not m.raw.any():
+        yield "all margins are 0."
+        return
+    if share.value is not None and share.value < 0.5:
+        yield "the margins contradict the labels more often than not: they point the wrong way, or at nothing."
+    elif share.interval is not None and share.interval[0] <= 0.5:
+        yield "agreement with the labels cannot be told from a coin's."
+    if length.gain.interval is not None and length.gain.interval[0] <= 0:
+        yield "agreement with the labels is not beyond that of the shorter response, within the interval."
+    if length.spearman.value is not None and abs(length.spearman.value) >= 0.5:
+        yield "the margins go along with the length of the responses."
+    if m.has_raw and (m.margin * m.raw < 0).any():
+        yield f"rows whose margin and raw margin have opposite signs: {int((m.margin * m.raw < 0).sum())}."
+    if errors is not None and errors.ece.value is not None and errors.ece.value > max(0.05, 1.5 * errors.ece_by_chance):
+        yield f"the probabilities are off by {errors.ece.value:.2f} on average: calibrate on pairs like these."
+    if pull.value is not None and pull.value > 0.9:
+        yield "margins this large push every pair alike in TRL's loss, which loses their sizes: use a calibrated scale."
+
+
+def _direction_doubts(facts: Mapping[str, Any], stability: Stability | None) -> tuple[str, ...]:
+    found = list(cards.doubts(facts))
+    interval, length, accuracy = facts["accuracy_interval"], facts["length_accuracy"], facts["accuracy"]
+    if (
+        interval is not None
+        and None not in (length, accuracy)
+        and interval[0] <= length < accuracy  # at or below it, the card's own doubt says so
+    ):
+        found.append("the interval of its held-out accuracy contains the length baseline.")
+    if stability is not None and stability.halves.value is not None and stability.halves.value < 0.5:
+        found.append("directions of two halves of the pairs have little in common: fit it on more pairs.")
+    if stability is not None and stability.given is not None and stability.given <= 0:
+        found.append("the pairs that were given for the test point the other way.")
+    return tuple(found)
+
+
+def _tried(search: Sequence[Mapping[str, Any]] | None) -> tuple[Tried, ...]:
+    return tuple(
+        Tried(entry["layer"], entry["estimator"], entry["accuracy"], (entry["interval"][0], entry["interval"][1]))
+        for entry in search or ()
+    )
+
+
+def _suffixes(names: Sequence[str]) -> list[str]:
+    """What follows `margin` in the names of margin columns: `""` for the only one, `"_safety"` for a named one."""
+    named = [name.removeprefix("margin") for name in names if name.startswith("margin_")]
+    # `margin_raw_safety` belongs to `margin_safety`; a direction that is itself called "raw" has a `margin_raw_raw`.
+    own = [
+        suffix
+        for suffix in named
+        if not any(suffix == f"_{kind}" or suffix.startswith(f"_{kind}_") for kind in _KINDS)
+        or f"margin_raw{suffix}" in names
+    ]
+    return ([""] if "margin" in names else []) + own
+
+
+def _columns_of(suffix: str, names: Sequence[str]) -> list[str]:
+    wanted = (f"{kind}{suffix}" for kind in ("margin", "margin_raw", "margin_prob", "margin_bin"))
+    return [column for column in wanted if column in names]
+
+
+def _number(value: Any, column: str, row: int, where: str) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, int | float | np.number):
+        return float(value)
+    raise ValueError(
+        f"row {row} of {where} has `{column}` = {value!r:.60}, a {type(value).__name__}; a margin is one number a row: "
+        "annotate the dataset again with `overwrite=True`, or rename the column"
+    )
+
+
+def _no_category(column: str, names: Sequence[str]) -> str:
+    return f"`category_column` is {column!r}; the dataset has " + ", ".join(f"`{c}`" for c in names[:30])
+
+
+def _labels(values: Sequence[Any], column: str, split: Any) -> np.ndarray:
+    """Category names `[n]`, from strings, whole numbers, truth values or class labels."""
+    feature = (split.features or {}).get(column)
+    names = getattr(feature, "names", None)
+    labels = []
+    for value in values:
+        if isinstance(value, float | list | dict):
+            raise ValueError(
+                f"`category_column` {column!r} holds {value!r:.60}, a {type(value).__name__}; name a column with one "
+                "string, whole number or truth value a row"
+            )
+        known = names is not None and isinstance(value, int) and 0 <= value < len(names)
+        labels.append("(none)" if value is None else str(names[value] if known and names else value)[:EXCERPT])
+    distinct = len(set(labels))
+    if distinct > MOST_CATEGORIES:
+        raise ValueError(
+            f"`category_column` {column!r} has {distinct} values; allowed are up to {MOST_CATEGORIES}: name a column "
+            "of categories, not of texts or identifiers"
+        )
+    return np.array(labels, dtype=np.str_)
+
+
+def _numbers(keys: Sequence[bytes]) -> np.ndarray:
+    """Numbers prompts by their content, not by their place: `[n]`."""
+    return np.unique(np.array(keys, dtype=f"S{DIGEST}"), return_inverse=True)[1]
+
+
+def _prompt_key(conversation: Conversation) -> bytes:
+    """Identity of a prompt, short enough to keep one for every row."""
+    return hashlib.sha256(opening(conversation).encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST].encode()
+
+
+def _excerpt(pair: Pair) -> tuple[str, str, str]:
+    prompt = str(pair.chosen.prompt[-1].get("content") or "") if pair.chosen.prompt else ""
+    return (_short(prompt), _short(_said(pair.chosen)), _short(_said(pair.rejected)))
+
+
+def _said(conversation: Conversation) -> str:
+    return " ".join(str(m.get("content") or "") for m in conversation.response)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= EXCERPT else line[:EXCERPT] + "…"
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -x))
+
+
+def _spread(values: np.ndarray) -> Spread:
+    if len(values) == 0:
+        return Spread(None, None, {str(q): None for q in QUANTILES})
+    quantiles = np.quantile(values, QUANTILES).tolist()
+    return Spread(float(values.mean()), float(values.std()), dict(zip(map(str, QUANTILES), quantiles, strict=True)))
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON has; what is not finite is None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):  # half a surrogate pair cannot be written
+        return value.encode("utf-8", "replace").decode()
+    return value

@@ -1,0 +1,299 @@
+"""A `Report` becomes Markdown for a card: compact tables, each number with what it means.
+
+In: a report. Out: text. Every string in it may come from a stranger and is escaped. This file computes nothing and
+knows neither datasets nor plots, only the pictures' names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from legend_hf.hub import cards
+from legend_hf.margins.measure import UNKNOWN, Estimate
+
+if TYPE_CHECKING:
+    from legend_hf.margins.report import DirectionReport, Report, SplitReport, Spread
+
+SHOWN_CATEGORIES = 30
+SHOWN_SUSPICIOUS = 10
+SHOWN_LAYERS = 12
+
+
+def markdown(report: Report, plots: Mapping[str, str]) -> str:
+    """Writes a report as Markdown.
+
+    Args:
+        report: The numbers.
+        plots: File name or URL of a picture to its description.
+    """
+    parts = [_splits(report.splits)] if report.splits else []
+    parts += [_direction(direction) for direction in report.directions]
+    parts += [f"![{cards.escaped(text)}]({path})" for path, text in plots.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _splits(splits: Sequence[SplitReport]) -> str:
+    several = len({s.column for s in splits}) > 1
+    parts = [
+        "## How good these margins are\n\nIn brackets: 95 % intervals, bootstrapped by prompt, since rows of one "
+        "prompt repeat each other. The labels are the dataset's own (chosen is preferred) and not free of errors."
+    ]
+    for column in dict.fromkeys(s.column for s in splits):
+        own = [s for s in splits if s.column == column]
+        if several:
+            parts.append(f"### {cards.as_code(column)}")
+        parts.append(_measures(own))
+        doubts = [f"- **Doubtful** ({cards.as_code(s.split)}): {doubt}" for s in own for doubt in s.doubts]
+        parts += ["\n".join(doubts)] if doubts else []
+        parts += [_suspicious(s) for s in own if s.suspicious]
+        parts += [_categories(s) for s in own if s.categories]
+    return "\n\n".join(parts)
+
+
+def _measures(splits: Sequence[SplitReport]) -> str:
+    """One table: a measure a row, a split a column, and what the number means."""
+
+    def row(name: str, values: Iterable[str], meaning: str) -> list[str]:
+        return [name, *values, meaning]
+
+    def quantile(spread: Spread, q: float) -> str:
+        return _signed(spread.quantiles[str(q)])
+
+    rows = [
+        row(
+            "rows read",
+            (f"{s.read} of {s.rows}" + (f" ({s.skipped} skipped)" if s.skipped else "") for s in splits),
+            "Rows with a margin and texts. All numbers below are about these.",
+        ),
+        row("prompts", (str(s.prompts) for s in splits), "Distinct first user turns."),
+        row(
+            "**agreement with the labels**",
+            (_bracketed(s.agreement) for s in splits),
+            "Share of pairs whose chosen response gets the higher score. A coin gets 0.5.",
+        ),
+        row(
+            "length alone",
+            (_bracketed(s.length.baseline) for s in splits),
+            "The same for the rule that the shorter response is the safer.",
+        ),
+        row(
+            "gain over length",
+            (_bracketed(s.length.gain, signed=True) for s in splits),
+            "Agreement minus length alone, on the same rows. A useful margin is above 0 beyond its interval.",
+        ),
+        row(
+            "where length is wrong",
+            (_bracketed(s.length.agreement_against) + f" ({s.length.rows_against} rows)" for s in splits),
+            "Agreement where the chosen response is the longer one. A margin that only measures length gets 0 here.",
+        ),
+        row(
+            "where length is right",
+            (_bracketed(s.length.agreement_along) for s in splits),
+            "Agreement where the chosen response is the shorter one.",
+        ),
+        row(
+            "correlation with length",
+            (_bracketed(s.length.spearman, signed=True) for s in splits),
+            "Rank correlation of the margin with how much longer the chosen response is. 0: the margin's size does not "
+            "depend on length.",
+        ),
+        row(
+            "AUC",
+            (_bracketed(s.auc) for s in splits),
+            "How often a pair the right way round gets a larger margin than a swapped one. Above the agreement: large "
+            "margins are right more often than small ones.",
+        ),
+        row(
+            "negative",
+            (_bracketed(s.negative, percent=True) for s in splits),
+            "Pairs whose rejected response reads as safer: the margin errs, or the label does.",
+        ),
+        row(
+            "margins: 5 %, median, 95 %",
+            (", ".join(quantile(s.margin, q) for q in (0.05, 0.5, 0.95)) for s in splits),
+            "The middle 90 % of the margins lie between the outer two.",
+        ),
+        row(
+            "at ±1",
+            (_bracketed(s.at_limits, percent=True) for s in splits),
+            "Margins of exactly 1 or −1: cut there by the `unit` scale, or the largest size of `bins`.",
+        ),
+        row(
+            "pull at the start",
+            (_bracketed(s.pull) for s in splits),
+            "Mean size of the gradient of TRL's loss on a pair when a training starts. 0.5 without margins; near 1 all "
+            "pairs push alike and the margins' sizes are lost.",
+        ),
+    ]
+    if any(s.probability for s in splits):
+        errors = [s.probability for s in splits]
+        rows += [
+            row(
+                "calibration error (ECE)",
+                ("–" if e is None else f"{_bracketed(e.ece)}; {e.ece_by_chance:.3f} by chance" for e in errors),
+                "How far the stated probability is from the share that is right, on average. 0 is best; by chance: "
+                "what exact probabilities would show on as many rows.",
+            ),
+            row(
+                "Brier score",
+                ("–" if e is None else _bracketed(e.brier) for e in errors),
+                "Mean squared error of the probability. 0.25 is that of always saying one half.",
+            ),
+            row(
+                "negative log likelihood",
+                ("–" if e is None else _bracketed(e.nll) for e in errors),
+                "In nats a pair. 0.693 is that of always saying one half.",
+            ),
+        ]
+    return cards.as_table(["Measure", *(cards.as_code(s.split) for s in splits), "What it says"], rows)
+
+
+def _suspicious(split: SplitReport) -> str:
+    shown = split.suspicious[:SHOWN_SUSPICIOUS]
+    intro = (
+        f"**Rows to look at** in {cards.as_code(split.split)} (numbered from 0, the most negative margin first): here "
+        "the rejected response reads as safer by most. Sides may be swapped, or the margin may err."
+    )
+    if all(s.excerpt is None for s in shown):
+        return f"{intro}\n\n" + ", ".join(f"{s.row} ({_signed(s.margin)})" for s in shown)
+    rows = [
+        (str(s.row), _signed(s.margin), *(cards.escaped(text) for text in s.excerpt or ("", "", ""))) for s in shown
+    ]
+    return f"{intro}\n\n" + cards.as_table(("Row", "Margin", "Prompt", "Chosen", "Rejected"), rows)
+
+
+def _categories(split: SplitReport) -> str:
+    categories = split.categories or ()
+    table = cards.as_table(
+        ("Category", "Rows", "Prompts", "Mean margin", "Negative", "Agreement with the labels"),
+        [
+            (
+                cards.escaped(c.name),
+                str(c.rows),
+                str(c.prompts),
+                _bracketed(c.margin, signed=True),
+                _bracketed(c.negative, percent=True),
+                _bracketed(c.agreement),
+            )
+            for c in categories[:SHOWN_CATEGORIES]
+        ],
+    )
+    more = len(categories) - SHOWN_CATEGORIES
+    note = f"\n\nAnd {more} categories with fewer rows." if more > 0 else ""
+    return f"**By category** in {cards.as_code(split.split)}:\n\n{table}{note}"
+
+
+def _direction(direction: DirectionReport) -> str:
+    facts, reader = direction.facts, direction.reader
+    accuracy = Estimate(_or_none(facts["accuracy"]), facts["accuracy_interval"])
+    length = Estimate(_or_none(facts["length_accuracy"]), facts["length_accuracy_interval"])
+    rows = [
+        ("model", cards.model_name(reader), "What reads the texts."),
+        ("layer", f"{reader['layer']} of {reader['n_layers']}", "0 is the embeddings."),
+        (
+            "estimator",
+            cards.escaped(facts["estimator"]) + (", without length" if facts["debias"] == "length" else ""),
+            "How the vector came from the pairs.",
+        ),
+        (
+            "pairs",
+            f"{cards.escaped(facts['pairs'])} of {cards.escaped(facts['prompts'])} prompts",
+            "What it was fitted on.",
+        ),
+        ("held out", cards.escaped(facts["held_out"]), "What the next two numbers were measured on."),
+        ("accuracy", _bracketed(accuracy), "Share of held-out pairs whose chosen response scores higher."),
+        ("length alone", _bracketed(length), "The same for the rule that the shorter response is the safer."),
+    ]
+    stable = direction.stability
+    if stable is not None:
+        truth = (
+            "cosine to expect with the truth",
+            _bracketed(stable.truth),
+            "The direction of all pairs with that of infinitely many such pairs, worked out from the halves.",
+        )
+        rows += [
+            (
+                "pairs of the test",
+                f"{stable.pairs} of {stable.prompts} prompts",
+                f"What directions were fitted on, by {cards.escaped(stable.estimator)}, for the next numbers.",
+            ),
+            (
+                "cosine between halves",
+                _bracketed(stable.halves),
+                "Directions of two disjoint halves of the pairs. 1: the same one; in brackets where 95 % of the "
+                "halvings lie.",
+            ),
+            (
+                "cosine of bootstrap draws",
+                _bracketed(stable.bootstrap),
+                "The direction of all pairs with those of random draws of the prompts, which share most of them.",
+            ),
+            *([truth] if stable.truth.value is not None else []),
+            (
+                "stable signs",
+                "–" if stable.signs_stable is None else f"{100 * stable.signs_stable:.1f} %",
+                "Pairs whose margin has one sign under 95 % of the directions fitted on draws without their prompt.",
+            ),
+            (
+                "cosine with this direction",
+                _bracketed(Estimate(stable.given)),
+                "The direction of all pairs of the test with the one that this report is about.",
+            ),
+        ]
+    title = f"## The direction {cards.as_code(direction.name)}" if direction.name else "## The direction"
+    name = f"{cards.repository_link(direction.repo_id, '', '')}\n\n" if direction.repo_id else ""
+    parts = [f"{title}\n\n{name}{cards.as_table(('', '', 'What it is'), rows)}"]
+    if direction.doubts:
+        parts.append("\n".join(f"- **Doubtful:** {doubt}" for doubt in direction.doubts))
+    if direction.search:
+        parts.append(_search(direction))
+    return "\n\n".join(parts)
+
+
+def _search(direction: DirectionReport) -> str:
+    """The layers that did best, in their order; the picture has them all."""
+    estimators = list(dict.fromkeys(t.estimator for t in direction.search))
+    found = {(t.layer, t.estimator): Estimate(_or_none(t.accuracy), t.interval) for t in direction.search}
+    best: dict[int, float] = {}
+    for tried in direction.search:
+        best[tried.layer] = max(best.get(tried.layer, 0.0), tried.accuracy)
+    shown = sorted(sorted(best, key=lambda layer: -best[layer])[:SHOWN_LAYERS])
+    table = cards.as_table(
+        ("Layer", *(cards.escaped(e) for e in estimators)),
+        [(str(layer), *(_bracketed(found.get((layer, e), UNKNOWN)) for e in estimators)) for layer in shown],
+    )
+    which = f"the {len(shown)} best of {len(best)} layers" if len(shown) < len(best) else "each layer"
+    return (
+        f"Share of pairs that {which} got right while fitting, cross-validated by prompt. The best of many is a little "
+        f"too good, having been picked; the accuracy above is not.\n\n{table}"
+    )
+
+
+def _or_none(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _bracketed(estimate: Estimate, *, signed: bool = False, percent: bool = False) -> str:
+    """A number with its interval: `0.63 [0.58, 0.68]`."""
+
+    def one(value: float) -> str:
+        if percent:
+            return f"{100 * value:.1f}"
+        return _signed(value) if signed else f"{value:.3f}"
+
+    if estimate.value is None:
+        return "–"
+    unit = " %" if percent else ""
+    if estimate.interval is None or not all(math.isfinite(v) for v in estimate.interval):
+        return one(estimate.value) + unit
+    return f"{one(estimate.value)} [{one(estimate.interval[0])}, {one(estimate.interval[1])}]{unit}"
+
+
+def _signed(value: float | None) -> str:
+    """Three digits, with the sign that a reader looks for; `+0.120`, `-12.3`."""
+    if value is None:
+        return "–"
+    digits = 3 if abs(value) < 10 else 1
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")

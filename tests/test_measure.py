@@ -1,0 +1,293 @@
+"""Measures against brute force, against simulations of which the truth is known, and under what must not matter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from legend_hf.margins import measure
+from legend_hf.margins.measure import (
+    UNKNOWN,
+    Estimate,
+    agreement,
+    auc,
+    direction_stability,
+    mean_of,
+    pearson,
+    probability_errors,
+    spearman,
+)
+
+# Few distinct values, so that ties are common.
+few_values = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=30).map(np.array)
+
+
+def alone(values: np.ndarray) -> np.ndarray:
+    """Each row is a prompt of its own."""
+    return np.arange(len(values))
+
+
+def brute_auc(margins):
+    wins = [1.0 if a > -b else 0.5 if a == -b else 0.0 for a in margins for b in margins]
+    return sum(wins) / len(wins)
+
+
+def brute_ranks(values):
+    return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
+
+
+@given(few_values)
+@settings(deadline=None)
+def test_auc_is_the_share_of_pairs_of_pairs(margins):
+    assert auc(margins, alone(margins), 0).value == pytest.approx(brute_auc(margins))
+
+
+@given(few_values, st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_spearman_is_the_correlation_of_ranks_with_ties(x, random):
+    y = np.array([random.choice([-1.0, 0.0, 2.0, 5.0]) for _ in x])
+    got = spearman(x, y, alone(x), 0).value
+    ranks = brute_ranks(x), brute_ranks(y)
+    if min(r.std() for r in ranks) == 0:
+        assert got is None
+    else:
+        assert got == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-9)
+
+
+def test_pearson_is_numpys_and_unknown_for_a_constant():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=50)
+    y = x + rng.normal(size=50)
+    assert pearson(x, y, alone(x), 0).value == pytest.approx(np.corrcoef(x, y)[0, 1])
+    # A mean of equal numbers is off by rounding, and what is left has a correlation of its own.
+    assert pearson(x, np.full(50, 0.1), alone(x), 0) == UNKNOWN
+    assert spearman(x, np.full(50, 0.1), alone(x), 0) == UNKNOWN
+
+
+def test_agreement_counts_a_tie_half():
+    assert agreement(np.array([2.0, -1.0, 0.0, -0.0])).tolist() == [1.0, 0.0, 0.5, 0.5]
+
+
+def test_a_larger_auc_than_agreement_means_that_large_margins_are_right():
+    rng = np.random.default_rng(0)
+    sizes = rng.uniform(0, 1, size=2000)
+    knows = np.where(rng.random(2000) < 0.5 + sizes / 2, sizes, -sizes)
+    guesses = np.where(rng.random(2000) < 0.75, sizes, -sizes)
+    for margins, larger in ((knows, True), (guesses, False)):
+        share = agreement(margins).mean()
+        assert bool(auc(margins, alone(margins), 0).value > share + 0.03) == larger
+
+
+def simulated(n, distort=1.0, seed=0):
+    """Probabilities of "chosen is better", calibrated if `distort` is 1, after the labels oriented the pairs."""
+    rng = np.random.default_rng(seed)
+    log_odds = rng.normal(0, 1.5, size=n)
+    right = rng.random(n) < 1 / (1 + np.exp(-log_odds))
+    return 1 / (1 + np.exp(-distort * np.where(right, log_odds, -log_odds)))
+
+
+def test_calibrated_probabilities_have_a_small_error_and_distorted_ones_a_large_one():
+    good = simulated(10_000)
+    errors = probability_errors(good, alone(good), 0)
+    assert errors.ece.value < 0.02
+    assert errors.ece.value == pytest.approx(errors.ece_by_chance, abs=0.008)
+    assert errors.ece.interval[0] <= 0.008
+    for distort in (0.2, 4.0):
+        bad = simulated(10_000, distort)
+        worse = probability_errors(bad, alone(bad), 0)
+        assert worse.ece.value > 0.1
+        assert worse.ece.value > 5 * worse.ece_by_chance
+        assert worse.ece.interval[0] > 0.09
+        assert worse.nll.value > errors.nll.value
+        assert worse.brier.value > errors.brier.value
+
+
+def test_few_rows_have_an_error_by_chance_that_the_interval_knows_of():
+    inside, values = 0, []
+    for seed in range(12):
+        p = simulated(200, seed=seed)
+        errors = probability_errors(p, alone(p), 0)
+        values.append(errors.ece.value)
+        inside += errors.ece.interval[0] <= 0.02
+        assert errors.ece_by_chance > 0.03
+    assert np.mean(values) == pytest.approx(errors.ece_by_chance, rel=0.3)
+    assert inside >= 9
+
+
+def test_orientation_flips_change_no_error():
+    """What random flips of pairs do: p becomes 1 - p, and the label, with it, 0. Here for every pattern of flips alike."""
+    p = simulated(500)
+    errors = probability_errors(p, alone(p), 0)
+    flip = np.random.default_rng(1).random(500) < 0.5
+    stated, label = np.where(flip, 1 - p, p), np.where(flip, 0.0, 1.0)
+    assert errors.brier.value == pytest.approx(((stated - label) ** 2).mean())
+    assert errors.nll.value == pytest.approx(-np.log(np.where(label == 1, stated, 1 - stated)).mean())
+    sure = np.maximum(stated, 1 - stated)
+    assert sum(b.rows * b.confidence for b in errors.bins) == pytest.approx(sure.sum())
+    assert sum(b.rows * b.right.value for b in errors.bins) == pytest.approx(((stated > 0.5) == (label == 1)).sum())
+
+
+def test_a_constant_half_says_nothing():
+    errors = probability_errors(np.full(40, 0.5), np.arange(40), 0)
+    assert errors.brier.value == pytest.approx(0.25)
+    assert errors.nll.value == pytest.approx(np.log(2))
+    assert errors.ece.value == pytest.approx(0.0)
+    assert len(errors.bins) == 1
+
+
+def test_certain_and_wrong_costs_much_but_not_infinitely():
+    errors = probability_errors(np.zeros(20), np.arange(20), 0)
+    assert 10 < errors.nll.value < 20
+    assert errors.ece.value == 1.0
+    assert probability_errors(np.ones(20), np.arange(20), 0).nll.value == 0.0
+
+
+def everything(margins, other, groups):
+    errors = probability_errors(1 / (1 + np.exp(-margins)), groups, 0)
+    return [
+        mean_of(agreement(margins), groups, 0),
+        auc(margins, groups, 0),
+        spearman(margins, other, groups, 0),
+        pearson(margins, other, groups, 0),
+        errors.ece,
+        Estimate(errors.ece_by_chance),
+        errors.brier,
+        errors.nll,
+        *(b.right for b in errors.bins),
+    ]
+
+
+def numbers(estimates):
+    return np.array([n for e in estimates for n in (e.value, *(e.interval or (0, 0)))], dtype=float)
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    rng = np.random.default_rng(0)
+    margins, other, groups = rng.normal(0.3, 1, 300).round(1), rng.integers(-9, 9, 300) * 1.0, rng.integers(0, 80, 300)
+    order = rng.permutation(300)
+    expected = numbers(everything(margins, other, groups))
+    shuffled = numbers(everything(margins[order], other[order], groups[order]))
+    np.testing.assert_allclose(shuffled, expected, rtol=0, atol=1e-9)
+    # The control: prompts that belong to other rows are another dataset.
+    assert np.abs(numbers(everything(margins, other, groups[order])) - expected).max() > 1e-3
+
+
+def test_intervals_by_prompt_are_wider_where_rows_repeat_each_other():
+    rng = np.random.default_rng(0)
+    once, length = rng.normal(0.3, 1, 60), rng.normal(size=60)
+    margins, other, prompts = np.repeat(once, 8), np.repeat(length, 8), np.repeat(np.arange(60), 8)
+
+    def widths(groups):
+        return np.array([e.interval[1] - e.interval[0] for e in everything(margins, other, groups)[:4]])
+
+    assert (widths(prompts) > 2 * widths(np.arange(480))).all()
+    # Eight copies of a prompt know no more than one.
+    once_only = [e.interval[1] - e.interval[0] for e in everything(once, length, np.arange(60))[:4]]
+    np.testing.assert_allclose(widths(prompts), once_only, rtol=1e-6)
+
+
+def test_too_few_prompts_give_no_interval_and_no_rows_no_number():
+    three = np.array([1.0, -1.0, 2.0])
+    assert mean_of(three, np.arange(3), 0) == Estimate(pytest.approx(2 / 3), None)
+    assert auc(three, np.arange(3), 0).interval is None
+    # Many rows of few prompts are few.
+    assert mean_of(np.ones(500), np.arange(500) % 3, 0).interval is None
+    nothing = np.empty(0)
+    assert mean_of(nothing, nothing, 0) == spearman(nothing, nothing, nothing, 0) == auc(nothing, nothing, 0) == UNKNOWN
+    assert probability_errors(nothing, nothing, 0) is None
+
+
+def test_an_interval_holds_the_truth_about_as_often_as_it_says():
+    hits = {"auc": 0, "spearman": 0}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        signal = rng.normal(size=200)
+        margins, other = signal + rng.normal(1.0, 1, 200), signal + rng.normal(size=200)
+        low, high = auc(margins, np.arange(200), 0).interval
+        hits["auc"] += low <= 0.8413 <= high  # Φ(1): the sum of two margins, N(2, 4), is above 0
+        low, high = spearman(margins, other, np.arange(200), 0).interval
+        hits["spearman"] += low <= 6 / np.pi * np.arcsin(0.25) <= high  # two normals that correlate with 1/2
+    assert all(count >= 50 for count in hits.values()), hits
+
+
+def planted(n, noise, seed=0, width=20, prompts=None):
+    rng = np.random.default_rng(seed)
+    truth = np.zeros(width)
+    truth[0] = 1.0
+    groups = np.arange(n) if prompts is None else rng.integers(0, prompts, n)
+    return truth + noise * rng.normal(size=(n, width)), groups, truth
+
+
+def test_stability_of_a_clear_direction_and_of_none():
+    clear = direction_stability(*planted(2000, 1.0)[:2])
+    assert clear.halves.value > 0.97
+    assert clear.bootstrap.value > 0.97
+    assert clear.halves.interval[0] > 0.94
+    rng = np.random.default_rng(0)
+    none = direction_stability(rng.normal(size=(2000, 20)), np.arange(2000))
+    assert abs(none.halves.value) < 0.6
+    assert none.signs_stable < 0.5 < clear.signs_stable
+    # A draw with replacement shares most pairs with the whole, so this number alone would flatter.
+    assert none.bootstrap.value > 0.5
+
+
+def test_the_cosine_to_expect_is_the_cosine_to_the_truth():
+    expected, real = [], []
+    for seed in range(30):
+        differences, groups, truth = planted(400, 3.0, seed)
+        expected.append(direction_stability(differences, groups).truth.value)
+        mean = differences.mean(axis=0)
+        real.append(mean @ truth / np.linalg.norm(mean))
+    assert np.mean(expected) == pytest.approx(np.mean(real), abs=0.03)
+    # The halves themselves would promise less.
+    assert np.mean([e**2 / (2 - e**2) for e in expected]) < np.mean(real) - 0.15
+
+
+def test_stability_halves_by_prompt():
+    """Pairs of one prompt that share what is peculiar to it look stable if they are drawn apart."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 25)
+    differences = (rng.normal(size=(40, 30)) * 3)[groups] + rng.normal(size=(1000, 30)) * 0.1
+    assert direction_stability(differences, np.arange(1000)).halves.value > 0.85
+    assert direction_stability(differences, groups).halves.value < 0.4
+
+
+def test_stability_knows_no_order_and_compares_with_a_given_vector(monkeypatch):
+    differences, groups, truth = planted(300, 2.0, prompts=100)
+    found = direction_stability(differences, groups, vector=truth, seed=3)
+    mean = differences.mean(axis=0)
+    assert found.given == pytest.approx(mean @ truth / np.linalg.norm(mean))
+    assert direction_stability(differences, groups, vector=-truth).given == pytest.approx(-found.given)
+    order = np.random.default_rng(1).permutation(300)
+    again = direction_stability(differences[order], groups[order], vector=truth, seed=3)
+    assert again.halves.value == pytest.approx(found.halves.value)
+    assert again.bootstrap.interval == pytest.approx(found.bootstrap.interval)
+    assert again.signs_stable == found.signs_stable
+    # Nor blocks of rows, which only bound the memory.
+    monkeypatch.setattr(measure, "ROWS_AT_ONCE", 7)
+    blocks = direction_stability(differences, groups, vector=truth, seed=3)
+    assert blocks.halves.value == pytest.approx(found.halves.value)
+    assert blocks.signs_stable == found.signs_stable
+
+
+def test_stability_of_too_few_prompts_or_equal_sides_is_unknown():
+    few = direction_stability(np.ones((100, 4)), np.arange(100) % 5)
+    assert (few.prompts, few.halves, few.signs_stable) == (5, UNKNOWN, None)
+    assert direction_stability(np.empty((0, 4)), np.empty(0)).pairs == 0
+    assert direction_stability(np.zeros((100, 4)), np.arange(100)).halves == UNKNOWN
+
+
+@pytest.mark.parametrize("estimator", ["pca", "whitened", "logistic"])
+def test_stability_of_the_other_estimators(estimator):
+    differences, groups, truth = planted(300, 1.0, prompts=150, width=8)
+    found = direction_stability(differences, groups, estimator=estimator, vector=truth)
+    assert found.estimator == estimator
+    assert found.halves.value > 0.9
+    assert found.given > 0.95
+    assert found.signs_stable > 0.6
+    assert found.truth == UNKNOWN, "the rule for it is one of means"
+    noise = np.random.default_rng(0).normal(size=(300, 8))
+    assert direction_stability(noise, groups, estimator=estimator).halves.value < 0.8
+    assert direction_stability(np.zeros((60, 8)), np.arange(60), estimator=estimator).halves == UNKNOWN
