@@ -328,7 +328,7 @@ def whole(title: str, pairs: Pairs, unseen: np.ndarray, reader: Reader) -> tuple
     (took,) = outcomes[AUTO.title].chosen
     note = (
         f"Fitted on the {int((~unseen).sum())} pairs of hh-rlhf that the annotator was trained on, judged on all text "
-        "it has not seen: the left-out fifth and both other sets; the average is over all three. It took "
+        "it has not seen: what was left out of hh-rlhf and both other sets; the average is over all three. It took "
         f"{took}. The fit recorded {100 * outcomes[AUTO.title].promised[0]:.1f} % as its held-out accuracy: the "
         "direction has not seen those prompts, but the model has. Hold out from both."
     )

@@ -8,6 +8,7 @@ file knows no model and no text.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.reading.packing import Branch, Pack
@@ -24,6 +25,9 @@ KERNELS = ("dense", "varlen")
 # stay in the cache. On a GPU a run must be longer to fill it. On one core 32 to 128 were seen to differ by a tenth.
 _RUN = {"cpu": 64}
 _RUN_ELSEWHERE = 512
+
+# Keys are copied once for each cut.
+_MOST_CUTS = 4
 
 # Forward keywords of transformers that say nothing about which key a query sees, or how much.
 _HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"})
@@ -164,7 +168,7 @@ def _attend_dense(
     """Run by run of queries: scores against all keys that one of them sees, masked where another does not.
 
     On a CPU this beats `scaled_dot_product_attention`, whose causal form saves nothing at the length of a text, and is
-    as exact: scores and their softmax are float32 in every dtype. Key heads are never repeated.
+    as exact: scores and their softmax are float32 in every dtype. Key heads are not repeated for the heads they serve.
     """
     import torch
 
@@ -175,31 +179,43 @@ def _attend_dense(
     key = key.float()
     out = value.new_empty(t, groups, per_group, d_value)
     run = _RUN.get(query.device.type, _RUN_ELSEWHERE)
+    # Products of many small matrices are dealt out to threads whole: each group's are cut until they come out even.
+    threads = torch.get_num_threads() if query.device.type == "cpu" else 1
+    cut = min(threads // gcd(groups, threads), _MOST_CUTS)
     for branch in layout.branches:
         length, before = branch.end - branch.start, branch.position
-        # Keys and values of one branch in the order of their positions: 0 to before + length.  [groups, n, d]
-        own_key, own_value = _rows(key, branch), _rows(value, branch)
+        # Keys and values of one branch in the order of their positions: 0 to before + length.  [groups * cut, n, d]
+        own_key, own_value = (_repeat(_rows(x, branch), cut) for x in (key, value))
         step = -(-length // -(-length // run))
         for first in range(0, length, step):
             last = min(first + step, length)
             rows, high = last - first, before + last
             low = 0 if window is None else max(0, before + first + 1 - window)
-            own_query = torch.empty((groups, per_group, rows, d), dtype=torch.float32, device=query.device)
-            own_query.copy_(grouped[:, :, branch.start + first : branch.start + last]).mul_(scale)
+            filled = rows + -rows % cut
+            own_query = torch.empty((groups, per_group, filled, d), dtype=torch.float32, device=query.device)
+            own_query[:, :, rows:] = 0.0
+            own_query[:, :, :rows].copy_(grouped[:, :, branch.start + first : branch.start + last]).mul_(scale)
             scores = torch.bmm(
-                own_query.view(groups, per_group * rows, d), own_key[:, low:high].transpose(1, 2)
-            )  # [groups, per_group * rows, high - low]
+                own_query.view(groups * cut, -1, d), own_key[:, low:high].transpose(1, 2)
+            )  # [groups * cut, per_group * filled / cut, high - low]
             if softcap is not None:
                 scores.div_(softcap).tanh_().mul_(softcap)
             mask, columns = _mask(layout, rows, high, low, window, query.device)
-            scores.view(groups, per_group, rows, high - low)[..., high - low - columns :].add_(mask)
+            by_row = scores.view(groups, per_group, filled, high - low)
+            by_row[:, :, :rows, high - low - columns :].add_(mask)
             if sinks is not None:
-                sink = sinks.float().view(groups, per_group, 1, 1).expand(-1, -1, rows, 1)
-                scores = torch.cat([scores, sink.reshape(groups, per_group * rows, 1)], dim=-1)
+                sink = sinks.float().view(groups, per_group, 1, 1).expand(-1, -1, filled, 1)
+                scores = torch.cat([by_row, sink], dim=-1).view(*scores.shape[:2], -1)
             weights = torch.softmax(scores, dim=-1)[..., : high - low].to(value.dtype)
-            seen = torch.bmm(weights, own_value[:, low:high]).view(groups, per_group, rows, d_value)
-            out[branch.start + first : branch.start + last].copy_(seen.permute(2, 0, 1, 3))
+            seen = torch.bmm(weights, own_value[:, low:high]).view(groups, per_group, filled, d_value)
+            out[branch.start + first : branch.start + last].copy_(seen[:, :, :rows].permute(2, 0, 1, 3))
     return out.view(t, heads, d_value)
+
+
+def _repeat(x: torch.Tensor, times: int) -> torch.Tensor:
+    """Each of the groups of `[groups, n, d]` so many times, one after the other."""
+    groups, n, d = x.shape
+    return x if times == 1 else x[:, None].expand(groups, times, n, d).reshape(groups * times, n, d)
 
 
 def _rows(x: torch.Tensor, branch: Branch) -> torch.Tensor:
