@@ -99,7 +99,14 @@ def fit(
     split: SplitOption = None,
     preset: Annotated[str | None, typer.Option(help="reference: all as in the paper's public code.")] = None,
     template: Annotated[str | None, typer.Option(help="auto, chat, dialogue, alpaca, or text with {prompt}.")] = None,
-    layer: Annotated[int | None, typer.Option(help="Index into hidden_states, -1 is the last.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="auto, or an index into hidden_states; -1 is the last.", metavar="[auto|INTEGER]")
+    ] = None,
+    estimator: Annotated[
+        str | None, typer.Option(help="auto, mean_difference (the paper's), whitened, logistic or pca.")
+    ] = None,
+    debias: Annotated[str | None, typer.Option(help="length: leave out what length explains.")] = None,
+    calibration: Annotated[str | None, typer.Option(help="What margin is: unit, raw, bins, logit or link.")] = None,
     pooling: Annotated[str | None, typer.Option(help="mean, last or mean_all.")] = None,
     eos: Annotated[str | None, typer.Option(help="none, append or template.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
@@ -120,7 +127,10 @@ def fit(
             revision=model_revision,
             preset=preset,
             template=template,
-            layer=layer,
+            layer=int(layer) if layer is not None and layer.lstrip("-").isdigit() else layer,
+            estimator=estimator,
+            debias=debias,
+            calibration=calibration,
             pooling=pooling,
             eos=eos,
             max_length=max_length,
@@ -129,7 +139,7 @@ def fit(
             seed=seed,
             device=device,
             batch_tokens=batch_tokens,
-            pairs_source=_public_name(pairs),
+            pairs_source=_induced(pairs) or _public_name(pairs),
         )
         direction.save_pretrained(output)
         typer.echo(_summary(direction))
@@ -313,6 +323,12 @@ def _one_split(dataset: Any, what: str) -> Any:
 def _public_name(source: str) -> str | None:
     """A Hub id may stand in a card; a path of somebody's machine may not."""
     return None if os.path.exists(source) else source
+
+
+def _induced(source: str) -> str | None:
+    """The provenance that `induce` wrote beside its pairs."""
+    file = Path(f"{source}.source")
+    return str(json.loads(file.read_text(encoding="utf-8"))["description"]) if file.is_file() else None
 
 
 def _summary(direction: Any) -> str:

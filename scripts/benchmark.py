@@ -39,6 +39,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.utils import logging as transformers_logging
 
 from legend_hf import Direction, LegendMarginFn
 from legend_hf.directions.calibrate import Calibration
@@ -89,6 +90,7 @@ def main() -> None:
     """Measures every way in turn, several times over, and prints the table."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
+    transformers_logging.disable_progress_bar()  # one bar is enough
     rows = read_rows(arguments.data, arguments.pairs)
     if arguments.once:
         way, folder = arguments.once

@@ -22,7 +22,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ from train_demo_annotator import fold, opening, read_jsonl
 
 from legend_hf import Direction, LegendMarginFn, fit_direction
 from legend_hf.directions import resample
+from legend_hf.directions.calibrate import fit_calibration
 from legend_hf.directions.choose import TRIED, Choice, choose, right, without_length
 from legend_hf.directions.differences import read_differences
 from legend_hf.directions.estimators import ESTIMATORS
+from legend_hf.margins.measure import probability_errors
 from legend_hf.reading.formats import Pair, pairs_from_batch
 from legend_hf.reading.reader import Reader, Runtime, describe_model, open_reader
 from legend_hf.reading.templates import Tokens
@@ -318,7 +320,65 @@ def halves(title: str, pairs: Pairs, fitted: np.ndarray, reader: Reader, seeds: 
         + "."
     )
     averaged = [name for name in TITLES if name in set(pairs.names[fitted])]
-    return section_of(title, note, pairs, judged, outcomes, averaged)
+    section, numbers = section_of(title, note, pairs, judged, outcomes, averaged)
+    table, numbers["probabilities"] = probabilities(pairs, fitted, reader, splits)
+    return f"{section}\n\n{table}", numbers
+
+
+def probabilities(
+    pairs: Pairs, fitted: np.ndarray, reader: Reader, splits: Sequence[tuple[np.ndarray, np.ndarray, int]]
+) -> tuple[str, dict[str, Any]]:
+    """How true `margin_prob` is on the half that neither direction nor calibration has seen: Markdown and numbers."""
+    by_seed: dict[int, dict[str, np.ndarray]] = {}
+    for inside, outside, seed in splits:
+        vector, choice = fit_on(pairs, inside, AUTO, reader, seed)
+        link = fit_calibration("link", choice.raw)
+        judged = outside & fitted
+        raw = (pairs.differences[choice.place, judged] @ vector).astype(np.float64)
+        found = by_seed.setdefault(seed, {name: np.full(len(pairs.rows), np.nan) for name in ("link", "logit")})
+        found["link"][judged] = link.prob(raw)
+        found["logit"][judged] = replace(link, kind="logit", link=None).prob(raw)
+    sets = {TITLES[n]: fitted & (pairs.names == n) for n in TITLES if (fitted & (pairs.names == n)).any()}
+    sets["both"] = fitted
+    numbers: dict[str, Any] = {}
+    lines = [
+        "| | ECE of `link` | by chance alone | ECE of `logit` | NLL of `logit` | `link` less `logit` |",
+        "|---" * 6 + "|",
+    ]
+    for title, where in sets.items():
+        ece: dict[str, list[float]] = {"link": [], "logit": [], "chance": []}
+        losses = {name: np.zeros(len(pairs.rows)) for name in ("link", "logit")}
+        times = np.zeros(len(pairs.rows))
+        for seed, found in by_seed.items():
+            scored = where & np.isfinite(found["link"])
+            groups = resample.groups_of(pairs.groups[scored].tolist())
+            for name in losses:
+                errors = probability_errors(found[name][scored], groups, seed)
+                assert errors is not None
+                ece[name].append(float(errors.ece.value or 0.0))
+                losses[name][scored] -= np.log(found[name][scored])
+                if name == "link":
+                    ece["chance"].append(float(errors.ece_by_chance or 0.0))
+            times[scored] += 1
+        seen = times > 0
+        nll = {name: loss[seen] / times[seen] for name, loss in losses.items()}
+        gain = estimate(nll["link"] - nll["logit"], pairs.groups[seen])
+        numbers[title] = {
+            **{name: float(np.mean(v)) for name, v in ece.items()},
+            "nll_logit": float(nll["logit"].mean()),
+            "gain": gain,
+        }
+        lines.append(
+            f"| {title} | {np.mean(ece['link']):.3f} | {np.mean(ece['chance']):.3f} | {np.mean(ece['logit']):.3f} | "
+            f"{nll['logit'].mean():.4f} | {gain[0]:+.4f} [{gain[1]:+.4f}, {gain[2]:+.4f}] |"
+        )
+    note = (
+        "`margin_prob` of what `fit` chooses, on the other half: expected calibration error in bins of equal content, "
+        "every pair looked at both ways round, beside what exactly right probabilities would show on as many pairs; "
+        "and the negative log-likelihood of the learned link less that of the one-parameter scale, below 0 where the "
+        "link is better."
+    )
+    return f"{note}\n\n" + "\n".join(lines), numbers
 
 
 def whole(title: str, pairs: Pairs, unseen: np.ndarray, reader: Reader) -> tuple[str, dict[str, Any]]:

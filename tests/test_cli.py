@@ -51,6 +51,20 @@ def test_fit_is_fit_direction(files, tiny_llama):
     assert got.facts.pairs_source is None, "a path of this machine is no source to name in a card"
 
 
+def test_fit_passes_its_options_on(files, tiny_llama, tmp_path):
+    (tmp_path / "pairs.jsonl").write_bytes((files / "pairs.jsonl").read_bytes())
+    (tmp_path / "pairs.jsonl.source").write_text('{"description": "answers of a model"}')
+    done = run(
+        "fit", tmp_path / "pairs.jsonl", "--model", tiny_llama, "--output", tmp_path / "d",
+        "--layer", "-1", "--estimator", "whitened", "--debias", "length", "--calibration", "raw",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    got = Direction.from_pretrained(tmp_path / "d")
+    assert (got.reader.layer, got.facts.estimator, got.facts.debias) == (3, "whitened", "length")
+    assert got.calibration.kind == "raw"
+    assert got.facts.pairs_source == "answers of a model", "as `induce` recorded it"
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_annotate_is_annotate(files, tiny_llama, tmp_path, kind):
     from datasets import Dataset, load_dataset
@@ -95,6 +109,8 @@ def test_push_and_inspect(files, tiny_llama, tmp_path, hub):
     ("arguments", "message"),
     [
         (["fit", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--pooling", "max"], "`pooling` is 'max'; allowed are"),
+        (["fit", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--layer", "best"], "`layer` is 'best'; allowed are 'auto'"),
+        (["fit", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--layer", "9"], "`layer` is 9; this model has 3 blocks"),
         (["fit", "{d}/pairs.txt", "--model", "{m}", "--output", "{o}"], "'.txt'; allowed are .jsonl"),
         (["annotate", "{d}/pairs.jsonl", "{d}/direction", "--output", "{o}"], "say where it is"),
         (["annotate", "{d}/pairs.jsonl", "{d}", "--output", "{o}"], "config.json"),

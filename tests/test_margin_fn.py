@@ -277,9 +277,9 @@ def test_rank_chooses_the_device(direction, ds, monkeypatch):
     seen = []
     real = margin_fn.open_reader
 
-    def spy(reader, runtime):
+    def spy(reader, runtime, *, depth):
         seen.append(runtime.device)
-        return real(reader, margin_fn.Runtime(runtime.path, "cpu"))
+        return real(reader, margin_fn.Runtime(runtime.path, "cpu"), depth=depth)
 
     monkeypatch.setattr(margin_fn, "open_reader", spy)
     import torch
@@ -587,3 +587,24 @@ def test_non_finite_states_are_an_error_and_no_nan(direction, ds, monkeypatch):
         monkeypatch.setattr(Direction, "project", lambda self, hidden, v=value: np.full(len(hidden), v))
         with pytest.raises(ValueError, match='hidden states are not finite in float32: 3 of 3 .* `dtype="float32"`'):
             LegendMarginFn(direction)(ds[:3])
+
+
+def test_only_the_blocks_that_the_directions_need_are_loaded(tiny_llama, ds):
+    from legend_hf.reading import reader
+
+    first = fit_direction(PAIRS, model=str(tiny_llama), layer=1)
+    reader.close_readers()
+    expected = LegendMarginFn(first)(ds[:4])
+    (loaded,) = reader._LOADED.values()
+    assert len(loaded.model.layers) == 1
+    both = LegendMarginFn({"a": first, "b": fit_direction(PAIRS, model=str(tiny_llama), layer=2)})(ds[:4])
+    np.testing.assert_allclose(both["margin_raw_a"], expected["margin_raw"], atol=1e-6)
+
+
+@pytest.mark.parametrize("route", ["tree", "padded", "grouped"])
+def test_the_way_of_reading_can_be_forced_and_changes_no_margin(direction, ds, route):
+    fn = pickle.loads(pickle.dumps(LegendMarginFn(direction, route=route)))
+    assert close(numbers(ds.map(fn, batched=True)), one_by_one(direction, ROWS))
+    assert fn.fingerprint() == LegendMarginFn(direction).fingerprint(), "it only says how to compute"
+    with pytest.raises(ValueError, match="`route` is 'quick'; allowed are 'tree', 'padded', 'grouped'"):
+        LegendMarginFn(direction, route="quick")

@@ -19,6 +19,7 @@ import numpy as np
 from legend_hf.directions.calibrate import KINDS
 from legend_hf.directions.direction import Direction
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
+from legend_hf.reading.forward import Way
 from legend_hf.reading.reader import OpenReader, Reader, Runtime, open_reader, resolve_device, with_layer
 from legend_hf.reading.templates import Tokens
 
@@ -63,6 +64,8 @@ class LegendMarginFn:
         on_error: `"raise"` at the first row that cannot be read, before its batch is read, or `"skip"` it.
         device: Where to run; None takes a GPU when there is one.
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
+        route: `"tree"`, `"padded"` or `"grouped"` forces how texts are put together; None takes the quickest that gives
+            the model's own numbers.
         overwrite: Replace columns of these names. The new ones are fractions: where an old `margin` holds whole
             numbers, pass `features=fn.features(ds.features)` to `map`, as `annotate` does.
         prompt_column: Name of the prompts' column, where it is not `prompt`.
@@ -86,6 +89,7 @@ class LegendMarginFn:
         on_error: str = "raise",
         device: str | None = None,
         batch_tokens: int | None = None,
+        route: Way | None = None,
         overwrite: bool = False,
         prompt_column: str = "prompt",
         chosen_column: str = "chosen",
@@ -113,7 +117,7 @@ class LegendMarginFn:
         }
         for name, d in loaded.items():
             _check_held(d, name, scale, add)
-        Runtime(device=device, batch_tokens=batch_tokens)  # checks both now, not in a worker
+        Runtime(device=device, batch_tokens=batch_tokens, route=route)  # checks them now, not in a worker
         self._directions: tuple[tuple[str, Direction], ...] = tuple(loaded.items())
         self._scale = scale
         self._add = tuple(column for column in ADDED if column in add)
@@ -123,6 +127,7 @@ class LegendMarginFn:
         self._columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
         self._device = device
         self._batch_tokens = batch_tokens
+        self._route = route
         self._trust_remote_code = trust_remote_code
         _check_distinct(loaded)
 
@@ -251,6 +256,7 @@ class LegendMarginFn:
                 "on_error": self._on_error,
                 "device": self._device,
                 "batch_tokens": self._batch_tokens,
+                "route": self._route,
                 "overwrite": self._overwrite,
                 "prompt_column": self._columns.prompt,
                 "chosen_column": self._columns.chosen,
@@ -267,13 +273,12 @@ class LegendMarginFn:
         for name, direction in self._directions:
             served.setdefault((with_layer(direction.reader, -1), direction.model_path), []).append((name, direction))
         device = resolve_device(self._device, rank)
-        return [
-            (
-                open_reader(reader, Runtime(path, device, self._batch_tokens, self._trust_remote_code)),
-                directions,
-            )
-            for (reader, path), directions in served.items()
-        ]
+        opened = []
+        for (reader, path), directions in served.items():
+            runtime = Runtime(path, device, self._batch_tokens, self._trust_remote_code, self._route)
+            deepest = max(direction.reader.layer for _, direction in directions)
+            opened.append((open_reader(reader, runtime, depth=deepest), directions))
+        return opened
 
     def _score(
         self, opened: OpenReader, directions: Sequence[tuple[str, Direction]], texts: Sequence[Tokens]

@@ -27,7 +27,7 @@ _RUN = {"cpu": 64}
 _RUN_ELSEWHERE = 512
 
 # Keys are copied once for each cut.
-_MOST_CUTS = 4
+_MOST_CUTS = 8
 
 # Forward keywords of transformers that say nothing about which key a query sees, or how much.
 _HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"})
