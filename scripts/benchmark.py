@@ -86,6 +86,9 @@ class Job:
     texts: list[str]
 
 
+Run = Callable[[Job], np.ndarray]
+
+
 def main() -> None:
     """Measures every way in turn, several times over, and prints the table."""
     arguments = parse()
@@ -94,8 +97,7 @@ def main() -> None:
     rows = read_rows(arguments.data, arguments.pairs)
     if arguments.once:
         way, folder = arguments.once
-        WAYS[way](Job(folder, arguments.device, rows, strings_of(folder, rows)))()
-        sys.stdout.write(f"{own_peak_mib():.0f}\n")
+        run_once(way, folder, rows, arguments.device)
         return
     with tempfile.TemporaryDirectory() as folder:
         make_model(arguments.arch, folder)
@@ -116,10 +118,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument(
-        "--once", nargs=2, metavar=("WAY", "FOLDER"), help="run one way once on a model's folder, print its peak memory"
-    )
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory of each way")
+    parser.add_argument("--once", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)  # see `in_own_process`
     return parser.parse_args()
 
 
@@ -158,15 +157,15 @@ def strings_of(folder: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-# -- Ways of reading: each loads its model and returns a function that gives vectors [texts, d_model] ------------------
+# -- Ways of reading: each loads its model and returns a `Run`, which gives vectors [texts, d_model] ------------------
 
 
-def public_code(job: Job) -> Callable[[], np.ndarray]:
+def public_code(job: Job) -> Run:
     """The paper's public code: one text at a time, with the language-model head and all hidden states."""
     tokenizer = AutoTokenizer.from_pretrained(job.folder)
     model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32).to(job.device).eval()
 
-    def run() -> np.ndarray:
+    def run(job: Job) -> np.ndarray:
         vectors = []
         with torch.no_grad():
             for text in job.texts:
@@ -177,12 +176,12 @@ def public_code(job: Job) -> Callable[[], np.ndarray]:
     return run
 
 
-def padded(job: Job, dtype: torch.dtype = torch.float32) -> Callable[[], np.ndarray]:
+def padded(job: Job, dtype: torch.dtype = torch.float32) -> Run:
     """Batches sorted by length and padded on the right, without head: what a careful user writes."""
     tokenizer = AutoTokenizer.from_pretrained(job.folder)
     model = AutoModel.from_pretrained(job.folder, dtype=dtype).to(job.device).eval()
 
-    def run() -> np.ndarray:
+    def run(job: Job) -> np.ndarray:
         order = sorted(range(len(job.texts)), key=lambda i: -len(job.texts[i]))
         vectors = torch.empty(len(job.texts), model.config.hidden_size)
         with torch.inference_mode():
@@ -200,7 +199,7 @@ def padded(job: Job, dtype: torch.dtype = torch.float32) -> Callable[[], np.ndar
     return run
 
 
-def sentence_transformers(job: Job) -> Callable[[], np.ndarray]:
+def sentence_transformers(job: Job) -> Run:
     """`SentenceTransformer.encode` with last-token pooling: what a user would pick instead."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -208,14 +207,14 @@ def sentence_transformers(job: Job) -> Callable[[], np.ndarray]:
     words = Transformer(job.folder, max_seq_length=MAX_LENGTH, model_kwargs={"dtype": torch.float32})
     pooling = Pooling(words.get_embedding_dimension(), pooling_mode="lasttoken")
     model = SentenceTransformer(modules=[words, pooling], device=job.device)
-    return lambda: np.asarray(model.encode(job.texts, batch_size=PADDED_ROWS, show_progress_bar=False))
+    return lambda job: np.asarray(model.encode(job.texts, batch_size=PADDED_ROWS, show_progress_bar=False))
 
 
-def ours(job: Job, dtype: str = "float32", depth: float = 1.0) -> Callable[[], np.ndarray]:
+def ours(job: Job, dtype: str = "float32", depth: float = 1.0) -> Run:
     """This library's reader, from rows to vectors, formats and tokens included."""
     opened = open_ours(job, dtype, depth)
 
-    def run() -> np.ndarray:
+    def run(job: Job) -> np.ndarray:
         flat = tokens_of(opened, job)
         vectors = np.empty((len(flat), opened.reader.d_model), dtype=np.float32)
         for index, hidden in opened.read(flat, [opened.reader.layer]):
@@ -244,7 +243,7 @@ def tokens_of(opened: OpenReader, job: Job) -> list[Tokens]:
     return [text for text in opened.encode(sides) if isinstance(text, Tokens)]
 
 
-WAYS: dict[str, Callable[[Job], Callable[[], np.ndarray]]] = {
+WAYS: dict[str, Callable[[Job], Run]] = {
     "public code": public_code,
     "padded": padded,
     "padded, bfloat16": lambda job: padded(job, torch.bfloat16),
@@ -275,6 +274,7 @@ def measure(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
     except ImportError:
         del ways["sentence-transformers"]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    memory: dict[str, float] = {}
     vectors: dict[str, np.ndarray] = {}
     rates: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     overheads: list[float] = []
@@ -282,13 +282,10 @@ def measure(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
         for _ in range(arguments.repeats):
             for dtype in rates:
                 rates[dtype].append(matrix_rate(arguments.arch, getattr(torch, dtype), job.device))
-            for name, way in ways.items():
+            for name in ways:
                 bar.set_postfix_str(name)
-                run = way(job)
-                run_warm(run, job)
-                start = time.perf_counter()
-                vectors[name] = run()
-                seconds[name].append(time.perf_counter() - start)
+                took, memory[name], vectors[name] = in_own_process(name, job.folder, arguments)
+                seconds[name].append(took)
                 bar.update()
             bar.set_postfix_str("ds.map")
             overheads.append(map_overhead(job))
@@ -301,7 +298,6 @@ def measure(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
         "ours, two thirds": floor(job, arguments.arch, 2 / 3, max(rates["float32"])),
         "ours, bfloat16": floor(job, arguments.arch, 1.0, max(rates["bfloat16"])),
     }
-    memory = {} if arguments.no_memory else {name: peak_memory(name, job.folder, arguments) for name in ways}
     return {
         "machine": machine(job.device, arguments.threads),
         "architecture": arguments.arch,
@@ -315,7 +311,7 @@ def measure(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
                 "seconds": seconds[name],
                 "to_public_code": middle["public code"] / middle[name],
                 "fraction_of_floor": floors[name] / middle[name] if name in floors else None,
-                "peak_memory_mib": memory.get(name),
+                "peak_memory_mib": memory[name],
             }
             for name in ways
         },
@@ -330,11 +326,30 @@ def measure(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run_warm(run: Callable[[], np.ndarray], job: Job) -> None:
-    """A GPU needs a first run for its kernels; on a CPU the probe and the load have warmed what there is."""
-    if job.device != "cpu":
-        run()
+def run_once(way: str, folder: str, rows: list[dict[str, Any]], device: str) -> None:
+    """Runs one way, writes its vectors into the folder and its time and peak memory to standard output."""
+    job = Job(folder, device, rows, strings_of(folder, rows))
+    run = WAYS[way](job)
+    # Two rows first: kernels are made and memory is mapped once in a process, not once in a dataset.
+    run(replace(job, rows=rows[:2], texts=job.texts[:4]))
+    if device != "cpu":
         torch.cuda.synchronize()
+    start = time.perf_counter()
+    vectors = run(job)
+    took = time.perf_counter() - start
+    np.save(Path(folder) / "vectors.npy", vectors)
+    sys.stdout.write(f"{took} {own_peak_mib()}\n")
+
+
+def in_own_process(way: str, folder: str, arguments: argparse.Namespace) -> tuple[float, float, np.ndarray]:
+    """Seconds, peak memory in MiB and vectors of one way: in one process, its settings would serve the others too."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--once", way, folder, "--data", str(arguments.data), "--arch", arguments.arch,
+         "--pairs", str(arguments.pairs), "--threads", str(arguments.threads), "--device", arguments.device],
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    took, peak = map(float, done.stdout.split()[-2:])
+    return took, peak, np.load(Path(folder) / "vectors.npy")
 
 
 def matrix_rate(arch: str, dtype: torch.dtype, device: str, rows: int = 1024) -> float:
@@ -457,16 +472,6 @@ def own_peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def peak_memory(way: str, folder: str, arguments: argparse.Namespace) -> float | None:
-    """Peak memory in MiB of a process that runs one way once."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--once", way, folder, "--data", str(arguments.data), "--arch", arguments.arch,
-         "--pairs", str(arguments.pairs), "--threads", str(arguments.threads), "--device", arguments.device],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
-
-
 def machine(device: str, threads: int) -> str:
     """The machine for a person to read."""
     if device != "cpu":
@@ -490,7 +495,7 @@ def print_table(result: dict[str, Any]) -> None:
     ]
     for name, way in result["ways"].items():
         part = f"{way['fraction_of_floor']:.2f}" if way["fraction_of_floor"] is not None else ""
-        peak = f"{way['peak_memory_mib']:.0f}" if way["peak_memory_mib"] is not None else ""
+        peak = f"{way['peak_memory_mib']:.0f}"
         lines.append(
             f"| {TITLES[name]} | {way['pairs_per_second']:.2f} | {way['to_public_code']:.2f} | {part} | {peak} |"
         )

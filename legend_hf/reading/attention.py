@@ -22,8 +22,8 @@ NAME = "legend_tree"
 KERNELS = ("dense", "varlen")
 
 # Queries are taken in runs of this many rows: keys after a run's last row are never touched, and the scores of a run
-# stay in the cache. On a GPU a run must be longer to fill it. On one core 32 to 128 were seen to differ by a tenth.
-_RUN = {"cpu": 64}
+# stay in the cache. On a GPU a run must be longer to fill it. On two cores 64 to 128 differ by a tenth.
+_RUN = {"cpu": 96}
 _RUN_ELSEWHERE = 512
 
 # Keys are copied once for each cut.
