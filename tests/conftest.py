@@ -14,9 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 from loopback_hub import LoopbackHub
+
+# A busy machine is no failure.
+settings.register_profile("legend_hf", deadline=None)
+settings.load_profile("legend_hf")
 
 ROOT = Path(__file__).resolve().parents[1]
 

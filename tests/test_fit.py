@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from legend_hf.directions import fit as fit_module
 from legend_hf.directions import resample
-from legend_hf.directions.calibrate import RAW, Calibration, fit_unit
+from legend_hf.directions.calibrate import RAW, Calibration, fit_calibration
 from legend_hf.directions.choose import FEWEST_PROMPTS
 from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import CONFIG_FILE, TENSOR_FILE, ArtifactError, Direction, _digest
@@ -56,7 +56,7 @@ def test_inputs_are_not_written_to():
 @given(st.lists(st.floats(-1e6, 1e6).filter(lambda x: abs(x) > 1e-6), min_size=1, max_size=50))
 def test_unit_calibration_is_odd_bounded_and_monotone(values):
     raw = np.array(values)
-    calibration = fit_unit(raw)
+    calibration = fit_calibration("unit", raw)
     margins = calibration.apply(raw)
     assert margins.dtype == np.float32
     np.testing.assert_array_equal(calibration.apply(-raw), -margins)
@@ -68,7 +68,9 @@ def test_unit_calibration_is_odd_bounded_and_monotone(values):
 
 def test_unit_is_invariant_to_the_scale_of_hidden_states_and_raw_is_not():
     raw = np.random.default_rng(0).standard_normal(200)
-    np.testing.assert_allclose(fit_unit(raw).apply(raw), fit_unit(7 * raw).apply(7 * raw), rtol=1e-6)
+    np.testing.assert_allclose(
+        fit_calibration("unit", raw).apply(raw), fit_calibration("unit", 7 * raw).apply(7 * raw), rtol=1e-6
+    )
     assert not np.allclose(RAW.apply(raw), RAW.apply(7 * raw))
 
 
@@ -292,7 +294,7 @@ def test_too_few_prompts_and_equal_sides_are_refused(tiny_llama):
     with pytest.raises(ValueError, match="the mean difference of the pairs has length 0"):
         fit_direction(same, model=str(tiny_llama))
     with pytest.raises(ValueError, match="the held-out raw margins are all zero"):
-        fit_unit(np.zeros(5))
+        fit_calibration("unit", np.zeros(5))
 
 
 def test_refusal_pairs_carry_the_typographic_apostrophe():

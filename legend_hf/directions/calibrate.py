@@ -231,22 +231,10 @@ class Calibration:
 RAW = Calibration("raw")
 
 
-def fit_unit(raw: np.ndarray) -> Calibration:
-    """Scales so that the 95th percentile of |raw| becomes 1. There is no offset, or a swap would not flip the sign.
-
-    Args:
-        raw: Raw margins `[n]` of pairs that the direction was not fitted on.
-
-    Raises:
-        ValueError: All margins are zero.
-    """
-    return Calibration("unit", _scale_of(raw))
-
-
 def fit_calibration(kind: str, raw: np.ndarray, *, bins: int | Sequence[float] = BINS) -> Calibration:
     """Fits every kind on the same held-out pairs, for each is cheap; `kind` says which of them `margin` is.
 
-    * unit: the 95th percentile of |raw| becomes 1.
+    * unit: the 95th percentile of |raw| becomes 1. There is no offset, or a swap would not flip the sign.
     * bins: quantiles of |raw| cut it into equal shares, whose sizes are spaced evenly from 0 to 1. So a size is a rank:
       the pair at the quantile 2/3 has the size 2/3. Multiplying all raw margins by a number changes no size.
     * logit: the slope of the Bradley-Terry model that makes the held-out labels likeliest.
