@@ -1,0 +1,243 @@
+"""Preference pairs become a curriculum: stages to train on one after the other, by how clear each pair is.
+
+In: a dataset of pairs with one number each, such as `margin`. Out: a `DatasetDict` of stages with the same rows and
+columns. Texts are read batch by batch, for their prompts alone. This file knows no models, no trainer and no rating:
+where the numbers come from, and whether they are right, is the caller's.
+
+From the source (Curry-DPO, arXiv 2403.07230): pairs of one prompt are ordered by how far the two responses are apart,
+a large gap being easy, and the n-th easiest pairs of all prompts are a stage. Ours: a margin in the place of the gap
+between two ratings, fewer stages than a prompt has pairs, `mode="global"` and `order="hard_first"`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from legend_hf.directions import resample
+from legend_hf.margins.margin_fn import OK, STATUS
+from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
+
+GLOBAL_STAGES = 3
+ROWS_AT_ONCE = 1000
+
+
+def curriculum(
+    dataset: Dataset,
+    *,
+    by: str = "margin",
+    stages: int | None = None,
+    mode: str = "per_prompt",
+    order: str = "easy_first",
+    negative: str = "hardest",
+    prompt_column: str = "prompt",
+    chosen_column: str = "chosen",
+    rejected_column: str = "rejected",
+) -> DatasetDict:
+    """Divides preference pairs into stages, from those whose chosen response is clearly better to those that are close.
+
+    Train on `stage_1`, `stage_2`, ... in this order; in Curry-DPO (arXiv 2403.07230) the reference model of a stage is
+    the model that the stage before produced. Trainers shuffle the rows of a stage, which is as it should be; rows of
+    different stages must not be mixed. A loss that subtracts the same margin uses it twice: say so where you report it.
+
+    Curry-DPO orders by the gap between two ratings, with the best response of a prompt as the chosen side of all its
+    pairs; any pairs will do here. The margin in the gap's place is our transfer, and so are `mode="global"`,
+    `order="hard_first"`, `negative` and a `stages` below what the prompts need: none of them is from the paper.
+
+    Pairs are of one prompt if all that was said before the chosen response is the same: a later turn of a dialogue is a
+    prompt of its own here, while folds and intervals keep the turns of a dialogue together.
+
+    Only the order of the numbers decides, and with `negative="drop"` their sign. Pairs with equal numbers stay in the
+    order of the rows, so that the earlier row counts as the easier one.
+
+    Args:
+        dataset: Pairs in any accepted shape, with the column `by`. Rows whose `margin_status` is not `"ok"` are left
+            out and counted in a warning, whatever `by` is: their margin is 0.0 and says nothing.
+        by: Column of finite numbers, the larger the easier: a margin, a gap between ratings.
+        stages: How many, T. With `mode="per_prompt"` None makes as many as the prompt with the most pairs needs, so
+            that every prompt has at most one pair in a stage; with fewer, a prompt with more than T pairs has several
+            in some. With `mode="global"` None is 3.
+        mode: `"per_prompt"`: of the n pairs of a prompt, the easiest has rank r = 0 and goes to the first stage, and so
+            on: rank r goes to stage r + 1 where n <= T, and to stage floor(r T / n) + 1 where n > T. So a prompt with
+            few pairs is in the first stages only. `"global"`: all pairs, easiest first, are cut in T stages whose sizes
+            differ by at most one, the larger ones first; texts are not read at all.
+        order: `"easy_first"` as above. `"hard_first"` makes the same stages and numbers them from the other end: its
+            stage t is stage T + 1 - t of `"easy_first"`.
+        negative: What becomes of pairs whose number is below 0, which contradict their label: `"hardest"` leaves them
+            where they sort, behind all others, the most contradicting last; `"drop"` leaves them out before anything
+            else. Zero is a tie between the two sides and stays in either case, between negative and positive numbers.
+            `"drop"` says nothing of a column whose tie is elsewhere, such as `margin_prob` with its one half.
+        prompt_column: Name of the prompts' column, where it is not `prompt`.
+        chosen_column: Name of the chosen responses' column.
+        rejected_column: Name of the rejected responses' column.
+
+    Returns:
+        `stage_1` to `stage_T`, none of them empty. Each row is in exactly one stage, unless it was left out as said
+        above. A stage keeps all columns, their types, the dataset's format and the order of the rows.
+
+    Raises:
+        TypeError: `dataset` is not one `Dataset`.
+        RowError: A value of `by` is missing or not a finite number, or, with `mode="per_prompt"`, a row cannot be read.
+        ValueError: A column is missing, an argument is not one of those allowed, no row is left, or there are fewer
+            pairs than stages.
+    """
+    _check_arguments(dataset, by, stages, mode=mode, order=order, negative=negative)
+    rows = _annotated_rows(dataset)
+    values = _numbers(dataset, by, rows)
+    dropped = 0
+    if negative == "drop":
+        kept = values >= 0
+        dropped = int((~kept).sum())
+        rows, values = rows[kept], values[kept]
+    if len(rows) == 0:
+        raise ValueError(
+            f"no pair is left of {len(dataset)} rows, {dropped} of them with a negative `{by}`; give a dataset with "
+            'readable pairs, or `negative="hardest"`'
+        )
+    # Places in the order of the distinct values, 0 for the largest: unlike the values, they can be sorted downwards
+    # without negating what may be unsigned.
+    distinct, place = np.unique(values, return_inverse=True)
+    place = len(distinct) - 1 - place
+    if mode == "global":
+        stage = _cut(place, GLOBAL_STAGES if stages is None else stages)
+    else:
+        columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
+        stage = _dealt(place, _prompts(dataset, rows, columns), stages)
+    return _selected(dataset, rows, stage, order, f"by `{by}`, {mode}, {order}, {dropped} negative dropped")
+
+
+def _cut(place: np.ndarray, stages: int) -> np.ndarray:
+    """Stage of each row `[n]`, from 0: all rows by their place `[n]`, cut in parts that are as equal as can be."""
+    if stages > len(place):
+        raise ValueError(
+            f"`stages` is {stages}, and there are {len(place)} pairs; allowed are 1 to {len(place)} stages"
+        )
+    stage = np.empty(len(place), dtype=np.int64)
+    for number, part in enumerate(np.array_split(np.argsort(place, kind="stable"), stages)):
+        stage[part] = number
+    return stage
+
+
+def _dealt(place: np.ndarray, prompts: np.ndarray, stages: int | None) -> np.ndarray:
+    """Stage of each row `[n]`, from 0: the rows of each prompt `[n]` by their place `[n]`, one after the other."""
+    sizes = np.bincount(prompts)  # [prompts]
+    most = int(sizes.max())
+    if stages is None:
+        stages = most
+    if stages > most:
+        raise ValueError(
+            f"`stages` is {stages}, and no prompt has more than {most} pairs; allowed are 1 to {most} stages, or "
+            '`mode="global"`, which does not look at prompts'
+        )
+    # By prompt, then by place; rows with equal places stay in their order.
+    by_prompt = np.lexsort((place, prompts))
+    rank = np.empty(len(place), dtype=np.int64)
+    rank[by_prompt] = np.arange(len(place)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    size = sizes[prompts]
+    return np.where(size > stages, rank * stages // size, rank)
+
+
+def _selected(dataset: Dataset, rows: np.ndarray, stage: np.ndarray, order: str, how: str) -> DatasetDict:
+    """The rows `[n]` of each stage `[n]`, in the order of the dataset."""
+    from datasets import DatasetDict
+
+    parts = [rows[stage == number] for number in range(int(stage.max()) + 1)]
+    if order == "hard_first":
+        parts.reverse()
+    logger.info("stages of %s pairs out of %d rows (%s)", [len(part) for part in parts], len(dataset), how)
+    return DatasetDict({f"stage_{number}": dataset.select(part) for number, part in enumerate(parts, start=1)})
+
+
+def _check_arguments(dataset: Any, by: str, stages: int | None, **choices: str) -> None:
+    from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+    if isinstance(dataset, DatasetDict | IterableDatasetDict):
+        splits = ", ".join(map(repr, dataset)) or "none"
+        raise TypeError(f"`dataset` has the splits {splits}; give one of them: `curriculum(dataset[split], ...)`")
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"`dataset` is a {type(dataset).__name__}; give a `datasets.Dataset`: rows as `Dataset.from_list(rows)`, a "
+            "streaming one as `Dataset.from_generator(lambda: iter(ds), features=ds.features)`"
+        )
+    allowed = {
+        "mode": ("per_prompt", "global"),
+        "order": ("easy_first", "hard_first"),
+        "negative": ("hardest", "drop"),
+    }
+    for name, choice in choices.items():
+        if choice not in allowed[name]:
+            raise ValueError(f"`{name}` is {choice!r}; allowed are {', '.join(map(repr, allowed[name]))}")
+    whole = isinstance(stages, int | np.integer) and not isinstance(stages, bool)
+    if stages is not None and not (whole and stages >= 1):
+        raise ValueError(f"`stages` is {stages!r}; give a whole number of at least 1, or None")
+    if by not in dataset.column_names:
+        there = ", ".join(f"`{name}`" for name in dataset.column_names) or "no columns"
+        raise ValueError(
+            f"`by={by!r}` names no column; the dataset has {there}; name one of these, or make margins first: "
+            "`annotate(dataset, direction)`"
+        )
+
+
+def _annotated_rows(dataset: Dataset) -> np.ndarray:
+    """Numbers of the rows that were not skipped when margins were made, rising."""
+    if STATUS not in dataset.column_names:
+        return np.arange(len(dataset))
+    ok = np.array([status == OK for status in _column(dataset, STATUS).to_pylist()], dtype=bool)
+    if not ok.all():
+        logger.warning(
+            "left out %d of %d rows, whose `%s` is not %r; to keep them, remove that column",
+            (~ok).sum(), len(ok), STATUS, OK,
+        )  # fmt: skip
+    return np.flatnonzero(ok)
+
+
+def _numbers(dataset: Dataset, by: str, rows: np.ndarray) -> np.ndarray:
+    """The column's values in these rows `[n]`, all finite; whole numbers stay whole."""
+    import pyarrow as pa
+
+    column = _column(dataset, by)
+    numeric = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    # A null becomes NaN.
+    values: np.ndarray = column.to_numpy()[rows] if numeric else np.full(len(rows), np.nan)
+    bad = rows[~np.isfinite(values)]
+    if len(bad):
+        given = f"{column[int(bad[0])].as_py()!r:.60}"
+        raise RowError(
+            int(bad[0]),
+            by,
+            f"given {given} in a column of {column.type}; allowed is a finite number; fill it in, drop such rows with "
+            "`Dataset.filter`, or convert the column with `Dataset.cast_column`",
+        )
+    return values
+
+
+def _column(dataset: Dataset, name: str) -> Any:
+    """One column as a `pyarrow.ChunkedArray`, without a look at the others."""
+    return dataset.select_columns([name]).with_format("arrow")[:].column(name)
+
+
+def _prompts(dataset: Dataset, rows: np.ndarray, columns: Columns) -> np.ndarray:
+    """Numbers the prompts of these rows: `[n]` integers from 0."""
+    # On no rows: refuses wrong columns, naming all that there are.
+    pairs_from_batch(dataset.with_format(None)[:0], columns)
+    texts = dataset.select_columns([name for name in asdict(columns).values() if name in dataset.column_names])
+    keys: list[bytes] = []
+    for batch in texts.with_format(None).select(rows).iter(batch_size=ROWS_AT_ONCE):
+        for pair in pairs_from_batch(batch, columns, first_row=len(keys)):
+            if isinstance(pair, RowError):
+                refusal = RowError(int(rows[pair.row]), pair.column, pair.reason)
+                refusal.add_note('`on_error="skip"` is an option of `LegendMarginFn`: rows it skips are left out here')
+                raise refusal
+            said = json.dumps(pair.chosen.prompt, sort_keys=True, default=str)
+            keys.append(hashlib.sha256(said.encode()).digest()[:16])
+    return resample.groups_of(keys)
