@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from legend_hf.directions.fit import fit_direction as fit_direction
     from legend_hf.directions.induce import induce_pairs as induce_pairs
     from legend_hf.directions.induce import pairs_from_labels as pairs_from_labels
+    from legend_hf.margins.annotate import annotate as annotate
     from legend_hf.margins.margin_fn import LegendMarginFn as LegendMarginFn
-    from legend_hf.margins.margin_fn import annotate as annotate
     from legend_hf.publish import push_annotated as push_annotated
     from legend_hf.publish import save_annotated as save_annotated
     from legend_hf.reading.formats import RowError as RowError
@@ -35,7 +35,7 @@ _HOME = {
     "LegendMarginFn": "legend_hf.margins.margin_fn",
     "Reader": "legend_hf.reading.reader",
     "RowError": "legend_hf.reading.formats",
-    "annotate": "legend_hf.margins.margin_fn",
+    "annotate": "legend_hf.margins.annotate",
     "fit_direction": "legend_hf.directions.fit",
     "induce_pairs": "legend_hf.directions.induce",
     "pairs_from_labels": "legend_hf.directions.induce",

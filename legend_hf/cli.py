@@ -26,6 +26,9 @@ app = typer.Typer(
 
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
+stores = typer.Typer(help="Show, prune and merge stores of scores.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(stores, name="store")
+
 DatasetArgument = Annotated[str, typer.Argument(help="Hub id, folder, or a .jsonl, .csv or .parquet file.")]
 DirectionArgument = Annotated[str, typer.Argument(help="Hub id, folder or fsspec URL of a direction.")]
 ConfigOption = Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")]
@@ -37,6 +40,9 @@ ModelPathOption = Annotated[
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU when there is one.")]
 OnErrorOption = Annotated[str, typer.Option(help="raise at a row that cannot be read, or skip it.")]
 BatchTokensOption = Annotated[int | None, typer.Option(help="Most tokens in one forward pass.")]
+StoreArgument = Annotated[
+    Path | None, typer.Argument(help="A store; the one that `annotate` uses by itself when left out.", dir_okay=False)
+]
 
 
 @app.command(epilog="Example: legend-hf induce questions.jsonl --model you/annotator --output pairs.jsonl")
@@ -166,11 +172,19 @@ def annotate(
     num_proc: Annotated[int | None, typer.Option(help="Processes.")] = None,
     device: DeviceOption = None,
     batch_tokens: BatchTokensOption = None,
+    store: Annotated[
+        Path | None, typer.Option(help="File, .sqlite, that keeps scores; in the assets cache when left out.")
+    ] = None,
+    no_store: Annotated[bool, typer.Option("--no-store", help="Keep no scores: a stopped run starts anew.")] = False,
 ) -> None:
-    """Add margin columns to every split and save the result with its card."""
+    """Add margin columns to every split and save the result with its card; a stopped run goes on where it was."""
     with _user_errors():
         from legend_hf import Direction, LegendMarginFn, save_annotated
         from legend_hf import annotate as annotate_dataset
+        from legend_hf.margins.store import default_store
+
+        if store is not None and no_store:
+            raise ValueError("`--store` and `--no-store` were both given; leave one out")
 
         loaded = Direction.from_pretrained(direction, revision=revision, model=model)
         fn = LegendMarginFn(
@@ -181,6 +195,7 @@ def annotate(
             on_error=on_error,
             device=device,
             batch_tokens=batch_tokens,
+            store=None if no_store else store or default_store(),
             overwrite=overwrite,
             prompt_column=prompt_column,
             chosen_column=chosen_column,
@@ -280,6 +295,43 @@ def inspect(
         typer.echo(json.dumps(loaded.to_config(), indent=2, sort_keys=True) if as_json else _summary(loaded))
 
 
+@stores.command("show", epilog="Example: legend-hf store show")
+def store_show(path: StoreArgument = None) -> None:
+    """Say what a store holds for each direction."""
+    with _user_errors():
+        store, size = _existing_store(path)
+        typer.echo(f"{store.path}, {size / 2**20:.1f} MiB")
+        for kept in store.contents():
+            typer.echo(f"  {kept.scores} scores, last used {kept.used:%Y-%m-%d}: {kept.label} ({kept.digest[:12]})")
+
+
+@stores.command("prune", epilog="Example: legend-hf store prune --unused-days 30")
+def store_prune(
+    path: StoreArgument = None,
+    unused_days: Annotated[float, typer.Option(help="Forget directions that were not used for so long.", min=0)] = 30.0,
+    everything: Annotated[bool, typer.Option("--all", help="Forget all.")] = False,
+) -> None:
+    """Forget the scores of directions that are no longer used, and give their space back."""
+    with _user_errors():
+        store, before = _existing_store(path)
+        gone = store.prune(unused_days=0.0 if everything else unused_days)
+        typer.echo(f"Forgot {gone} scores; {store.path} went from {before} to {store.path.stat().st_size} bytes")
+
+
+@stores.command("merge", epilog="Example: legend-hf store merge all.sqlite node-1.sqlite node-2.sqlite")
+def store_merge(
+    into: Annotated[Path, typer.Argument(help="The store that takes over; made if absent.", dir_okay=False)],
+    stores: Annotated[list[Path], typer.Argument(help="Stores to take from.", exists=True, dir_okay=False)],
+) -> None:
+    """Put the scores of several stores into one, such as those of several machines."""
+    with _user_errors():
+        from legend_hf.margins.store import open_store
+
+        store = open_store(into)
+        for path in stores:
+            typer.echo(f"{store.merge(open_store(path))} new scores from {path}")
+
+
 def main() -> None:
     """The entry point of `legend-hf`."""
     app()
@@ -294,6 +346,18 @@ def _user_errors() -> Iterator[None]:
         notes = getattr(error, "__notes__", [])
         typer.echo("Error: " + " ".join(" ".join([str(error), *notes]).split()), err=True)
         raise typer.Exit(2) from error
+    except KeyboardInterrupt as stop:  # what was kept, and how to go on, has been said
+        raise typer.Exit(130) from stop
+
+
+def _existing_store(path: Path | None) -> tuple[Any, int]:
+    """A store and its size; showing one that is not there must not make it."""
+    from legend_hf.margins.store import check_path, default_store, open_store
+
+    file = check_path(path or default_store())
+    if not file.exists():
+        raise ValueError(f"there is no store {str(file)!r}; `legend-hf annotate` makes one")
+    return open_store(file), file.stat().st_size
 
 
 def _load(source: str, config: str | None, split: str | None) -> Any:

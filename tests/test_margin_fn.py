@@ -202,10 +202,10 @@ def test_fingerprint_method_ignores_where_to_compute_and_nothing_else(direction,
 
 
 def test_an_old_pickle_is_refused(direction, monkeypatch):
-    from legend_hf.margins import margin_fn
+    from legend_hf.margins import scoring
 
     old = pickle.dumps(LegendMarginFn(direction))
-    monkeypatch.setattr(margin_fn, "SCORING_VERSION", margin_fn.SCORING_VERSION + 1)
+    monkeypatch.setattr(scoring, "SCORING_VERSION", scoring.SCORING_VERSION + 1)
     with pytest.raises(ValueError, match="scores differently .* make it anew"):
         pickle.loads(old)
 
@@ -272,16 +272,16 @@ def test_formatted_datasets(direction, ds, kind):
 
 
 def test_rank_chooses_the_device(direction, ds, monkeypatch):
-    from legend_hf.margins import margin_fn
+    from legend_hf.margins import scoring
 
     seen = []
-    real = margin_fn.open_reader
+    real = scoring.open_reader
 
     def spy(reader, runtime, *, depth):
         seen.append(runtime.device)
-        return real(reader, margin_fn.Runtime(runtime.path, "cpu"), depth=depth)
+        return real(reader, scoring.Runtime(runtime.path, "cpu"), depth=depth)
 
-    monkeypatch.setattr(margin_fn, "open_reader", spy)
+    monkeypatch.setattr(scoring, "open_reader", spy)
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

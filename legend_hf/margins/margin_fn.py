@@ -11,26 +11,22 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from legend_hf.directions.calibrate import KINDS
 from legend_hf.directions.direction import Direction
+from legend_hf.margins.scoring import Scorer, load_directions, scorer_from_state
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
 from legend_hf.reading.forward import Way
-from legend_hf.reading.reader import OpenReader, Reader, Runtime, open_reader, resolve_device, with_layer
+from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import Tokens
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
+    from datasets import Features
 
-    AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, IterableDatasetDict)
-
-# A change that alters numbers raises this: it is part of the pickled state, and an imported class is hashed by its name
-# alone, so a `map` cache would otherwise survive the upgrade.
-SCORING_VERSION = 1
 COLUMNS = ("margin", "margin_raw", "chosen_score", "rejected_score")
 ADDED = ("margin_bin", "margin_prob")
 NEGATIVE = "margin_negative"
@@ -66,6 +62,8 @@ class LegendMarginFn:
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
         route: `"tree"`, `"padded"` or `"grouped"` forces how texts are put together; None takes the quickest that gives
             the model's own numbers.
+        store: File, ending in `.sqlite`, that keeps every score as soon as it is read: a run that was killed goes on
+            where it was, and texts that repeat are read once. Any number of processes may share it.
         overwrite: Replace columns of these names. The new ones are fractions: where an old `margin` holds whole
             numbers, pass `features=fn.features(ds.features)` to `map`, as `annotate` does.
         prompt_column: Name of the prompts' column, where it is not `prompt`.
@@ -90,6 +88,7 @@ class LegendMarginFn:
         device: str | None = None,
         batch_tokens: int | None = None,
         route: Way | None = None,
+        store: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
         prompt_column: str = "prompt",
         chosen_column: str = "chosen",
@@ -108,28 +107,22 @@ class LegendMarginFn:
             raise ValueError(f"`negative` is {negative!r}; allowed are 'keep', 'zero', 'flag'")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
-        named = direction if isinstance(direction, Mapping) else {"": direction}
-        if not named or any(not isinstance(n, str) or (not n and len(named) > 1) for n in named):
-            raise ValueError(f"`direction` maps {list(named)}; give each direction a name, such as 'safety'")
-        loaded = {
-            name: d if isinstance(d, Direction) else Direction.from_pretrained(d, revision=revision, model=model)
-            for name, d in named.items()
-        }
-        for name, d in loaded.items():
+        where = Scorer((), device, batch_tokens, route, trust_remote_code, None if store is None else os.fspath(store))
+        self._scorer = replace(where, directions=load_directions(direction, revision=revision, model=model))
+        for name, d in self._scorer.directions:
             _check_held(d, name, scale, add)
-        Runtime(device=device, batch_tokens=batch_tokens, route=route)  # checks them now, not in a worker
-        self._directions: tuple[tuple[str, Direction], ...] = tuple(loaded.items())
+        _check_distinct([name for name, _ in self._scorer.directions])
         self._scale = scale
         self._add = tuple(column for column in ADDED if column in add)
         self._negative = negative
         self._on_error = on_error
         self._overwrite = overwrite
         self._columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
-        self._device = device
-        self._batch_tokens = batch_tokens
-        self._route = route
-        self._trust_remote_code = trust_remote_code
-        _check_distinct(loaded)
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to do after a run was stopped."""
+        return self._scorer.how_to_go_on
 
     @property
     def skips(self) -> bool:
@@ -140,14 +133,14 @@ class LegendMarginFn:
     def columns(self) -> list[str]:
         """Names of the columns this writes, in order."""
         each = [*COLUMNS, *self._add, *([NEGATIVE] if self._negative == "flag" else [])]
-        names = [_suffixed(column, name) for name, _ in self._directions for column in each]
+        names = [_suffixed(column, name) for name, _ in self._scorer.directions for column in each]
         return names + ([STATUS] if self._on_error == "skip" else [])
 
     def features(self, features: Features) -> Features:
         """The features of a dataset after this transform, which streaming needs and an old `margin` may need."""
         from datasets import Features, Value
 
-        types = {STATUS: "string"} | {_suffixed(NEGATIVE, name): "bool" for name, _ in self._directions}
+        types = {STATUS: "string"} | {_suffixed(NEGATIVE, name): "bool" for name, _ in self._scorer.directions}
         new = {name: Value(types.get(name, "float32")) for name in self.columns}
         return Features({**features, **new})
 
@@ -172,17 +165,17 @@ class LegendMarginFn:
             )
         self.check_free(batch)
         pairs = pairs_from_batch(batch, self._columns)
-        readings = [(opened, directions, encode_pairs(opened, pairs)) for opened, directions in self._open(rank)]
-        refusals = [_first_refusal(row) for row in zip(*(texts for _, _, texts in readings), strict=True)]
+        readings = [(scoring, encode_pairs(scoring.opened, pairs)) for scoring in self._scorer.open(rank)]
+        refusals = [_first_refusal(row) for row in zip(*(texts for _, texts in readings), strict=True)]
         if self._on_error == "raise":
             for refusal in refusals:
                 if refusal is not None:
                     raise refusal
         good = [row for row, refusal in enumerate(refusals) if refusal is None]
         columns: dict[str, Any] = {}
-        for opened, directions, texts in readings:
+        for scoring, texts in readings:
             sides = [side for row in good for side in _sides(texts[row])]
-            for name, scores in self._score(opened, directions, sides).items():
+            for name, scores in scoring.score(sides).items():
                 columns.update(self._columns_of(name, scores, good, len(pairs)))
         columns = {name: columns[name] for name in self.columns if name != STATUS}
         if self._on_error == "skip":
@@ -197,7 +190,7 @@ class LegendMarginFn:
             first_row: Number of its first row in the dataset, for the message.
         """
         pairs = pairs_from_batch(batch, self._columns, first_row=first_row)
-        encoded = [encode_pairs(opened, pairs, first_row=first_row) for opened, _ in self._open(None)]
+        encoded = [encode_pairs(scoring.opened, pairs, first_row=first_row) for scoring in self._scorer.open()]
         return next((r for row in zip(*encoded, strict=True) if (r := _first_refusal(row)) is not None), None)
 
     def check_free(self, columns: Collection[str]) -> None:
@@ -216,19 +209,13 @@ class LegendMarginFn:
     def fingerprint(self) -> str:
         """Hash of all that decides the columns, and of nothing that only says where to compute them."""
         decides = [
-            SCORING_VERSION,
             self.columns,
             self._scale,
             self._negative,
             self._on_error,
             asdict(self._columns),
+            *self._scorer.deciding(),
         ]
-        for _, direction in self._directions:
-            decides += [
-                direction.reader.to_dict(),
-                asdict(direction.calibration),
-                direction.vector.tobytes().hex(),
-            ]
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -237,66 +224,22 @@ class LegendMarginFn:
         The default would follow object identities, and what `datasets` hashes would differ between a transform and its
         own copy. No model is in it: workers load theirs.
         """
-        state = {
-            "scoring_version": SCORING_VERSION,
-            "directions": [
-                {
-                    "name": name,
-                    "config": direction.to_config(),
-                    "repo_id": direction.repo_id,
-                    "revision": direction.revision,
-                    "model_path": direction.model_path,
-                }
-                for name, direction in self._directions
-            ],
-            "arguments": {
-                "scale": self._scale,
-                "add": self._add,
-                "negative": self._negative,
-                "on_error": self._on_error,
-                "device": self._device,
-                "batch_tokens": self._batch_tokens,
-                "route": self._route,
-                "overwrite": self._overwrite,
-                "prompt_column": self._columns.prompt,
-                "chosen_column": self._columns.chosen,
-                "rejected_column": self._columns.rejected,
-                "trust_remote_code": self._trust_remote_code,
-            },
+        scorer, vectors = self._scorer.state()
+        arguments = {
+            "scale": self._scale,
+            "add": self._add,
+            "negative": self._negative,
+            "on_error": self._on_error,
+            "overwrite": self._overwrite,
+            "prompt_column": self._columns.prompt,
+            "chosen_column": self._columns.chosen,
+            "rejected_column": self._columns.rejected,
         }
-        vectors = tuple(direction.vector.tobytes() for _, direction in self._directions)
-        return _rebuild, (json.dumps(state, sort_keys=True), vectors)
-
-    def _open(self, rank: int | None) -> list[tuple[OpenReader, list[tuple[str, Direction]]]]:
-        """Opens each reader once, with the directions that it serves: those that read alike but for the layer."""
-        served: dict[tuple[Reader, str | None], list[tuple[str, Direction]]] = {}
-        for name, direction in self._directions:
-            served.setdefault((with_layer(direction.reader, -1), direction.model_path), []).append((name, direction))
-        device = resolve_device(self._device, rank)
-        opened = []
-        for (reader, path), directions in served.items():
-            runtime = Runtime(path, device, self._batch_tokens, self._trust_remote_code, self._route)
-            deepest = max(direction.reader.layer for _, direction in directions)
-            opened.append((open_reader(reader, runtime, depth=deepest), directions))
-        return opened
-
-    def _score(
-        self, opened: OpenReader, directions: Sequence[tuple[str, Direction]], texts: Sequence[Tokens]
-    ) -> dict[str, np.ndarray]:
-        """Scores texts: `[n]` float64 for each direction. A text that stands twice is read once."""
-        distinct = list(dict.fromkeys(texts))
-        place = {text: i for i, text in enumerate(distinct)}
-        layers = sorted({direction.reader.layer for _, direction in directions})
-        scores = {name: np.empty(len(distinct)) for name, _ in directions}
-        for index, hidden in opened.read(distinct, layers, batch_tokens=self._batch_tokens):
-            for name, direction in directions:
-                scores[name][index] = direction.project(hidden[:, layers.index(direction.reader.layer)])
-        order = [place[text] for text in texts]
-        return {name: values[order] for name, values in scores.items()}
+        return _rebuild, (json.dumps({"scorer": scorer, "arguments": arguments}, sort_keys=True), vectors)
 
     def _columns_of(self, name: str, scores: np.ndarray, good: Sequence[int], rows: int) -> dict[str, np.ndarray]:
         """Makes one direction's columns `[rows]` from the scores of the good rows' sides; the other rows score 0.0."""
-        direction = dict(self._directions)[name]
+        direction = dict(self._scorer.directions)[name]
         chosen, rejected = scores[0::2], scores[1::2]
         written = np.zeros((3, rows), dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # checked in the next line
@@ -317,42 +260,6 @@ class LegendMarginFn:
         return {_suffixed(column, name): numbers for column, numbers in values.items()}
 
 
-def annotate(
-    dataset: AnyDataset,
-    direction: LegendMarginFn | Direction | str | os.PathLike[str],
-    *,
-    batch_size: int = 1000,
-    num_proc: int | None = None,
-) -> AnyDataset:
-    """Adds margin columns to every split in one call.
-
-    Beyond `map` with a `LegendMarginFn`: checks every row of every split before the first one is read and names the row
-    that cannot be, gives empty splits their columns, sets the columns' types, and finds its cached result again when
-    only device or token budget changed. A streaming dataset is annotated, and checked, as it is consumed.
-
-    Args:
-        dataset: A `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`.
-        direction: A `LegendMarginFn`, for its options, or what it takes as direction.
-        batch_size: Rows in one call of the transform.
-        num_proc: Processes.
-
-    Returns:
-        The same kind, with the columns.
-
-    Raises:
-        RowError: A row cannot be read, unless the `LegendMarginFn` has `on_error="skip"`.
-        ValueError: A column exists already.
-    """
-    from datasets import DatasetDict, IterableDatasetDict
-
-    fn = direction if isinstance(direction, LegendMarginFn) else LegendMarginFn(direction)
-    splits = dataset if isinstance(dataset, DatasetDict | IterableDatasetDict) else {None: dataset}
-    for name, split in splits.items():
-        _check_split(split, fn, name, batch_size)
-    done = {name: _annotate_split(split, fn, batch_size, num_proc) for name, split in splits.items()}
-    return type(dataset)(done) if None not in done else done[None]
-
-
 def encode_pairs(
     opened: OpenReader, pairs: Sequence[Pair | RowError], *, first_row: int = 0
 ) -> list[tuple[Tokens, Tokens] | RowError]:
@@ -370,68 +277,13 @@ def encode_pairs(
     return result
 
 
-def _check_split(split: Any, fn: LegendMarginFn, name: str | None, batch_size: int) -> None:
-    """Checks a split before any split is read; a streaming one cannot be looked through twice."""
-    from datasets import Dataset
-    from datasets.utils import tqdm
-
-    fn.check_free(split.column_names or ())
-    if not isinstance(split, Dataset) or fn.skips:
-        return
-    plain = split.with_format(None)
-    with tqdm(total=len(plain), desc="Checking rows", unit="row") as bar:
-        for first in range(0, len(plain), batch_size):
-            batch = plain[first : first + batch_size]
-            refusal = fn.check(batch, first_row=first)
-            if refusal is not None:
-                if name is not None:
-                    refusal.add_note(f"in split {name!r}")
-                raise refusal
-            bar.update(min(batch_size, len(plain) - first))
-
-
-def _annotate_split(split: Any, fn: LegendMarginFn, batch_size: int, num_proc: int | None) -> Any:
-    from datasets import Dataset
-    from datasets.fingerprint import Hasher
-
-    features = fn.features(split.features) if split.features is not None else None
-    if not isinstance(split, Dataset):
-        return split.map(fn, batched=True, batch_size=batch_size, features=features)
-    if len(split) == 0:  # `map` returns an empty split without the columns, which no `push_to_hub` then takes
-        empty: dict[str, list[Any]] = {name: [] for name in features or ()}
-        return Dataset.from_dict(empty, features=features, split=split.split)
-    mapped = split.with_format(None).map(
-        fn,
-        batched=True,
-        batch_size=batch_size,
-        num_proc=num_proc,
-        with_rank=num_proc is not None and num_proc > 1,
-        features=features,
-        new_fingerprint=Hasher.hash([split._fingerprint, fn.fingerprint()]),
-        desc="Annotating margins",
-    )
-    return mapped.with_format(**split.format) if split.format["type"] is not None else mapped
-
-
 def _rebuild(state: str, vectors: tuple[bytes, ...]) -> LegendMarginFn:
     """Unpickles a transform, refusing one whose numbers this version would not reproduce."""
     read = json.loads(state)
-    if read["scoring_version"] != SCORING_VERSION:
-        raise ValueError(
-            f"this transform was pickled by a version of legend_hf that scores differently (scoring version "
-            f"{read['scoring_version']}, this one has {SCORING_VERSION}); make it anew"
-        )
-    directions = {
-        entry["name"]: Direction.from_config(
-            entry["config"],
-            np.frombuffer(vector, dtype=np.float32).copy(),
-            repo_id=entry["repo_id"],
-            revision=entry["revision"],
-            model_path=entry["model_path"],
-        )
-        for entry, vector in zip(read["directions"], vectors, strict=True)
-    }
-    return LegendMarginFn(directions.get("", directions), **read["arguments"])
+    scorer = scorer_from_state(read["scorer"], vectors)
+    fn = LegendMarginFn(dict(scorer.directions), **read["arguments"])
+    fn._scorer = scorer
+    return fn
 
 
 def _first_refusal(row: Sequence[tuple[Tokens, Tokens] | RowError]) -> RowError | None:

@@ -1,0 +1,130 @@
+"""A whole dataset in one call: every split checked, then annotated, and stopped in good order.
+
+In: a dataset of any kind, and a transform of this package. Out: the same kind, with the transform's columns. This file
+knows neither models nor what the columns mean.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from legend_hf.directions.direction import Direction
+from legend_hf.margins.margin_fn import LegendMarginFn
+from legend_hf.margins.stopping import stopping_in_order
+from legend_hf.reading.formats import RowError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
+
+    AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, IterableDatasetDict)
+
+
+class Transform(Protocol):
+    """What `annotate` needs of a transform: `LegendMarginFn` and `LegendScoreFn` are such."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether rows that cannot be read are skipped."""
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to do after a run was stopped."""
+
+    def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
+        """The new columns of a batch."""
+
+    def features(self, features: Features) -> Features:
+        """The features of a dataset after it."""
+
+    def check_free(self, columns: Collection[str]) -> None:
+        """Refuses to overwrite columns unless asked to."""
+
+    def check(self, batch: Mapping[str, Any], *, first_row: int = 0) -> RowError | None:
+        """The first row of a batch that cannot be read."""
+
+    def fingerprint(self) -> str:
+        """Hash of all that decides the columns."""
+
+
+def annotate(
+    dataset: AnyDataset,
+    direction: Transform | Direction | str | os.PathLike[str],
+    *,
+    batch_size: int = 1000,
+    num_proc: int | None = None,
+) -> AnyDataset:
+    """Adds margin columns to every split in one call.
+
+    Beyond `map` with the transform: checks every row of every split before the first one is read and names the row
+    that cannot be, gives empty splits their columns, sets the columns' types, and finds its cached result again when
+    only device, token budget or store changed. SIGINT (Ctrl-C) and SIGTERM wait for the forward pass at hand, then stop
+    the run and its workers; if this process is killed, its workers end by themselves. A streaming dataset is annotated,
+    and checked, as it is consumed.
+
+    Args:
+        dataset: A `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`.
+        direction: A `LegendMarginFn` or `LegendScoreFn`, for its options, or what the former takes as direction.
+        batch_size: Rows in one call of the transform.
+        num_proc: Processes.
+
+    Returns:
+        The same kind, with the columns.
+
+    Raises:
+        RowError: A row cannot be read, unless the transform has `on_error="skip"`.
+        ValueError: A column exists already.
+    """
+    from datasets import DatasetDict, IterableDatasetDict
+
+    fn = LegendMarginFn(direction) if isinstance(direction, Direction | str | os.PathLike) else direction
+    splits = dataset if isinstance(dataset, DatasetDict | IterableDatasetDict) else {None: dataset}
+    for name, split in splits.items():
+        _check_split(split, fn, name, batch_size)
+    with stopping_in_order(fn.how_to_go_on, workers=num_proc is not None):
+        done = {name: _annotate_split(split, fn, batch_size, num_proc) for name, split in splits.items()}
+    return type(dataset)(done) if None not in done else done[None]
+
+
+def _check_split(split: Any, fn: Transform, name: str | None, batch_size: int) -> None:
+    """Checks a split before any split is read; a streaming one cannot be looked through twice."""
+    from datasets import Dataset
+    from datasets.utils import tqdm
+
+    fn.check_free(split.column_names or ())
+    if not isinstance(split, Dataset) or fn.skips:
+        return
+    plain = split.with_format(None)
+    with tqdm(total=len(plain), desc="Checking rows", unit="row") as bar:
+        for first in range(0, len(plain), batch_size):
+            batch = plain[first : first + batch_size]
+            refusal = fn.check(batch, first_row=first)
+            if refusal is not None:
+                if name is not None:
+                    refusal.add_note(f"in split {name!r}")
+                raise refusal
+            bar.update(min(batch_size, len(plain) - first))
+
+
+def _annotate_split(split: Any, fn: Transform, batch_size: int, num_proc: int | None) -> Any:
+    from datasets import Dataset
+    from datasets.fingerprint import Hasher
+
+    features = fn.features(split.features) if split.features is not None else None
+    if not isinstance(split, Dataset):
+        return split.map(fn, batched=True, batch_size=batch_size, features=features)
+    if len(split) == 0:  # `map` returns an empty split without the columns, which no `push_to_hub` then takes
+        empty: dict[str, list[Any]] = {name: [] for name in features or ()}
+        return Dataset.from_dict(empty, features=features, split=split.split)
+    mapped = split.with_format(None).map(
+        fn,
+        batched=True,
+        batch_size=batch_size,
+        num_proc=num_proc,
+        with_rank=num_proc is not None and num_proc > 1,
+        features=features,
+        new_fingerprint=Hasher.hash([split._fingerprint, fn.fingerprint()]),
+        desc="Annotating",
+    )
+    return mapped.with_format(**split.format) if split.format["type"] is not None else mapped

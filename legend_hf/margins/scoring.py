@@ -1,0 +1,239 @@
+"""Texts become scores along directions: from the store where it has them, else from the model.
+
+In: directions, and encoded texts. Out: one score for each text and direction, float64. A `Scorer` is plain data that
+the transforms carry, and pickles as such; readers and stores are opened where they are used. This file knows neither
+rows nor columns nor what is made of a score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from legend_hf.directions.direction import Direction
+from legend_hf.margins.stopping import finish_batches, settle_in_worker
+from legend_hf.margins.store import Store, check_path, open_store
+from legend_hf.reading.forward import Way
+from legend_hf.reading.reader import OpenReader, Reader, Runtime, open_reader, resolve_device, with_layer
+from legend_hf.reading.templates import Tokens
+
+# A change that alters numbers raises this: it is part of the pickled state and of the store's keys. An imported class
+# is hashed by its name alone, so a `map` cache would otherwise survive the upgrade.
+SCORING_VERSION = 1
+
+GivenDirection = Direction | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Directions, and where to compute scores along them.
+
+    Attributes:
+        directions: Names and directions; the only one of a transform is called `""`.
+        device: Where to run; None takes a GPU when there is one.
+        batch_tokens: Most tokens in one forward pass; None takes the device's default.
+        route: How texts are put together; None takes the quickest that gives the model's own numbers.
+        trust_remote_code: Run code that comes with a model.
+        store: File of known scores, or None.
+    """
+
+    directions: tuple[tuple[str, Direction], ...]
+    device: str | None = None
+    batch_tokens: int | None = None
+    route: Way | None = None
+    trust_remote_code: bool = False
+    store: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks where to run now, not in a worker."""
+        Runtime(device=self.device, batch_tokens=self.batch_tokens, route=self.route)
+        if self.store is not None:
+            object.__setattr__(self, "store", str(check_path(self.store)))
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to do after a run was stopped."""
+        if self.store is None:
+            return "nothing was kept: with a store (`store=`) the next run goes on where this one was stopped"
+        return f"what was read is kept in {self.store!r}: run the same again to go on from there"
+
+    def open(self, rank: int | None = None) -> list[Scoring]:
+        """Opens each reader once, with the directions that it serves: those that read alike but for the layer.
+
+        Args:
+            rank: Of the worker; GPUs go round.
+        """
+        served: dict[tuple[Reader, str | None], list[tuple[str, Direction]]] = {}
+        for name, direction in self.directions:
+            served.setdefault((with_layer(direction.reader, -1), direction.model_path), []).append((name, direction))
+        settle_in_worker()
+        store = None if self.store is None else open_store(self.store)
+        if store is not None:
+            store.check()
+        device = resolve_device(self.device, rank)
+        opened = []
+        for (reader, path), directions in served.items():
+            runtime = Runtime(path, device, self.batch_tokens, self.trust_remote_code, self.route)
+            deepest = max(direction.reader.layer for _, direction in directions)
+            opened_reader = open_reader(reader, runtime, depth=deepest)
+            opened.append(Scoring(opened_reader, tuple(directions), self.how_to_go_on, self.batch_tokens, store))
+        return opened
+
+    def deciding(self) -> list[Any]:
+        """All that decides a score and what is made of it, and nothing that only says where to compute it."""
+        parts: list[Any] = [SCORING_VERSION]
+        for name, direction in self.directions:
+            parts += [name, _identity(direction), asdict(direction.calibration)]
+        return parts
+
+    def state(self) -> tuple[dict[str, Any], tuple[bytes, ...]]:
+        """Plain values and the vectors' bytes, equal for equal scorers."""
+        values = {
+            "scoring_version": SCORING_VERSION,
+            "directions": [
+                {
+                    "name": name,
+                    "config": direction.to_config(),
+                    "repo_id": direction.repo_id,
+                    "revision": direction.revision,
+                    "model_path": direction.model_path,
+                }
+                for name, direction in self.directions
+            ],
+            "where": {
+                "device": self.device,
+                "batch_tokens": self.batch_tokens,
+                "route": self.route,
+                "trust_remote_code": self.trust_remote_code,
+                "store": self.store,
+            },
+        }
+        return values, tuple(direction.vector.tobytes() for _, direction in self.directions)
+
+
+def scorer_from_state(values: Mapping[str, Any], vectors: Sequence[bytes]) -> Scorer:
+    """The scorer that `Scorer.state` describes.
+
+    Raises:
+        ValueError: It was written by a version that scores differently.
+    """
+    if values["scoring_version"] != SCORING_VERSION:
+        raise ValueError(
+            f"this transform was pickled by a version of legend_hf that scores differently (scoring version "
+            f"{values['scoring_version']}, this one has {SCORING_VERSION}); make it anew"
+        )
+    directions = tuple(
+        (
+            entry["name"],
+            Direction.from_config(
+                entry["config"],
+                np.frombuffer(vector, dtype=np.float32).copy(),
+                repo_id=entry["repo_id"],
+                revision=entry["revision"],
+                model_path=entry["model_path"],
+            ),
+        )
+        for entry, vector in zip(values["directions"], vectors, strict=True)
+    )
+    return Scorer(directions, **values["where"])
+
+
+def load_directions(
+    direction: GivenDirection | Mapping[str, GivenDirection],
+    *,
+    revision: str | None = None,
+    model: str | os.PathLike[str] | None = None,
+) -> tuple[tuple[str, Direction], ...]:
+    """One direction, called `""`, or several by their names, loaded where they are not `Direction` objects.
+
+    Raises:
+        ValueError: A name is missing, or they cannot be loaded.
+    """
+    named = direction if isinstance(direction, Mapping) else {"": direction}
+    if not named or any(not isinstance(n, str) or (not n and len(named) > 1) for n in named):
+        raise ValueError(f"`direction` maps {list(named)}; give each direction a name, such as 'safety'")
+    return tuple(
+        (name, d if isinstance(d, Direction) else Direction.from_pretrained(d, revision=revision, model=model))
+        for name, d in named.items()
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """An open reader, the directions that it serves, and their store. Get them from `Scorer.open`."""
+
+    opened: OpenReader
+    directions: tuple[tuple[str, Direction], ...]
+    how_to_go_on: str
+    batch_tokens: int | None = None
+    store: Store | None = None
+    digests: Mapping[str, bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Hashes the directions once."""
+        object.__setattr__(self, "digests", {name: _digest(direction) for name, direction in self.directions})
+
+    def score(self, texts: Sequence[Tokens]) -> dict[str, np.ndarray]:
+        """Scores texts, each distinct one at most once.
+
+        What a forward pass gives is in the store before the next one begins. SIGINT and SIGTERM wait for that.
+
+        Args:
+            texts: Encoded texts, `[n]`.
+
+        Returns:
+            Scores `[n]`, float64, for each direction.
+        """
+        distinct = list(dict.fromkeys(texts))
+        place = {text: i for i, text in enumerate(distinct)}
+        scores = {name: np.full(len(distinct), np.nan) for name, _ in self.directions}
+        keys = [] if self.store is None else [_text_digest(text) for text in distinct]
+        missing = np.full(len(distinct), self.store is None)
+        if self.store is not None:
+            for name, _ in self.directions:
+                found = self.store.find(self.digests[name], keys)
+                known = np.array([key in found for key in keys], dtype=bool)
+                scores[name][known] = [found[key] for key in keys if key in found]
+                missing |= ~known
+        unread = np.flatnonzero(missing)
+        layers = sorted({direction.reader.layer for _, direction in self.directions})
+        with finish_batches(self.how_to_go_on) as batch_is_done:
+            batches = self.opened.read([distinct[i] for i in unread], layers, batch_tokens=self.batch_tokens)
+            for index, hidden in batches:
+                rows = unread[index]
+                for name, direction in self.directions:
+                    read = direction.project(hidden[:, layers.index(direction.reader.layer)])
+                    scores[name][rows] = self._kept(name, direction, [keys[i] for i in rows] if keys else [], read)
+                batch_is_done()
+        order = [place[text] for text in texts]
+        return {name: values[order] for name, values in scores.items()}
+
+    def _kept(self, name: str, direction: Direction, keys: Sequence[bytes], read: np.ndarray) -> np.ndarray:
+        """Writes scores to the store, and gives those that now stand there; what is not finite is not written."""
+        if self.store is None:
+            return read
+        finite = {key: float(score) for key, score in zip(keys, read, strict=True) if np.isfinite(score)}
+        label = f"{direction.reader.name}, layer {direction.reader.layer}"
+        standing = self.store.keep(self.digests[name], finite, label=label)
+        return np.array([standing.get(key, score) for key, score in zip(keys, read, strict=True)])
+
+
+def _identity(direction: Direction) -> list[Any]:
+    """What a score depends on besides the text; the calibration is made of scores, not the other way."""
+    return [direction.reader.to_dict(), direction.vector.tobytes().hex()]
+
+
+def _digest(direction: Direction) -> bytes:
+    return hashlib.sha256(json.dumps([SCORING_VERSION, *_identity(direction)], sort_keys=True).encode()).digest()
+
+
+def _text_digest(text: Tokens) -> bytes:
+    """Hash of token ids and of the positions that are pooled, each with its length: neither runs into the other."""
+    numbers = (len(text.ids), *text.ids, len(text.content), *text.content, text.last)
+    return hashlib.sha256(np.array(numbers, dtype="<i8").tobytes()).digest()

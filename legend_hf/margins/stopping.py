@@ -1,0 +1,173 @@
+"""A long run ends when it is told to, says how to go on, and leaves nothing behind.
+
+In: signals, and the death of a parent process. Out: a batch that is finished first, workers that end with their parent.
+This file knows neither texts nor scores; it only knows when a batch is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_EVERY_SECONDS = 0.5
+
+
+_watched = -1  # The process whose watcher runs; a fork copies the number and not the thread.
+_watching_for: int | None = None  # While workers run: the process that they must not outlive.
+
+
+@contextmanager
+def finish_batches(how_to_go_on: str) -> Iterator[Callable[[], None]]:
+    """Lets SIGINT and SIGTERM wait until a batch is done.
+
+    Outside the main thread, where Python delivers no signals, nothing is changed.
+
+    Args:
+        how_to_go_on: What to tell the user.
+
+    Yields:
+        A function to call after each batch. If a signal came meanwhile it says how to go on, and the signal takes its
+        usual course.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    # A handler that Python did not install reads as None and could not be put back: such a signal is left alone.
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, note)
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def batch_is_done() -> None:
+        if came:
+            put_back()
+            number = came[0]
+            came.clear()
+            if not _in_worker():  # the main process speaks for its workers
+                logger.warning("stopped by %s; %s", signal.Signals(number).name, how_to_go_on)
+            signal.raise_signal(number)
+
+    try:
+        yield batch_is_done
+    finally:
+        put_back()
+    batch_is_done()
+
+
+@contextmanager
+def stopping_in_order(how_to_go_on: str, *, workers: bool) -> Iterator[None]:
+    """Around a whole run: SIGINT and SIGTERM end the workers first, and say how to go on.
+
+    Args:
+        how_to_go_on: What to tell the user.
+        workers: Whether forked workers do the reading. They, and all else that is forked meanwhile, then end with
+            this process even if it is killed.
+
+    Raises:
+        KeyboardInterrupt: After SIGINT, whatever became of it on its way out. SIGTERM ends the process.
+    """
+    global _watching_for
+    owner = os.getpid()
+    came: list[int] = []
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked worker that is told to end
+            os._exit(128 + number)
+        came.append(number)
+        raise KeyboardInterrupt  # for SIGTERM too: libraries clean up after a Ctrl-C
+
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: handler for number, handler in usual.items() if main and signal.getsignal(number) is handler}
+    for number in before:
+        signal.signal(number, unwind)
+    if workers:
+        _watching_for = owner
+    try:
+        yield
+    except BaseException as error:
+        if not came:
+            raise
+        if workers:  # without them, `finish_batches` has said so
+            logger.warning("stopped by %s; %s", signal.Signals(came[0]).name, how_to_go_on)
+        if came[0] == signal.SIGINT:  # `datasets` may have turned it into the time-out of a worker
+            raise KeyboardInterrupt from error
+    finally:
+        _watching_for = None
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if signal.SIGTERM in came[:1]:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def settle_in_worker() -> None:
+    """In a worker process, leaves Ctrl-C to the main process and ends when that one is gone. Elsewhere, nothing."""
+    if not _in_worker():
+        return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _exit_with(_parent())
+
+
+def _exit_with(parent: int) -> None:
+    """Ends this process when its parent is no longer `parent`. A pool's idle worker would wait for tasks for ever."""
+    global _watched
+    if _watched == os.getpid():
+        return
+    _watched = os.getpid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_EVERY_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="legend_hf-parent-watch", daemon=True).start()
+
+
+def _after_fork() -> None:
+    """`datasets` forks a queue's server beside its workers, which knows nothing of this library and would stay."""
+    global _watching_for
+    parent, _watching_for = _watching_for, None  # a worker's own children have another parent
+    if parent is not None:
+        _exit_with(parent)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _in_worker() -> bool:
+    """Whether this process belongs to a pool, such as those of `map(num_proc=...)`."""
+    return any(
+        "PoolWorker" in process.current_process().name and process.parent_process() is not None
+        for process in _process_modules()
+    )
+
+
+def _parent() -> int:
+    return next(int(p.pid) for p in (process.parent_process() for process in _process_modules()) if p is not None)
+
+
+def _process_modules() -> list[Any]:
+    """Of `multiprocess`, which `datasets` uses, and of `multiprocessing`, where they are loaded."""
+    return [sys.modules[name] for name in ("multiprocess.process", "multiprocessing.process") if name in sys.modules]

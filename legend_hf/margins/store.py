@@ -1,0 +1,409 @@
+"""Scores on disk: what has been read once is never read again.
+
+In: the digest of a direction, digests of texts, scores. Out: the scores that are known. A store is one SQLite file that
+many processes may use at once and that outlives the kill of any of them. Its keys say all that decides a score (the
+token ids, what is pooled, the reader, the vector), so a rerun finds it whatever changed in batch size, order, split,
+workers or calibration. This file knows neither texts nor models; `scoring` makes the keys.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sqlite3
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SUFFIX = ".sqlite"
+FORMAT = 1
+WAIT_SECONDS = 60.0
+"""How long a write waits for those of other processes."""
+
+_APPLICATION = 0x4C474E44  # "LGND" in the file's header: a SQLite file of something else is never written to.
+_SCHEMA = """
+CREATE TABLE directions (id INTEGER PRIMARY KEY, digest BLOB UNIQUE NOT NULL, label TEXT NOT NULL, used REAL NOT NULL);
+CREATE TABLE scores (
+    direction INTEGER NOT NULL, text BLOB NOT NULL, score BLOB NOT NULL, PRIMARY KEY (direction, text)
+) WITHOUT ROWID;
+"""
+_SCORE = struct.Struct("<dI")  # A float64, and the checksum that ties it to its key.
+_AT_ONCE = 500  # Keys in one query; SQLite takes 999 everywhere.
+# A write-ahead log needs memory that all processes share, which file systems over a network do not have.
+_NETWORK = {"afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs", "9p"}
+
+
+class StoreError(OSError):
+    """A store that cannot be used: the disk is full, the file is another's or may not be written."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a store holds for one direction.
+
+    Attributes:
+        digest: Of the direction, hexadecimal.
+        label: Its model and layer, for people.
+        scores: How many texts have a score.
+        used: When it was last written to.
+    """
+
+    digest: str
+    label: str
+    scores: int
+    used: datetime
+
+
+class Store:
+    """A file of scores. Get one from `open_store`, which keeps one connection for each process.
+
+    Raises:
+        ValueError: The path is a URL, or does not end in `.sqlite`.
+        StoreError: The file cannot be used.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = check_path(path)
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._inode = 0
+
+    def check(self) -> None:
+        """Opens the file, so that one that cannot be used is refused before anything is read."""
+        self._safely(lambda connection: None)
+
+    def find(self, direction: bytes, texts: Sequence[bytes]) -> dict[bytes, float]:
+        """The scores that are known.
+
+        Args:
+            direction: Digest of the direction.
+            texts: Digests of the texts.
+
+        Returns:
+            Score of each known text, to the bit as it was kept.
+        """
+        return self._safely(lambda connection: _find(connection, direction, texts))
+
+    def keep(self, direction: bytes, scores: Mapping[bytes, float], *, label: str) -> dict[bytes, float]:
+        """Writes scores in one transaction; on return they outlive a kill of this process.
+
+        Args:
+            direction: Digest of the direction.
+            scores: Score of each text, finite.
+            label: The direction's model and layer, for people.
+
+        Returns:
+            The scores that now stand in the store: another process may have been first, and one text has one score.
+        """
+
+        def write(connection: sqlite3.Connection) -> dict[bytes, float]:
+            with _transaction(connection):
+                connection.execute(
+                    "INSERT INTO directions (digest, label, used) VALUES (?, ?, ?) "
+                    "ON CONFLICT (digest) DO UPDATE SET used = excluded.used",
+                    (direction, label, time.time()),
+                )
+                (number,) = connection.execute("SELECT id FROM directions WHERE digest = ?", (direction,)).fetchone()
+                there = _find(connection, direction, list(scores))
+                connection.executemany(
+                    "INSERT INTO scores (direction, text, score) VALUES (?, ?, ?)",
+                    [(number, t, _sealed(direction, t, score)) for t, score in scores.items() if t not in there],
+                )
+            return {**scores, **there}
+
+        return self._safely(write)
+
+    def contents(self) -> list[Kept]:
+        """What is held for each direction, the last used first."""
+        rows = self._safely(
+            lambda connection: connection.execute(
+                "SELECT digest, label, (SELECT COUNT(*) FROM scores WHERE direction = directions.id), used "
+                "FROM directions ORDER BY used DESC"
+            ).fetchall()
+        )
+        return [Kept(bytes(d).hex(), label, count, datetime.fromtimestamp(used, UTC)) for d, label, count, used in rows]
+
+    def prune(self, *, unused_days: float = 0.0) -> int:
+        """Forgets directions that were not written to for some days, and gives their space back.
+
+        Returns:
+            How many scores are gone.
+        """
+
+        def remove(connection: sqlite3.Connection) -> int:
+            with _transaction(connection):
+                old = "SELECT id FROM directions WHERE used <= ?"
+                before = (time.time() - unused_days * 86400,)
+                gone = connection.execute(f"DELETE FROM scores WHERE direction IN ({old})", before).rowcount
+                connection.execute(f"DELETE FROM directions WHERE id IN ({old})", before)
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return gone
+
+        return self._safely(remove)
+
+    def merge(self, other: Store) -> int:
+        """Takes over what another store holds and this one does not.
+
+        Returns:
+            How many scores are new.
+        """
+        known = sum(kept.scores for kept in self.contents())
+        for kept in other.contents():
+            digest = bytes.fromhex(kept.digest)
+            for scores in other._all(digest):
+                self.keep(digest, scores, label=kept.label)
+        return sum(kept.scores for kept in self.contents()) - known
+
+    def close(self) -> None:
+        """Closes this process's connection; the next use opens a new one."""
+        with self._lock:
+            self._drop()
+
+    def _all(self, direction: bytes) -> Iterator[dict[bytes, float]]:
+        found = {b"": 0.0}
+        while found := self._safely(partial(_find_after, direction=direction, after=max(found))):
+            yield found
+
+    def _safely(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Works with the connection; a damaged file is set aside, once, and the work done on a new one."""
+        with self._lock:
+            try:
+                return work(self._connect())
+            except _Damaged as damage:
+                self._set_aside(damage)
+            except sqlite3.Error as error:
+                if _code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+                    raise self._refusal(error) from error
+                self._set_aside(error)
+            try:
+                return work(self._connect())
+            except sqlite3.Error as error:
+                raise self._refusal(error) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._connection is not None:
+            if _inode(self.path) == self._inode:
+                return self._connection
+            # The file was set aside or removed under this connection. Closing it would take the new file's log along.
+            _ABANDONED.append(self._connection)
+            self._connection = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # private: whose texts these are can be guessed
+        except OSError as error:
+            raise self._refusal(error) from error
+        connection = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(connection, self.path)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._inode = connection, _inode(self.path)
+        return connection
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _set_aside(self, damage: Exception) -> None:
+        """Renames a damaged file, with its log, so that work can go on and nothing is deleted."""
+        inode = self._inode if self._connection is not None else _inode(self.path)
+        self._drop()
+        if _inode(self.path) != inode:
+            return  # another process was quicker
+        aside = self.path.with_name(f"{self.path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}")
+        for ending in ("", "-wal", "-shm"):
+            try:
+                os.rename(f"{self.path}{ending}", f"{aside}{ending}")
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise self._refusal(error) from error
+        logger.warning(
+            "the store %s is damaged (%s); it was set aside as %s and a new one begun: what it held is read again",
+            self.path, damage, aside.name,
+        )  # fmt: skip
+
+    def _refusal(self, error: Exception) -> StoreError:
+        if _code(error) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
+            return StoreError(
+                f"the disk is full: the store {str(self.path)!r} cannot grow. The scores it holds are safe; make room "
+                "and run the same again to go on, or name a store on another disk with `store=`"
+            )
+        if _code(error) == sqlite3.SQLITE_BUSY:
+            return StoreError(
+                f"another process has kept the store {str(self.path)!r} locked for {WAIT_SECONDS:.0f} s; if none is "
+                "running, the file lies on a disk whose locks do not work: name a store on a local disk with `store=`"
+            )
+        return StoreError(
+            f"the store {str(self.path)!r} cannot be used: {error}; name a file in a folder that may be written to "
+            "with `store=`, or go without one"
+        )
+
+
+class _Damaged(Exception):
+    """A value that its checksum does not fit."""
+
+
+_OPEN: dict[Path, Store] = {}
+_ABANDONED: list[sqlite3.Connection] = []
+
+
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """This process's connection to a store."""
+    checked = check_path(path)
+    return _OPEN.setdefault(checked, Store(checked))
+
+
+def close_stores() -> None:
+    """Closes every connection of this process; the next use opens a new one."""
+    for store in _OPEN.values():
+        store.close()
+
+
+# SQLite's locks belong to a process: a connection must not be carried into a forked worker.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=close_stores)
+
+
+def default_store() -> Path:
+    """Where the command line keeps its scores: under the Hugging Face assets cache (`HF_ASSETS_CACHE`)."""
+    from huggingface_hub.constants import HF_ASSETS_CACHE
+
+    return Path(HF_ASSETS_CACHE) / "legend_hf" / f"scores{SUFFIX}"
+
+
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """Refuses what cannot be a store, so that no file of another kind is ever taken for a damaged one.
+
+    Raises:
+        ValueError: A URL, a folder, or another ending.
+    """
+    given = os.fspath(path)
+    if not isinstance(given, str) or "://" in given or "\0" in given or not given.endswith(SUFFIX):
+        raise ValueError(f"`store` is {path!r}; give the path of a file on a local disk that ends in `{SUFFIX}`")
+    absolute = Path(os.path.abspath(os.path.expanduser(given)))
+    if absolute.is_dir():
+        raise ValueError(f"`store` is {path!r}, a folder; give the path of a file that ends in `{SUFFIX}`")
+    return absolute
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Makes an empty file a store, and refuses one of another kind or a later format."""
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and application != _APPLICATION:
+        raise StoreError(
+            f"the store {str(path)!r} is a SQLite file of something else, with the tables "
+            f"{', '.join(sorted(tables)[:5])}; give another path"
+        )
+    if _is_network(path):
+        logger.warning(
+            "the store %s lies on a network disk, where SQLite is slow and its locks may not hold; better are local "
+            "ones, one on each machine, and `legend-hf store merge` at the end", path
+        )  # fmt: skip
+    else:
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    if not tables:
+        with _transaction(connection):
+            # Another process may have been first while this one waited.
+            if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                connection.execute(f"PRAGMA user_version = {FORMAT}")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != FORMAT:
+        raise StoreError(
+            f"the store {str(path)!r} has format {version}, this version of legend_hf writes {FORMAT}; update "
+            "legend_hf, or name another file with `store=`"
+        )
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")  # a later upgrade from reading to writing could not wait for others
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _find(connection: sqlite3.Connection, direction: bytes, texts: Sequence[bytes]) -> dict[bytes, float]:
+    found: dict[bytes, float] = {}
+    for first in range(0, len(texts), _AT_ONCE):
+        part = texts[first : first + _AT_ONCE]
+        rows = connection.execute(
+            "SELECT text, score FROM scores WHERE direction = (SELECT id FROM directions WHERE digest = ?) "
+            f"AND text IN ({', '.join('?' * len(part))})",
+            (direction, *part),
+        )
+        found.update((bytes(text), _opened(direction, text, sealed)) for text, sealed in rows)
+    return found
+
+
+def _find_after(connection: sqlite3.Connection, direction: bytes, after: bytes) -> dict[bytes, float]:
+    rows = connection.execute(
+        "SELECT text, score FROM scores WHERE direction = (SELECT id FROM directions WHERE digest = ?) AND text > ? "
+        f"ORDER BY text LIMIT {_AT_ONCE}",
+        (direction, after),
+    )
+    return {bytes(text): _opened(direction, text, sealed) for text, sealed in rows}
+
+
+def _sealed(direction: bytes, text: bytes, score: float) -> bytes:
+    return _SCORE.pack(score, zlib.crc32(struct.pack("<d", score), zlib.crc32(direction + text)))
+
+
+def _opened(direction: bytes, text: bytes, sealed: bytes) -> float:
+    """SQLite notices a broken tree, not a flipped bit in a value: a wrong margin would go unseen."""
+    if isinstance(text, bytes) and isinstance(sealed, bytes) and len(sealed) == _SCORE.size:
+        score: float = _SCORE.unpack(sealed)[0]
+        if sealed == _sealed(direction, text, score):
+            return score
+    raise _Damaged("a score does not fit its checksum")
+
+
+def _code(error: Exception) -> int | None:
+    """SQLite's primary error code; its extended ones say more than is needed."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def _is_network(path: Path) -> bool:
+    """Whether a path lies on a file system over a network, as far as the system says."""
+    try:
+        lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    mounts = [line.split()[1:3] for line in lines if len(line.split()) > 2]
+    real = Path(os.path.realpath(path))
+    under = [(m.replace("\\040", " "), kind) for m, kind in mounts if real.is_relative_to(m.replace("\\040", " "))]
+    kind = max(under, key=lambda entry: len(entry[0]), default=("", ""))[1]
+    return kind in _NETWORK or kind.startswith("fuse.")

@@ -1,0 +1,306 @@
+"""The store: what is kept is found to the bit, by anyone, whatever happens to the process or the file."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from legend_hf.margins import store as store_module
+from legend_hf.margins.store import Store, StoreError, check_path, close_stores, default_store, open_store
+
+A, B = b"a" * 32, b"b" * 32
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "scores.sqlite"
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    close_stores()
+
+
+@given(st.dictionaries(st.binary(min_size=32, max_size=32), st.floats(allow_nan=False, allow_infinity=False)))
+@settings(max_examples=30)
+def test_scores_come_back_to_the_bit(tmp_path_factory, scores):
+    path = tmp_path_factory.mktemp("store") / "s.sqlite"
+    first = Store(path)
+    assert first.keep(A, scores, label="a") == scores
+    first.close()
+    again = Store(path)
+    found = again.find(A, [*scores, key(0)])
+    assert {k: np.float64(v).tobytes() for k, v in found.items() if k in scores} == {
+        k: np.float64(v).tobytes() for k, v in scores.items()
+    }
+    assert again.find(B, list(scores)) == {}
+    again.close()
+
+
+def test_thousands_of_keys_at_once(path):
+    scores = {key(i): float(i) for i in range(3000)}
+    Store(path).keep(A, scores, label="a")
+    assert open_store(path).find(A, [key(i) for i in range(6000)]) == scores
+
+
+def test_the_first_score_of_a_text_stays(path):
+    one, two = Store(path), Store(path)
+    one.keep(A, {key(1): 1.0}, label="a")
+    assert two.keep(A, {key(1): 1.5, key(2): 2.0}, label="a") == {key(1): 1.0, key(2): 2.0}
+    assert one.find(A, [key(1), key(2)]) == {key(1): 1.0, key(2): 2.0}
+
+
+def _write(path: str, first: int) -> None:
+    store = Store(path)
+    for i in range(first, first + 200, 5):
+        store.keep(A, {key(j): float(j) for j in range(i, i + 5)}, label="a")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_write_at_once_and_nothing_is_lost(path, method):
+    context = multiprocessing.get_context(method)
+    starts = (0, 0, 100, 300)  # the same scores, overlapping ones and others
+    workers = [context.Process(target=_write, args=(str(path), first)) for first in starts]
+    open_store(path).check()  # the parent holds a connection while it forks
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    expected = {key(i): float(i) for first in starts for i in range(first, first + 200)}
+    assert open_store(path).find(A, [key(i) for i in range(600)]) == expected
+    (kept,) = open_store(path).contents()
+    assert kept.scores == len(expected) == 500
+
+
+def test_a_fork_closes_the_connection_first(path):
+    store = open_store(path)
+    store.check()
+    assert store._connection is not None
+    if os.fork() == 0:
+        os._exit(0 if store._connection is None else 1)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+
+
+def test_contents_prune_and_merge(path, tmp_path):
+    store = Store(path)
+    store.keep(A, {key(i): 1.0 for i in range(10)}, label="model a, layer 3")
+    store.keep(B, {key(i): 2.0 for i in range(4)}, label="model b, layer 5")
+    assert [(k.label, k.scores) for k in store.contents()] == [("model b, layer 5", 4), ("model a, layer 3", 10)]
+
+    other = Store(tmp_path / "other.sqlite")
+    other.keep(A, {key(5): 1.0, key(100): 3.0}, label="model a, layer 3")
+    other.keep(A, {key(i): 3.0 for i in range(1000, 2300)}, label="model a, layer 3")
+    assert store.merge(other) == 1301
+    assert store.merge(other) == 0
+    assert store.find(A, [key(5), key(100), key(2299)]) == {key(5): 1.0, key(100): 3.0, key(2299): 3.0}
+
+    assert store.prune(unused_days=1.0) == 0
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE directions SET used = used - 3 * 86400 WHERE label LIKE 'model b%'")
+    assert store.prune(unused_days=2.0) == 4
+    assert [k.label for k in store.contents()] == ["model a, layer 3"]
+    before = path.stat().st_size
+    assert store.prune() == 1311
+    assert store.contents() == []
+    assert path.stat().st_size < before
+
+
+def test_it_is_private(path):
+    Store(path).check()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("given", ["scores", "rows.jsonl", "s3://bucket/s.sqlite", "a\0.sqlite"])
+def test_a_path_that_cannot_be_a_store_is_refused(given):
+    with pytest.raises(ValueError, match=r"`store` is .*; give the path of a file on a local disk that ends in"):
+        check_path(given)
+
+
+def test_a_folder_is_refused(tmp_path):
+    (tmp_path / "x.sqlite").mkdir()
+    with pytest.raises(ValueError, match="a folder; give the path of a file"):
+        check_path(tmp_path / "x.sqlite")
+
+
+def test_a_database_of_something_else_is_left_alone(tmp_path):
+    path = tmp_path / "orders.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE orders (id INTEGER)")
+    content = path.read_bytes()
+    with pytest.raises(StoreError, match="a SQLite file of something else, with the tables orders; give another path"):
+        Store(path).check()
+    assert path.read_bytes() == content
+    assert [p.name for p in tmp_path.iterdir()] == ["orders.sqlite"]
+
+
+def test_a_later_format_is_refused(path):
+    Store(path).check()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    with pytest.raises(StoreError, match="has format 2, this version of legend_hf writes 1; update legend_hf"):
+        Store(path).check()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be used: .*; name a file in a folder that may be written to"):
+        Store(tmp_path / "file" / "s.sqlite").check()
+
+
+@pytest.mark.parametrize("damage", ["header", "cut", "noise", "zeros", "text"])
+def test_a_damaged_store_is_named_and_set_aside_and_work_goes_on(path, caplog, damage):
+    store = Store(path)
+    store.keep(A, {key(i): float(i) for i in range(2000)}, label="a")
+    store.close()
+    content = bytearray(path.read_bytes())
+    if damage == "header":
+        content[:16] = b"x" * 16
+    elif damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "noise":
+        content[4096:] = os.urandom(len(content) - 4096)
+    elif damage == "zeros":
+        content[4096:] = bytes(len(content) - 4096)
+    else:
+        content = bytearray(b"not a database, but a page of text" * 400)
+    path.write_bytes(content)
+
+    store = Store(path)
+    found = store.find(A, [key(i) for i in range(2000)])
+    assert store.keep(A, {key(7): 7.0}, label="a") == {key(7): 7.0}
+    assert store.find(A, [key(7)]) == {key(7): 7.0}
+    assert all(found[k] == float(int.from_bytes(k, "big")) for k in found)
+    (aside,) = [p for p in path.parent.iterdir() if ".damaged-" in p.name and p.suffix[-4:] not in ("-wal", "-shm")]
+    assert aside.read_bytes()[:4096] == bytes(content[:4096])
+    assert f"the store {path} is damaged" in caplog.text
+    assert aside.name in caplog.text
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_no_flipped_bit_ever_changes_a_score(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("store") / "s.sqlite"
+    scores = {key(i * 7919): i / 7 for i in range(150)}
+    store = Store(path)
+    store.keep(A, scores, label="a")
+    store.close()
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    try:
+        found = Store(path).find(A, list(scores))
+    except StoreError:  # the header now names another format or application, which is refused
+        return
+    assert all(scores[k] == score for k, score in found.items())
+
+
+def test_without_the_checksum_a_flipped_bit_would_change_a_score(path, monkeypatch):
+    store = Store(path)
+    store.keep(A, {key(1): 1.0}, label="a")
+    store.close()
+    content = path.read_bytes()
+    sealed = store_module._sealed(A, key(1), 1.0)
+    flipped = bytes([sealed[0] ^ 1]) + sealed[1:]
+    assert content.count(sealed) == 1
+    path.write_bytes(content.replace(sealed, flipped))
+    monkeypatch.setattr(store_module, "_opened", lambda d, t, sealed: store_module._SCORE.unpack(sealed)[0])
+    assert Store(path).find(A, [key(1)])[key(1)] != 1.0
+    monkeypatch.undo()
+    assert Store(path).find(A, [key(1)]) == {}
+
+
+def test_a_full_disk_is_said_and_loses_nothing(path):
+    store = Store(path)
+    store.keep(A, {key(1): 1.0}, label="a")
+    assert store._connection is not None
+    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+    store._connection.execute(f"PRAGMA max_page_count = {pages + 1}")
+    with pytest.raises(StoreError, match="the disk is full: the store .* Its? .*|the disk is full.*make room and run"):
+        store.keep(A, {key(i): 1.0 for i in range(2, 5000)}, label="a")
+    store._connection.execute("PRAGMA max_page_count = 100000")
+    assert store.find(A, [key(1), key(2)]) == {key(1): 1.0}
+    assert len(store.keep(A, {key(i): 1.0 for i in range(2, 5000)}, label="a")) == 4998
+
+
+def test_a_file_that_may_not_grow_is_said_and_loses_nothing(path):
+    """A limit on the file's size stands for a real full disk: the write itself fails."""
+    program = f"""
+import resource, signal
+from legend_hf.margins.store import Store, StoreError
+key = lambda i: i.to_bytes(32, "big")
+store = Store({str(path)!r})
+store.keep(b"a" * 32, {{key(i): 1.0 for i in range(100)}}, label="a")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    for first in range(100, 20_000, 100):
+        store.keep(b"a" * 32, {{key(i): 1.0 for i in range(first, first + 100)}}, label="a")
+except StoreError as error:
+    print(first, error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    count, _, message = done.stdout.partition(" ")
+    assert "the store" in message, done.stdout + done.stderr
+    assert "full" in message or "cannot be used" in message
+    assert len(open_store(path).find(A, [key(i) for i in range(20_000)])) == int(count)
+
+
+def test_a_store_removed_under_a_connection_is_begun_anew(path):
+    store = Store(path)
+    store.keep(A, {key(1): 1.0}, label="a")
+    for file in path.parent.iterdir():
+        file.unlink()
+    store.keep(A, {key(2): 2.0}, label="a")
+    other = Store(path)
+    assert other.find(A, [key(1), key(2)]) == {key(2): 2.0}
+
+
+def test_a_locked_store_says_who_holds_it(path, monkeypatch):
+    Store(path).check()
+    monkeypatch.setattr(store_module, "WAIT_SECONDS", 0.2)
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StoreError, match="another process has kept the store .* locked"):
+        Store(path).keep(A, {key(1): 1.0}, label="a")
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert Store(path).keep(A, {key(1): 1.0}, label="a") == {key(1): 1.0}
+
+
+def test_network_disks_get_no_shared_memory_log(path, monkeypatch, caplog):
+    monkeypatch.setattr(store_module, "_is_network", lambda path: True)
+    store = Store(path)
+    store.keep(A, {key(1): 1.0}, label="a")
+    assert store._connection is not None
+    assert store._connection.execute("PRAGMA journal_mode").fetchone()[0] == "delete"
+    assert "lies on a network disk" in caplog.text
+    monkeypatch.undo()
+    local = Store(path.with_name("local.sqlite"))
+    local.check()
+    assert local._connection is not None
+    assert local._connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+
+def test_the_default_lies_in_the_assets_cache(monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_ASSETS_CACHE", "/somewhere/assets")
+    assert default_store() == Path("/somewhere/assets/legend_hf/scores.sqlite")
