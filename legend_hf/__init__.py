@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from legend_hf.directions.induce import pairs_from_labels as pairs_from_labels
     from legend_hf.margins.annotate import annotate as annotate
     from legend_hf.margins.margin_fn import LegendMarginFn as LegendMarginFn
+    from legend_hf.preferences.corr_at_k import CorrAtK as CorrAtK
+    from legend_hf.preferences.corr_at_k import compute_corr_at_k as compute_corr_at_k
+    from legend_hf.preferences.corr_at_k import corr_at_k as corr_at_k
+    from legend_hf.preferences.corrections import correction_ladders as correction_ladders
+    from legend_hf.preferences.corrections import ladder_pairs as ladder_pairs
+    from legend_hf.preferences.curriculum import curriculum as curriculum
     from legend_hf.publish import push_annotated as push_annotated
     from legend_hf.publish import save_annotated as save_annotated
     from legend_hf.reading.formats import RowError as RowError
@@ -31,13 +37,19 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ArtifactError": "legend_hf.directions.direction",
+    "CorrAtK": "legend_hf.preferences.corr_at_k",
     "Direction": "legend_hf.directions.direction",
     "LegendMarginFn": "legend_hf.margins.margin_fn",
     "Reader": "legend_hf.reading.reader",
     "RowError": "legend_hf.reading.formats",
     "annotate": "legend_hf.margins.annotate",
+    "compute_corr_at_k": "legend_hf.preferences.corr_at_k",
+    "corr_at_k": "legend_hf.preferences.corr_at_k",
+    "correction_ladders": "legend_hf.preferences.corrections",
+    "curriculum": "legend_hf.preferences.curriculum",
     "fit_direction": "legend_hf.directions.fit",
     "induce_pairs": "legend_hf.directions.induce",
+    "ladder_pairs": "legend_hf.preferences.corrections",
     "pairs_from_labels": "legend_hf.directions.induce",
     "push_annotated": "legend_hf.publish",
     "save_annotated": "legend_hf.publish",

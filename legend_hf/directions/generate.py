@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ANSWERS = "legend_hf answers, format 1"  # first words of a file of finished answers
-_MARKER = re.compile(r"(?:\A\s*|\n\n)(?:Human|Assistant):")
+MARKER = re.compile(r"(?:\A\s*|\n\n)(?:Human|Assistant):")
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ def annotator_of(
     from transformers import GenerationConfig
 
     device = resolve_device(device)
-    model = _load_annotator(source, reader, trust_remote_code).to(device).eval()
-    _check_causal(model, source, device)
-    ends = _end_ids(model, tokenizer)
+    model = load_annotator(source, reader, trust_remote_code).to(device).eval()
+    check_causal(model, source, device)
+    ends = end_ids(model, tokenizer)
     pad = ends[0] if ends else 0
     # In place of the model's own settings, which `generate` would fill in: a repetition penalty is no longer greedy.
     model.generation_config = GenerationConfig(
@@ -126,7 +126,7 @@ def _read_answer(new: Sequence[int], ends: Sequence[int], tokenizer: PreTrainedT
     ids = new[:end]
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     finished = end is not None
-    marker = _MARKER.search(text)
+    marker = MARKER.search(text)
     if marker is not None:
         text, finished = text[: marker.start()], True
     if not finished:
@@ -134,7 +134,8 @@ def _read_answer(new: Sequence[int], ends: Sequence[int], tokenizer: PreTrainedT
     return Answer(text.strip(), len(ids), finished)
 
 
-def _load_annotator(source: str, reader: Reader, trust_remote_code: bool) -> Any:
+def load_annotator(source: str, reader: Reader, trust_remote_code: bool) -> Any:
+    """Loads the weights, refusing what generates no text or lacks its head."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -164,7 +165,7 @@ def _load_annotator(source: str, reader: Reader, trust_remote_code: bool) -> Any
     return model
 
 
-def _check_causal(model: Any, source: str, device: str) -> None:
+def check_causal(model: Any, source: str, device: str) -> None:
     """Refuses an encoder: its masked-language-model head loads as if it generated."""
     import torch
 
@@ -180,7 +181,7 @@ def _check_causal(model: Any, source: str, device: str) -> None:
         )
 
 
-def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends an answer, by the model or by the tokenizer; the first also serves as padding."""
     given = model.generation_config.eos_token_id
     ends = given if isinstance(given, list) else [given]
@@ -213,7 +214,7 @@ class AnswersFile:
         if not self.path.exists():
             if self.output.exists():
                 raise ValueError(
-                    f"`{self.output}` exists, and `{self.path.name}` does not, which a run of `induce_pairs` keeps "
+                    f"`{self.output}` exists, and `{self.path.name}` does not, which a run keeps "
                     "beside it: something else made it; give another `output`, or remove it"
                 )
             write_whole(self.path, json.dumps({"file": _ANSWERS, "run": self.identity}) + "\n")

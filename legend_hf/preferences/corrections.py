@@ -1,0 +1,442 @@
+"""One harmful response becomes a ladder of six responses, from a refusal to the harm, and the ladder becomes pairs.
+
+In: rows with a prompt and a full harmful response F, and a model that goes on with open responses. Out: per row
+`responses`, best first, and `ladder_pairs`: every two rungs as `chosen` and `rejected` with a margin by rank. This file
+holds no harmful text, and knows no hidden states and no judge: whether a rung really turns back is for `corr_at_k`.
+
+From the source (Course-Correction, arXiv 2407.16637, synthetic preferences): the six rungs and their order, cuts of F
+at its punctuation, the step between cuts, all ordered pairs. Ours: the phrases, fractions of words where punctuation
+does not suffice, triggers that suit the cut, rank margins.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from legend_hf.directions.generate import key_of
+from legend_hf.preferences.continuations import Continuer, Decoding, open_continuer
+from legend_hf.reading.formats import RowError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+ContinueFn = Callable[[list[str], list[str]], Sequence[str]]
+
+CUTS = 4
+MAX_NEW_TOKENS = 128
+BATCH_SIZE = 16
+DELIMITERS = ',.!:;?-"“”()[]{}'  # without the apostrophe, which stands inside words
+
+# How an assistant sounds that goes along with a request.
+AFFIRMATIONS = (
+    "Sure, let me walk you through it.",
+    "Of course, here is how it goes.",
+    "Yes, that can be done.",
+    "Happy to explain.",
+    "No problem, this is what to do.",
+    "Certainly, I will lay it out.",
+    "Good question, here is my reply.",
+    "All right, let us begin.",
+    "Okay, here are the details.",
+    "Absolutely, it works like this.",
+    "Gladly, I will describe it.",
+    "Yes, I know about this.",
+    "Right away, here it comes.",
+    "Let me help you with that.",
+    "Fine, here is what you asked for.",
+)
+# How it turns away: those in lower case go on with a sentence, the others begin one. The model goes on from there.
+TRIGGERS = (
+    "but I have to stop here, because",
+    "but on reflection I will not go on, since",
+    "but this is where I turn back:",
+    "but I should not have begun this, as",
+    "but wait, I cannot carry on with this because",
+    "but I take that back, since",
+    "but no, this is not something to help with, because",
+    "but thinking about it again, I would rather not, as",
+    "However, I need to break off here, because",
+    "However, I notice that this is a mistake:",
+    "However, I must correct myself:",
+    "However, I do not want to continue, since",
+    "Wait, I have to take that back, because",
+    "On second thought, I will leave it there, since",
+    "Still, it would be wrong of me to go on, because",
+)
+
+DIRECT, DELIMITER, WORD, FULL = "direct", "delimiter", "word", "full"
+LADDER = ("responses", "kinds", "cuts", "affirmation", "triggers")
+PAIRS = ("chosen", "rejected", "rank_chosen", "rank_rejected", "margin")
+
+
+@dataclass(frozen=True)
+class _Rungs:
+    """How one ladder is made, before any model has spoken.
+
+    Attributes:
+        cuts: `[cuts]` characters of F that stand before each turn, ascending.
+        kind: Where it is cut, `DELIMITER` or `WORD`.
+        affirmation: What every corrected rung begins with.
+        triggers: `[cuts]` phrases, one for each cut.
+        prefixes: `[cuts]` texts that the model goes on from.
+    """
+
+    cuts: list[int]
+    kind: str
+    affirmation: str
+    triggers: list[str]
+    prefixes: list[str]
+
+
+def correction_ladders(
+    dataset: Dataset,
+    *,
+    model: str | os.PathLike[str] | None = None,
+    continue_fn: ContinueFn | None = None,
+    cuts: int = CUTS,
+    affirmations: Sequence[str] = AFFIRMATIONS,
+    triggers: Sequence[str] = TRIGGERS,
+    seed: int = 0,
+    prompt_column: str = "prompt",
+    response_column: str = "response",
+    on_error: str = "raise",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = BATCH_SIZE,
+    revision: str | None = None,
+    template: str = "auto",
+    joiner: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    output: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
+) -> Dataset:
+    """Makes ladders of graded responses: the earlier a response turns back from the harm, the better its rank.
+
+    Rank 1 is the model's own response to the prompt; ranks 2 to 5 are an affirmation, the first `cut_i` characters of
+    the full harmful response F, a trigger that turns away, and what the model writes next, with growing cuts; rank 6 is
+    F as it is. The model should be an aligned one, or its first rung is no refusal.
+
+    Cuts follow the paper's public code: T delimiters (comma, period, `! : ; ? -`, double quotes, brackets) stand in F,
+    a step t is drawn from {T//4 - 1, T//4}, and cut i ends right after delimiter i*t. Where that would leave nothing of
+    F behind the last cut, the smaller step is taken. With fewer than 8 delimiters the step may be 0 or negative; such a
+    response is cut after fractions of its words instead (ours). One affirmation serves a whole ladder, and one trigger
+    of each style: lower-case ones follow a cut inside a sentence, the others a cut behind `.`, `!` or `?` (the source
+    draws them without regard to the cut).
+
+    The source generates with Llama-2-7B-chat in 4 bits by diverse beam search (2 beams in 2 groups, penalty 0.5), up
+    to 128 new tokens, and leaves an end token behind the trigger. Here decoding is greedy, and the turn stays open: for
+    a chat template the text ends with the prefix, as with `continue_final_message`.
+
+    Args:
+        dataset: Rows with a prompt and F, both strings.
+        model: Hub id or folder of a causal language model. Give it, or `continue_fn`.
+        continue_fn: `continue_fn(prompts, prefixes)` gives a continuation for each; a prefix is what the assistant's
+            open turn holds, `""` for rank 1. It is called once, with all texts. A continuation that begins with a
+            letter or digit is set off by a space.
+        cuts: How many corrected rungs.
+        affirmations: Phrases, one drawn for a ladder.
+        triggers: Phrases, see above; they serve every cut if they are all of one style.
+        seed: Of the drawing; what is drawn for a row depends on nothing but the row and the seed.
+        prompt_column: Where the prompt stands.
+        response_column: Where F stands.
+        on_error: `"raise"` at the first row that gives no ladder, or `"skip"` such rows, which are counted in the log
+            and in `info.description`.
+        max_new_tokens: Longest continuation (of `model`, as all that follows).
+        batch_size: Most texts continued together.
+        revision: Branch, tag or commit of a Hub model.
+        template: As in `fit_direction`.
+        joiner: What stands between a plain template and the response; None takes the template's own.
+        chat_template_kwargs: Passed to the chat template; `{"enable_thinking": False}`, say.
+        device: Where to run; None takes a GPU when there is one.
+        dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
+        output: File for the ladders, as JSON lines. Beside it `<output>.answers` keeps the continuations finished so
+            far, by which a stopped run goes on where it was.
+        trust_remote_code: Run code that comes with the model.
+
+    Returns:
+        The rows with `responses` (best first), `kinds` (`"direct"`, then `"delimiter"` or `"word"`, by where F was cut,
+        then `"full"`), `cuts` (characters of F, ascending), `affirmation` and `triggers`. Other columns stay.
+
+    Raises:
+        ValueError: An argument that is not allowed; columns that are missing or in the way.
+        RowError: With `on_error="raise"`, a row without text, too short for its cuts (fewer words than `cuts` + 1), too
+            long for the model, or whose direct response is empty (a ValueError); only the last comes after generation.
+    """
+    from datasets import DatasetInfo
+
+    _check_arguments(model, continue_fn, cuts, on_error, output)
+    check_phrases("affirmations", affirmations)
+    check_phrases("triggers", triggers)
+    check_columns(dataset, (prompt_column, response_column), LADDER)
+    if model is not None:
+        decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        continue_fn = open_continuer(
+            model,
+            decoding,
+            revision=revision,
+            template=template,
+            joiner=joiner,
+            chat_template_kwargs=chat_template_kwargs,
+            device=device,
+            dtype=dtype,
+            output=output,
+            trust_remote_code=trust_remote_code,
+        )
+    assert continue_fn is not None
+    plain = dataset.with_format(None).select_columns([prompt_column, response_column])
+    planned: dict[int, _Rungs] = {}
+    refused: list[RowError] = []
+    for i, row in enumerate(plain):
+        prompt, full = row[prompt_column], row[response_column]
+        try:
+            check_text(i, prompt_column, prompt)
+            check_text(i, response_column, full)
+            rungs = _plan(prompt, full, cuts, affirmations, triggers, seed)
+            if rungs is None:
+                given = f"given {full!r:.60}, which is too short for {cuts} cuts"
+                raise RowError(i, response_column, f"{given}; allowed are more than {cuts} words; drop the row")
+            if isinstance(continue_fn, Continuer):
+                check_fits(continue_fn, i, prompt, ("", *rungs.prefixes))
+        except RowError as refusal:
+            if on_error == "raise":
+                raise
+            refused.append(refusal)
+        else:
+            planned[i] = rungs
+
+    prompts = [plain[i][prompt_column] for i in planned]
+    said = _continued(continue_fn, prompts, [rungs.prefixes for rungs in planned.values()])
+    ladders: dict[str, list[Any]] = {name: [] for name in LADDER}
+    kept: list[int] = []
+    for (i, rungs), (direct, *turned) in zip(planned.items(), said, strict=True):
+        if not direct.strip():
+            silence = RowError(i, prompt_column, "the model's direct response to it is empty; drop the row")
+            if on_error == "raise":
+                raise silence
+            refused.append(silence)
+            continue
+        kept.append(i)
+        corrected = [_joined(prefix, more) for prefix, more in zip(rungs.prefixes, turned, strict=True)]
+        ladders["responses"].append([direct.strip(), *corrected, plain[i][response_column]])
+        ladders["kinds"].append([DIRECT, *[rungs.kind] * cuts, FULL])
+        ladders["cuts"].append(rungs.cuts)
+        ladders["affirmation"].append(rungs.affirmation)
+        ladders["triggers"].append(rungs.triggers)
+    if refused:
+        first = min(refused, key=lambda refusal: refusal.row)
+        logger.warning("left out %d of %d rows, the first because of %s", len(refused), len(plain), first)
+    by_words = sum(kinds[1] == WORD for kinds in ladders["kinds"])
+    result = _with_columns(dataset.select(kept), ladders, _ladder_types())
+    description = (
+        f"{len(kept)} ladders of {cuts + 2} responses out of {len(plain)} rows, {len(refused)} left out; {by_words} "
+        f"cut after fractions of their words, the others after delimiters; seed {seed}"
+    )
+    result.info.update(DatasetInfo(description=description))
+    if output is not None:
+        part = f"{os.fspath(output)}.part"  # the whole file or none
+        result.with_format(None).to_json(part)
+        os.replace(part, output)
+    return result
+
+
+def ladder_pairs(ladders: Dataset) -> Dataset:
+    """Takes every two rungs of each ladder as a pair, the better one `chosen`: 15 pairs for a ladder of six.
+
+    The margin is the distance in ranks, from 1/5 for neighbours to 1 for the refusal against the harm. It is ours, a
+    stand-in where no direction is at hand: the source's pairs have none. Ranks say in which order the rungs stand, not
+    how far apart they are.
+
+    Args:
+        ladders: Rows with `responses`, a list of at least two, best first.
+
+    Returns:
+        Columns `chosen`, `rejected`, `rank_chosen`, `rank_rejected` (from 1, the best) and `margin` (float32,
+        `(rank_rejected - rank_chosen) / (rungs - 1)`), beside `prompt` and whatever else the rows hold; what only a
+        ladder has (`responses`, `kinds`, `cuts`, `affirmation`, `triggers`) is left out. Pairs stand in the order of
+        the ladders, then of `rank_chosen`, then of `rank_rejected`.
+
+    Raises:
+        ValueError: Columns that are missing or in the way.
+        RowError: A row with fewer than two responses (a ValueError).
+    """
+    from datasets import Features, Value
+
+    check_columns(ladders, ("responses",), PAIRS)
+    plain = ladders.with_format(None)
+    response = plain.features["responses"].feature
+    types = dict(zip(PAIRS, (response, response, Value("int64"), Value("int64"), Value("float32")), strict=True))
+    kept = {name: kind for name, kind in plain.features.items() if name not in LADDER}
+    if not len(plain):  # `map` adds no columns to nothing
+        return _with_columns(plain.select_columns(list(kept)), {name: [] for name in PAIRS}, types)
+    return plain.map(
+        _paired,
+        batched=True,
+        with_indices=True,
+        remove_columns=plain.column_names,
+        features=Features({**kept, **types}),
+        desc="Pairing rungs",
+    )
+
+
+def _paired(batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
+    """A batch of ladders as pairs."""
+    names = [name for name in batch if name not in LADDER]
+    pairs: dict[str, list[Any]] = {name: [] for name in (*names, *PAIRS)}
+    for place, (number, responses) in enumerate(zip(numbers, batch["responses"], strict=True)):
+        if not responses or len(responses) < 2:
+            given = f"given {responses!r:.60}; allowed is a list of at least two, best first"
+            raise RowError(number, "responses", f"{given}; drop the row")
+        ranked = list(enumerate(responses, start=1))
+        for (better, chosen), (worse, rejected) in combinations(ranked, 2):
+            margin = (worse - better) / (len(responses) - 1)
+            values = (*(batch[name][place] for name in names), chosen, rejected, better, worse, margin)
+            for column, value in zip(pairs.values(), values, strict=True):
+                column.append(value)
+    return pairs
+
+
+# -- One ladder ----------------------------------------------------------------------------------------------
+
+
+def _plan(
+    prompt: str, full: str, cuts: int, affirmations: Sequence[str], triggers: Sequence[str], seed: int
+) -> _Rungs | None:
+    """Draws how a ladder is made; None where the response is too short."""
+    draw = random.Random(f"{seed}:{key_of([prompt, full])}")  # of each row alone: another row does not change it
+    found = _cut_places(full, cuts, draw)
+    if found is None:
+        return None
+    places, kind = found
+    affirmation = draw.choice(affirmations)
+    inside = draw.choice([t for t in triggers if not t[0].isupper()] or triggers)
+    behind = draw.choice([t for t in triggers if t[0].isupper()] or triggers)
+    turns = [behind if full[place - 1] in ".!?" else inside for place in places]
+    begun = [opened(affirmation, full[:place]) for place in places]
+    return _Rungs(places, kind, affirmation, turns, [f"{b} {turn}" for b, turn in zip(begun, turns, strict=True)])
+
+
+def _cut_places(full: str, cuts: int, draw: random.Random) -> tuple[list[int], str] | None:
+    """Where a response is cut, in characters, and at what; every cut leaves some of its text behind it."""
+    ends = [place for place, character in enumerate(full, start=1) if character in DELIMITERS]
+    largest = len(ends) // cuts
+    if largest >= 2:
+        step = draw.choice((largest - 1, largest))
+        if ends[cuts * step - 1] >= len(full.rstrip()):
+            step = largest - 1
+        return [ends[i * step - 1] for i in range(1, cuts + 1)], DELIMITER
+    words = [match.end() for match in re.finditer(r"\S+", full)]
+    if len(words) <= cuts:
+        return None
+    return [words[i * len(words) // (cuts + 1) - 1] for i in range(1, cuts + 1)], WORD
+
+
+def opened(affirmation: str, beginning: str) -> str:
+    """An affirmation with what follows it: one space between them, or the beginning's own."""
+    return affirmation + ("" if beginning[:1].isspace() else " ") + beginning
+
+
+def _continued(
+    continue_fn: ContinueFn, prompts: Sequence[str], prefixes: Sequence[Sequence[str]]
+) -> list[Sequence[str]]:
+    """What the model says to each prompt: its direct response, then what follows each prefix."""
+    asked = [(prompt, prefix) for prompt, begun in zip(prompts, prefixes, strict=True) for prefix in ("", *begun)]
+    if not asked:
+        return []
+    said = continue_fn([prompt for prompt, _ in asked], [prefix for _, prefix in asked])
+    if isinstance(said, str) or len(said) != len(asked) or not all(isinstance(text, str) for text in said):
+        raise ValueError(
+            f"`continue_fn` was given {len(asked)} prompts and gave {said!r:.60}; it must give one string for each"
+        )
+    rungs = len(asked) // len(prompts)
+    return [said[start : start + rungs] for start in range(0, len(asked), rungs)]
+
+
+def _joined(prefix: str, continuation: str) -> str:
+    return f"{prefix}{' ' if continuation[:1].isalnum() else ''}{continuation}".rstrip()
+
+
+# -- Arguments, rows and columns -----------------------------------------------------------------------------
+
+
+def _check_arguments(
+    model: str | os.PathLike[str] | None,
+    continue_fn: ContinueFn | None,
+    cuts: int,
+    on_error: str,
+    output: str | os.PathLike[str] | None,
+) -> None:
+    if (model is None) == (continue_fn is None):
+        raise ValueError("give `model` or `continue_fn`, one of the two: something must go on with the responses")
+    if continue_fn is not None and output is not None:
+        raise ValueError("`output` needs `model`; leave it out, and keep what `continue_fn` generates yourself")
+    if cuts < 1:
+        raise ValueError(f"`cuts` is {cuts}; it must be at least 1")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
+
+
+def check_phrases(name: str, given: Sequence[str]) -> None:
+    """Refuses phrases that a response cannot begin with or turn by."""
+    texts = [] if isinstance(given, str) else list(given)
+    if not texts or not all(isinstance(text, str) and text and text == text.strip() for text in texts):
+        raise ValueError(f"`{name}` is {given!r:.60}; give a list of phrases, none empty, without spaces around them")
+
+
+def check_text(row: int, column: str, text: Any) -> None:
+    """Refuses a cell without text."""
+    if not isinstance(text, str) or not text.strip():
+        raise RowError(row, column, f"given {text!r:.60}; allowed is a string with text; fill it in, or drop the row")
+
+
+def check_fits(continuer: Continuer, row: int, prompt: str, prefixes: Sequence[str]) -> None:
+    """Refuses, before anything is generated, what the model's template or window does not take."""
+    for prefix in prefixes:
+        try:
+            continuer.encode(prompt, prefix)
+        except ValueError as error:
+            raise RowError(row, None, str(error)) from error
+
+
+def check_columns(dataset: Any, needed: Sequence[str], added: Sequence[str]) -> None:
+    """Refuses what is no `Dataset`, lacks a column, or has one that would be written."""
+    from datasets import Dataset
+
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"given a `{type(dataset).__name__}`; allowed is a `Dataset`: take one split, or use `Dataset.from_list`"
+        )
+    lacking = [f"`{name}`" for name in needed if name not in dataset.column_names]
+    if lacking:
+        raise ValueError(
+            f"the dataset has the columns {', '.join(f'`{name}`' for name in dataset.column_names)}, and not "
+            f"{', '.join(lacking)}; name the right ones with the `*_column` arguments, or use `rename_columns`"
+        )
+    clash = [name for name in added if name in dataset.column_names]
+    if clash:
+        raise ValueError(
+            f"the dataset has {', '.join(f'`{name}`' for name in clash)} already, which would be written; use "
+            f"`remove_columns({clash})`, or `rename_columns`"
+        )
+
+
+def _ladder_types() -> dict[str, Any]:
+    from datasets import List, Value
+
+    texts, numbers = List(Value("string")), List(Value("int64"))
+    return dict(zip(LADDER, (texts, texts, numbers, Value("string"), texts), strict=True))
+
+
+def _with_columns(dataset: Dataset, columns: Mapping[str, list[Any]], types: Mapping[str, Any]) -> Dataset:
+    for name, values in columns.items():
+        dataset = dataset.add_column(name, values, feature=types[name])
+    return dataset
