@@ -215,8 +215,12 @@ def report(
     config: ConfigOption = None,
     split: SplitOption = None,
     category_column: Annotated[str | None, typer.Option(help="Column of categories, for a table by each.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="A category to expect; can be given again.")] = None,
     stability_pairs: Annotated[
         str | None, typer.Option(help="Pairs to test the direction's stability on, such as those of its fit.")
+    ] = None,
+    ladders: Annotated[
+        str | None, typer.Option(help="Prompts with responses from best to worst, to test the direction's order on.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for report.json, report.md and the plots.", file_okay=False)
@@ -238,14 +242,17 @@ def report(
 
         loaded = Direction.from_pretrained(direction, revision=revision, model=model) if direction else None
         pairs = _one_split(_load(stability_pairs, None, None), "stability pairs") if stability_pairs else None
+        ranked = _one_split(_load(ladders, None, None), "ladders") if ladders else None
         made = make_report(
             _load(dataset, config, split),
             direction=loaded,
             category_column=category_column,
+            categories=category or None,
             prompt_column=prompt_column,
             chosen_column=chosen_column,
             rejected_column=rejected_column,
             stability_pairs=pairs,
+            ladders=ranked,
             excerpts=excerpts,
             seed=seed,
             device=device,

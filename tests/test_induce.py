@@ -680,7 +680,7 @@ def test_no_category_dominates_a_sample(caplog):
     with caplog.at_level(logging.WARNING, logger="legend_hf"):
         drawn = sample_questions(TOPICS, per_category=5)
     assert Counter(row["category"] for row in drawn) == {"a": 5, "b": 3, "c": 5}
-    assert "1 of 3 categories have fewer than 5 rows: ['b']" in caplog.text
+    assert "1 of 3 categories have fewer than 5 rows: {'b': 3}" in caplog.text
     assert [TOPICS.index(row) for row in drawn] == sorted(TOPICS.index(row) for row in drawn)
     as_dataset = sample_questions(Dataset.from_list(TOPICS), per_category=5)
     assert isinstance(as_dataset, Dataset)

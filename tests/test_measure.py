@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 
 from legend_hf.margins import measure
 from legend_hf.margins.measure import (
+    NO_CATEGORY,
     UNKNOWN,
     Estimate,
     agreement,
     auc,
+    coverage,
     direction_stability,
+    kendall_tau,
     mean_of,
     pearson,
     probability_errors,
@@ -291,3 +294,99 @@ def test_stability_of_the_other_estimators(estimator):
     noise = np.random.default_rng(0).normal(size=(300, 8))
     assert direction_stability(noise, groups, estimator=estimator).halves.value < 0.8
     assert direction_stability(np.zeros((60, 8)), np.arange(60), estimator=estimator).halves == UNKNOWN
+
+
+# Ladders.
+
+# Few distinct values, so that ties are common.
+ladders = st.lists(st.integers(-3, 3).map(float), min_size=2, max_size=9)
+
+
+def brute_tau(scores):
+    """Concordant minus discordant pairs, over all pairs, one pair at a time."""
+    pairs = [(i, j) for j in range(len(scores)) for i in range(j)]
+    return sum(1 if scores[i] > scores[j] else -1 if scores[i] < scores[j] else 0 for i, j in pairs) / len(pairs)
+
+
+@given(st.lists(ladders, min_size=1, max_size=6))
+def test_kendalls_tau_is_that_of_all_pairs(rows):
+    padded = np.full((len(rows), max(map(len, rows))), np.nan)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    before = padded.copy()
+    assert kendall_tau(padded) == pytest.approx([brute_tau(row) for row in rows])
+    np.testing.assert_array_equal(padded, before)
+    # The control: a rule that takes equal scores for the ladder's order is another one.
+    tied = [row for row in rows if len(set(row)) < len(row)]
+    assert all(brute_tau(row) < brute_tau([s - i / 99 for i, s in enumerate(row)]) for row in tied)
+
+
+@given(ladders.filter(lambda scores: len(set(scores)) == len(scores)))
+def test_without_equal_scores_it_is_tau_b(scores):
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.kendalltau(-np.arange(len(scores)), scores, variant="b").statistic
+    assert kendall_tau(np.array([scores]))[0] == pytest.approx(expected)
+
+
+@given(ladders, st.integers(-5, 5))
+def test_a_tau_turns_with_the_ladder_and_knows_ranks_only(scores, moved):
+    one = np.array([scores])
+    assert kendall_tau(one[:, ::-1]) == pytest.approx(-kendall_tau(one))
+    assert kendall_tau(-one) == pytest.approx(-kendall_tau(one))
+    assert kendall_tau(np.exp(one) + moved) == pytest.approx(kendall_tau(one))
+    assert kendall_tau(one[:, :2])[0] == 2 * agreement(one[:, 0] - one[:, 1])[0] - 1
+
+
+def test_a_perfect_ladder_and_its_reverse_are_exactly_one_and_minus_one():
+    for k in (2, 6, 7, 40):
+        falling = -np.arange(k, dtype=float)
+        assert kendall_tau(np.stack([falling, -falling, 0 * falling])).tolist() == [1.0, -1.0, 0.0]
+    assert np.isnan(kendall_tau(np.array([[1.0], [np.nan]]))).all()
+    assert kendall_tau(np.empty((0, 0))).shape == kendall_tau(np.empty((0, 3))).shape == (0,)
+
+
+# Categories.
+
+
+def labelled(**sizes):
+    return np.concatenate([np.full(size, name) for name, size in sizes.items()] or [np.empty(0, dtype="U1")])
+
+
+def test_coverage_counts_categories_and_says_what_is_missing():
+    labels = labelled(fraud=60, theft=30, rumour=9)
+    labels = np.concatenate([labels, [NO_CATEGORY] * 5])
+    groups = np.concatenate([np.arange(60) // 10, np.arange(100, 130), np.arange(200, 209), np.arange(5)])
+    found = coverage(labels, groups, expected=["theft", "arson", "fraud", "arson"])
+    assert (found.rows, found.without, found.categories) == (99, 5, 3)
+    assert found.largest == ("fraud", pytest.approx(60 / 99))
+    # Many rows of few prompts are few.
+    assert found.thin == ("fraud", "rumour")
+    assert (found.expected, found.missing, found.unexpected) == (3, ("arson",), ("rumour",))
+    unasked = coverage(labels, groups)
+    assert (unasked.expected, unasked.missing, unasked.unexpected) == (None, (), ())
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_the_effective_number_of_categories_is_that_of_equal_ones(sizes, random):
+    labels = labelled(**{f"c{i}": size for i, size in enumerate(sizes)})
+    found = coverage(labels, alone(labels))
+    shares = [size / sum(sizes) for size in sizes]
+    assert found.effective == pytest.approx(np.prod([share**-share for share in shares]))
+    assert 1 - 1e-9 <= found.effective <= len(sizes) + 1e-9
+    equal = coverage(labelled(**{f"c{i}": 7 for i in range(len(sizes))}), np.arange(7 * len(sizes)))
+    assert equal.effective == pytest.approx(len(sizes))
+    order = random.sample(range(len(labels)), len(labels))
+    assert coverage(labels[order], alone(labels)[order]) == found
+
+
+def test_one_category_with_nearly_all_rows_is_about_one():
+    assert coverage(labelled(a=9990, b=5, c=5), np.arange(10_000)).effective < 1.02
+    assert coverage(labelled(a=3334, b=3333, c=3333), np.arange(10_000)).effective > 2.999, "the control"
+
+
+def test_coverage_of_nothing():
+    nothing = coverage(np.empty(0, dtype="U1"), np.empty(0, dtype=int), expected=["a"])
+    assert (nothing.rows, nothing.categories, nothing.effective, nothing.largest) == (0, 0, None, None)
+    assert nothing.missing == ("a",)
+    none = coverage(np.array([NO_CATEGORY] * 3), np.arange(3))
+    assert (none.rows, none.without, none.effective) == (0, 3, None)

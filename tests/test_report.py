@@ -173,6 +173,73 @@ def test_categories_of_every_plain_kind():
     assert [c.name for c in only(ds, category_column="word").categories] == ["y", "(none)", "x"]
 
 
+def in_categories(n=200, **columns):
+    """Half of the rows are fraud, a quarter theft, a tenth has no category, the rest is of two prompts of arson."""
+    kinds = ["fraud"] * (n // 2) + ["theft"] * (n // 4) + [None] * (n // 10)
+    return rows(n, kind=kinds + ["arson"] * (n - len(kinds)), **columns)
+
+
+def test_coverage_says_shares_gaps_and_balance():
+    found = only(in_categories(), category_column="kind", categories=["theft", "fraud", "libel", "libel"])
+    assert [(c.name, c.rows, c.prompts, c.share) for c in found.categories] == [
+        ("fraud", 100, 50, 0.5),
+        ("theft", 50, 25, 0.25),
+        ("arson", 30, 15, 0.15),
+        ("(none)", 20, 10, 0.1),
+    ]
+    shares = np.array([100, 50, 30]) / 180
+    covered = found.coverage
+    assert covered.effective == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    assert (covered.categories, covered.without, covered.largest) == (3, 20, ("fraud", pytest.approx(100 / 180)))
+    assert (covered.expected, covered.missing, covered.unexpected) == (3, ("libel",), ("arson",))
+    assert "expected categories without a row: 1 of 3 (libel)." in found.doubts
+    # The control: nothing is missing of what is there, and without names nothing can be.
+    assert not any("expected" in d for d in only(in_categories(), category_column="kind", categories=["arson"]).doubts)
+    unasked = only(in_categories(), category_column="kind")
+    assert unasked.coverage.expected is None
+    assert not any("expected" in doubt for doubt in unasked.doubts)
+    assert only(in_categories()).coverage is None
+
+
+def test_coverage_is_of_the_rows_read():
+    status = ["ok"] * 150 + ["too long"] * 50
+    found = only(in_categories(margin_status=status), category_column="kind", categories=["fraud", "arson"])
+    assert found.coverage.missing == ("arson",)
+    assert sum(c.share for c in found.categories) == pytest.approx(1)
+
+
+def test_coverage_in_markdown_and_json():
+    names = ["fraud", *(f"kind {i}" for i in range(8)), HOSTILE]
+    made = report(in_categories(40), category_column="kind", categories=names)
+    text = made.to_markdown()
+    assert "Categories: 3, as varied as " in text
+    assert "the largest, fraud, has 55.6 %." in text
+    assert "Without a category: 4 of 40." in text
+    assert "Of fewer than 10 prompts, too few for intervals: arson, theft." in text
+    assert "Missing, of 10 expected: kind 0, kind 1," in text
+    assert "Not among those expected: arson, theft." in text
+    assert "expected categories without a row: 9 of 10 (kind 0, kind 1, kind 2, kind 3, kind 4 and 4 more)." in text
+    assert "| fraud | 20 (50.0 %) | 10 |" in text
+    assert "<script" not in text
+    assert json.loads(made.to_json())["splits"][0]["coverage"]["missing"] == [n[:80] for n in names[1:]]
+    assert (
+        "Missing, of 1 expected: none."
+        in report(in_categories(), category_column="kind", categories=["fraud"]).to_markdown()
+    )
+
+
+def test_names_of_class_labels_and_numbers_are_expected_as_they_are_written():
+    from datasets import ClassLabel
+
+    ds = rows(40, kind=[0, 1] * 20)
+    assert only(ds, category_column="kind", categories=["0", "1", "2"]).coverage.missing == ("2",)
+    named = ds.cast_column("kind", ClassLabel(names=["violence", "fraud"]))
+    assert only(named, category_column="kind", categories=["fraud", "violence"]).coverage.missing == ()
+    long = "x" * 200
+    cut = only(rows(40, kind=[long] * 40), category_column="kind", categories=[long]).coverage
+    assert (cut.missing, cut.unexpected) == ((), ())
+
+
 def hostile_numbers():
     return rows(30, margin=[math.nan, None, math.inf] + [0.5] * 27, margin_raw=[1.0] * 30)
 
@@ -322,6 +389,9 @@ def test_markdown_gives_every_number_a_meaning():
         (rows(500), {"category_column": "prompt"}, "has 250 values; allowed are up to 200"),
         (rows(5), {"stability_pairs": [{}]}, "give it as `direction=`"),
         (rows(5), {"suspicious": -1}, "`suspicious` is -1"),
+        (rows(5), {"categories": ["a"]}, "name the column with `category_column=`"),
+        (rows(5), {"category_column": "prompt", "categories": "fraud"}, "`categories` is 'fraud'; give a list"),
+        (rows(5), {"category_column": "prompt", "categories": []}, "`categories` is \\[\\]; give a list of the names"),
     ],
 )  # fmt: skip
 def test_errors_name_what_was_given_and_what_to_do(dataset, options, message):
@@ -405,6 +475,86 @@ def test_implausible_facts_are_doubted(direction, facts, doubt):
     made = dataclasses.replace(report(None), directions=(about,))
     assert ("**Doubtful:**" in made.to_markdown()) is (doubt is not None)
     assert "NaN" not in made.to_json()
+
+
+@pytest.mark.parametrize(
+    ("facts", "doubt"),
+    [
+        ({"pairs": 0, "prompts": 0}, "fitted on 0 pairs"),
+        ({"pairs": 3, "prompts": 0}, "fitted on 0 prompts"),
+        ({"pairs": -4, "prompts": 2}, "fitted on -4 pairs"),
+        ({"pairs": 4, "prompts": -2}, "fitted on -2 prompts"),
+        ({"skipped": -1}, "skipped -1 pairs"),
+        ({"accuracy": math.nan, "accuracy_interval": (math.nan, math.nan)}, "no share between 0 and 1"),
+        ({"accuracy": 1.2}, "no share between 0 and 1"),
+        ({"accuracy_interval": (0.7, math.inf)}, "no share between 0 and 1"),
+        ({"length_accuracy": math.nan}, "no share between 0 and 1"),
+        ({"length_accuracy_interval": (-1.0, 0.6)}, "no share between 0 and 1"),
+        ({"accuracy": None, "accuracy_interval": None}, "held-out accuracy is unknown"),
+        ({"accuracy": 0.4, "accuracy_interval": (0.3, 0.5)}, "under one half"),
+        ({"accuracy_interval": (0.85, 0.9)}, "does not contain it"),
+        ({"accuracy_interval": (0.6, 0.7)}, "does not contain it"),
+        ({"accuracy_interval": (0.9, 0.7)}, "does not contain it"),
+        ({"length_accuracy_interval": (0.1, 0.2)}, "interval of the length baseline does not contain it"),
+        ({"accuracy_interval": (0.4, 0.9)}, "reaches down to chance"),
+        ({"accuracy": 0.55, "accuracy_interval": (0.52, 0.58)}, "no better than the length"),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_the_markdown_of_a_direction_warns_of_implausible_facts(direction, facts, doubt):
+    plausible = {
+        "pairs": 200,
+        "prompts": 150,
+        "skipped": 0,
+        "accuracy": 0.8,
+        "accuracy_interval": (0.75, 0.85),
+        "length_accuracy": 0.6,
+        "length_accuracy_interval": (0.55, 0.65),
+    }
+    made = report(None, direction=dataclasses.replace(direction, facts=Facts(**{**plausible, **facts})))
+    warnings = [line for line in made.to_markdown().splitlines() if line.startswith("- **Doubtful:** ")]
+    if doubt is None:
+        assert warnings == []
+    else:
+        assert any(doubt in line for line in warnings), warnings
+        assert made.directions[0].doubts
+    tables = [line for line in made.to_markdown().splitlines() if line.startswith("|")]
+    assert not any("nan" in line or "inf" in line for line in tables)
+    assert "NaN" not in made.to_json()
+
+
+def test_facts_that_nobody_recorded_are_shown_as_such(direction):
+    """An artifact may say nothing of its fit. That is not implausible, and the tables do not hide it."""
+    text = report(None, direction=dataclasses.replace(direction, facts=Facts())).to_markdown()
+    assert "| pairs | not recorded of not recorded prompts |" in text
+    assert "| accuracy | – |" in text
+    assert "Doubtful" not in text
+
+
+def test_the_pairs_of_a_fit_are_covered_too(direction):
+    from datasets import ClassLabel, Dataset
+
+    kinds = ["food"] * 8 + ["town"] * 3 + ["sea"]
+    pairs = [{**pair, "kind": kind} for pair, kind in zip(PAIRS, kinds, strict=True)]
+    expected = ["food", "town", "air"]
+    made = report(None, direction=direction, stability_pairs=pairs, category_column="kind", categories=expected)
+    (about,) = made.directions
+    assert (about.coverage.categories, about.coverage.largest) == (3, ("food", pytest.approx(8 / 12)))
+    assert (about.coverage.missing, about.coverage.unexpected) == (("air",), ("sea",))
+    assert about.coverage.thin == ("food", "sea", "town")
+    assert "expected categories without a pair: 1 of 3 (air)." in about.doubts
+    text = made.to_markdown()
+    assert "**Categories of the pairs of the test.** Categories: 3, as varied as " in text
+    assert json.loads(made.to_json())["directions"][0]["coverage"]["rows"] == 12
+    # What cannot be read covers nothing, a dataset's labels have their names, and without the column there is nothing.
+    unreadable = [*pairs, {"prompt": "x", "chosen": "", "rejected": "y", "kind": "air"}]
+    options = {"direction": direction, "category_column": "kind", "categories": expected}
+    assert report(None, stability_pairs=unreadable, **options).directions[0].coverage == about.coverage
+    ds = Dataset.from_list(pairs).cast_column("kind", ClassLabel(names=["food", "town", "sea"]))
+    assert report(None, stability_pairs=ds, **options).directions[0].coverage == about.coverage
+    assert report(None, stability_pairs=PAIRS, **options).directions[0].coverage is None
+    assert report(None, direction=direction, stability_pairs=pairs).directions[0].coverage is None
 
 
 def test_a_search_is_reported_by_layer_and_estimator(direction):

@@ -313,7 +313,8 @@ def sample_questions(
 
     Args:
         rows: A `Dataset`, or a list of rows, with a category.
-        per_category: Questions of each category; one that has fewer gives all, and is named in the log.
+        per_category: Questions of each category; one that has fewer gives all, and is named in the log with
+            what it has.
         category_column: Where the category stands.
         seed: Of the drawing.
 
@@ -332,7 +333,7 @@ def sample_questions(
         if row[category_column] is None:
             raise RowError(i, category_column, "given None; give every question a category, or drop it")
         members.setdefault(str(row[category_column]), []).append(i)
-    short = sorted(name for name, indices in members.items() if len(indices) < per_category)
+    short = {name: len(members[name]) for name in sorted(members) if len(members[name]) < per_category}
     if short:
         logger.warning("%d of %d categories have fewer than %d rows: %s", len(short), len(members), per_category, short)
     drawn = sorted(

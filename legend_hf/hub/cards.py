@@ -205,11 +205,19 @@ def doubts(fit: Facts) -> tuple[str, ...]:
     for key in ("pairs", "prompts"):
         if fit[key] is not None and fit[key] < 1:
             found.append(f"it was fitted on {fit[key]} {key}.")
-    numbers = (fit["accuracy"], fit["length_accuracy"], *(fit["accuracy_interval"] or ()))
-    if any(n is not None and not 0 <= n <= 1 for n in numbers):
+    if fit["skipped"] is not None and fit["skipped"] < 0:
+        found.append(f"it skipped {fit['skipped']} pairs.")
+    accuracy, interval = fit["accuracy"], fit["accuracy_interval"]
+    length, length_interval = fit["length_accuracy"], fit["length_accuracy_interval"]
+    if any(n is not None and not 0 <= n <= 1 for n in (accuracy, length, *(interval or ()), *(length_interval or ()))):
         found.append("its held-out accuracy is no share between 0 and 1.")
         return tuple(found)
-    accuracy, interval, length = fit["accuracy"], fit["accuracy_interval"], fit["length_accuracy"]
+    if accuracy is None and fit["pairs"] is not None:
+        found.append("its held-out accuracy is unknown.")
+    if _outside(accuracy, interval):
+        found.append("the interval of its held-out accuracy does not contain it.")
+    if _outside(length, length_interval):
+        found.append("the interval of the length baseline does not contain it.")
     if accuracy is not None and accuracy < 0.5:
         found.append("its held-out accuracy is under one half: it points the wrong way, or at nothing.")
     elif interval is not None and interval[0] is not None and interval[0] <= 0.5:
@@ -217,6 +225,13 @@ def doubts(fit: Facts) -> tuple[str, ...]:
     if accuracy is not None and length is not None and accuracy <= length:
         found.append("on held-out pairs it does no better than the length of the responses.")
     return tuple(found)
+
+
+def _outside(value: float | None, interval: Sequence[float] | None) -> bool:
+    """Whether an interval contradicts its value; a bootstrap of equal numbers is off by rounding."""
+    if value is None or interval is None or None in interval:
+        return False
+    return not interval[0] - 1e-9 <= value <= interval[1] + 1e-9
 
 
 def _config_block(name: str, config: Facts, facts: Facts, old: str | None) -> str:

@@ -1,6 +1,7 @@
 """Measures of margins and of directions, with intervals by prompt.
 
-In: arrays of margins, probabilities, lengths or pair differences, and the number of each row's prompt. Out: numbers.
+In: arrays of margins, probabilities, lengths, categories, graded scores or pair differences, and the number of each
+row's prompt. Out: numbers.
 Nothing here depends on the order of the rows. A number that the rows cannot give (none are there, all are equal) is
 None, never NaN. This file knows no datasets, no texts and no models.
 
@@ -11,7 +12,7 @@ probability p into 1 - p. That is what random orientation flips do on average, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ SLOW_HALVINGS, SLOW_DIRECTION_DRAWS = 20, 60
 STABLE_SHARE = 0.95
 FEWEST_DRAWS_WITHOUT = 10
 ROWS_AT_ONCE = 4096
+# The label of rows that have no category.
+NO_CATEGORY = "(none)"
 
 # A number of the rows, given how often each is counted `[n]`: a bootstrap draw only changes these counts.
 Statistic = Callable[[np.ndarray], float]
@@ -122,6 +125,34 @@ class Stability:
     given: float | None = None
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """How rows spread over categories.
+
+    Attributes:
+        rows: Rows that have a category; all shares are of these.
+        without: Rows that have none.
+        categories: Distinct categories.
+        effective: How many categories of equal size would be as varied: the exponential of the entropy of the shares
+            (in nats). It equals `categories` where all are equal, and nears 1 where one has nearly all rows.
+        largest: The category with the most rows, and its share. None without rows.
+        thin: Categories of fewer than `FEWEST_PROMPTS` distinct prompts: too few for an interval.
+        expected: How many categories were expected, None if that was not said.
+        missing: Those of them without a row.
+        unexpected: Categories that were not among them.
+    """
+
+    rows: int
+    without: int
+    categories: int
+    effective: float | None
+    largest: tuple[str, float] | None
+    thin: tuple[str, ...]
+    expected: int | None
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
 def renumbered(groups: np.ndarray) -> np.ndarray:
     """Numbers the groups of rows `[n]` from 0 in the order of their values, so that no row's place matters."""
     return np.unique(groups, return_inverse=True)[1]
@@ -150,6 +181,57 @@ def means_of(columns: Mapping[str, np.ndarray], groups: np.ndarray, seed: int) -
 def agreement(margins: np.ndarray) -> np.ndarray:
     """1.0 where a margin `[n]` says what the label says, 0.0 where it contradicts it, 0.5 where it says nothing."""
     return (np.sign(margins) + 1) / 2
+
+
+def kendall_tau(scores: np.ndarray) -> np.ndarray:
+    """Kendall's tau-a between an order, which is that of the columns, and the scores of each row.
+
+    Of all pairs of columns, the share in which the earlier one scores higher minus the share in which the later one
+    does. Equal scores count 0 and stay in the denominator: who cannot tell two apart has earned nothing by them, and a
+    row of equal scores has 0, where tau-b has no value. Columns have no ties, so without equal scores the two are the
+    same. Of two columns it is twice `agreement` minus 1.
+
+    Args:
+        scores: `[n, k]`, the best column first; NaN behind the last score of a shorter row.
+
+    Returns:
+        `[n]`, from -1 to 1: 1 where scores fall strictly. NaN for a row of fewer than two scores.
+    """
+    above = np.zeros(len(scores))
+    for column in range(scores.shape[1] - 1):  # by columns, to hold no more than the scores themselves
+        above += np.nansum(np.sign(scores[:, [column]] - scores[:, column + 1 :]), axis=1)
+    count = (~np.isnan(scores)).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tau: np.ndarray = above / (count * (count - 1) / 2)
+    return tau
+
+
+def coverage(labels: np.ndarray, groups: np.ndarray, *, expected: Sequence[str] | None = None) -> Coverage:
+    """Counts how rows spread over categories, and which are lacking. Keeping such books is SAGE-RT's idea (2408.11851).
+
+    Args:
+        labels: Category of each row `[n]`, strings; `NO_CATEGORY` where a row has none.
+        groups: Prompt of each row `[n]`.
+        expected: Categories that should be there.
+    """
+    inside = labels != NO_CATEGORY
+    names, codes, sizes = np.unique(labels[inside], return_inverse=True, return_counts=True)
+    prompts = np.bincount(np.unique(np.stack([codes, groups[inside]]), axis=1)[0], minlength=len(names))
+    shares = sizes / max(sizes.sum(), 1)
+    found = [str(name) for name in names]
+    wanted = [] if expected is None else list(dict.fromkeys(expected))
+    most = int(sizes.argmax()) if found else 0
+    return Coverage(
+        rows=int(inside.sum()),
+        without=int((~inside).sum()),
+        categories=len(found),
+        effective=float(np.exp(-(shares * np.log(shares)).sum())) if found else None,
+        largest=(found[most], float(shares[most])) if found else None,
+        thin=tuple(name for name, count in zip(found, prompts, strict=True) if count < FEWEST_PROMPTS),
+        expected=None if expected is None else len(wanted),
+        missing=tuple(name for name in wanted if name not in found),
+        unexpected=() if expected is None else tuple(name for name in found if name not in wanted),
+    )
 
 
 def auc(margins: np.ndarray, groups: np.ndarray, seed: int) -> Estimate:

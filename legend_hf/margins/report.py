@@ -1,9 +1,10 @@
 """How good are these margins? A dataset with margin columns becomes a `Report`: JSON, Markdown for a card, plots.
 
-In: a dataset that was annotated, and optionally its direction and pairs to test that direction's stability on. Out:
-numbers with intervals by prompt, what is doubtful about them in words, and the rows whose margin contradicts their
-label most. Texts are read for their lengths and prompts alone. This file computes no margins, writes no card
-(`report_card.py` does), draws nothing (`plots.py` does) and knows nothing of training but the form of TRL's loss.
+In: a dataset that was annotated, and optionally its direction, with pairs to test that direction's stability on and
+ladders to test its order on. Out: numbers with intervals by prompt, what is doubtful about them in words, and the rows
+whose margin contradicts their label most. Texts are read for their lengths and prompts alone. This file computes no
+margins, writes no card (`report_card.py` does), draws nothing (`plots.py` does) and knows nothing of training but the
+form of TRL's loss.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,14 +25,18 @@ from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import Direction
 from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.hub import cards
+from legend_hf.margins.ladder import LadderCheck, ladder_check
 from legend_hf.margins.margin_fn import OK, STATUS
 from legend_hf.margins.measure import (
+    NO_CATEGORY,
     UNKNOWN,
+    Coverage,
     Estimate,
     ProbabilityErrors,
     Stability,
     agreement,
     auc,
+    coverage,
     direction_stability,
     mean_of,
     means_of,
@@ -61,6 +66,7 @@ ROWS_AT_ONCE = 1000
 MOST_CATEGORIES = 200
 DIGEST = 32  # characters of a prompt's hash that are kept
 EXCERPT = 80
+NAMED_MISSING = 5  # categories that a doubt names
 # What follows `margin_` in columns that are not the margins of a direction of that name.
 _KINDS = ("raw", "bin", "prob", "negative", "status")
 
@@ -136,7 +142,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class Category:
-    """The margins of one category."""
+    """The margins of one category.
+
+    Attributes:
+        name: As in the dataset; `(none)` for rows without one.
+        rows: Rows read.
+        prompts: Distinct prompts among them.
+        margin: Mean on the training scale.
+        negative: Share of pairs whose raw margin is below 0.
+        agreement: Share of pairs whose raw margin is above 0; 0 counts half.
+        share: Of all rows read.
+    """
 
     name: str
     rows: int
@@ -144,6 +160,7 @@ class Category:
     margin: Estimate
     negative: Estimate
     agreement: Estimate
+    share: float
 
 
 @dataclass(frozen=True)
@@ -190,6 +207,7 @@ class SplitReport:
         categories: From the most rows to the fewest; None unless a column was named.
         suspicious: The most negative raw margins first.
         doubts: What is implausible, in words.
+        coverage: How the rows read spread over categories; None unless a column was named.
     """
 
     split: str
@@ -213,6 +231,7 @@ class SplitReport:
     categories: tuple[Category, ...] | None
     suspicious: tuple[Suspicious, ...]
     doubts: tuple[str, ...]
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True)
@@ -228,6 +247,8 @@ class DirectionReport:
         search: Accuracy by layer and estimator while fitting, empty if that is not recorded.
         stability: See `stability_of`, None unless pairs were given.
         doubts: What is implausible, in words.
+        coverage: How those pairs spread over categories; None unless they have the category column that was named.
+        ladder: See `ladder.ladder_check`, None unless ladders were given.
     """
 
     name: str
@@ -238,6 +259,8 @@ class DirectionReport:
     search: tuple[Tried, ...]
     stability: Stability | None
     doubts: tuple[str, ...]
+    coverage: Coverage | None = None
+    ladder: LadderCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -274,7 +297,7 @@ class Report:
             "library": self.library,
             "seed": self.seed,
             "splits": [_plain(asdict(split)) for split in self.splits],
-            "directions": [_plain(asdict(direction)) for direction in self.directions],
+            "directions": [_direction_values(direction) for direction in self.directions],
         }
 
     def to_json(self) -> str:
@@ -324,10 +347,13 @@ def report(
     *,
     direction: Direction | Mapping[str, Direction] | None = None,
     category_column: str | None = None,
+    categories: Sequence[str] | None = None,
     prompt_column: str = "prompt",
     chosen_column: str = "chosen",
     rejected_column: str = "rejected",
+    responses_column: str = "responses",
     stability_pairs: Iterable[Mapping[str, Any]] | None = None,
+    ladders: Dataset | None = None,
     suspicious: int = 20,
     excerpts: bool = False,
     seed: int = 0,
@@ -341,15 +367,20 @@ def report(
         dataset: Annotated: a dataset or splits with `margin` columns, those of several directions included; streaming
             ones are read once. None reports on directions alone.
         direction: What the margins come from, for its facts; as `LegendMarginFn` was given it.
-        category_column: A column with one value a row, for a table by category.
+        category_column: A column with one value a row, for a table by category and for what it covers; of
+            `stability_pairs` too, if they have it.
+        categories: Names that `category_column` should have, to say which are missing.
         prompt_column: Name of the prompts' column, where it is not `prompt`.
         chosen_column: Name of the chosen responses' column.
         rejected_column: Name of the rejected responses' column.
+        responses_column: Name of the responses' column of `ladders`.
         stability_pairs: Pairs to test the directions' stability on, in any accepted shape; reads them with the model.
+        ladders: Prompts with responses from the best to the worst, to compare the directions' scores with that order
+            (see `ladder.ladder_check`); reads them with the model. Rows that cannot be read are left out and counted.
         suspicious: Most rows to name per split.
         excerpts: Show the beginnings of those rows' texts, which can be harmful, beside their numbers.
         seed: Of all draws.
-        device: Where `stability_pairs` are read.
+        device: Where `stability_pairs` and `ladders` are read.
 
     Raises:
         ValueError: There is no margin column or no text, a margin is no number, an argument is not possible.
@@ -359,8 +390,11 @@ def report(
     directions = direction if isinstance(direction, Mapping) else {"": direction} if direction is not None else {}
     if stability_pairs is not None and not directions:
         raise ValueError("`stability_pairs` test a direction; give it as `direction=`, or leave them out")
+    if ladders is not None and not directions:
+        raise ValueError("`ladders` test a direction; give it as `direction=`, or leave them out")
     if suspicious < 0:
         raise ValueError(f"`suspicious` is {suspicious}; give how many rows to name, 0 or more")
+    expected = None if categories is None else _expected(categories, category_column)
     columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
     # A dataset's own mapping type has a `keys` of its splits, as any mapping has.
     splits = {} if dataset is None else dataset if isinstance(dataset, Mapping) else {"": dataset}
@@ -376,15 +410,31 @@ def report(
         )
     ]
     pairs = None if stability_pairs is None else list(stability_pairs)
+    spread = None
+    if pairs is not None and category_column is not None and any(category_column in row for row in pairs):
+        feature = (getattr(stability_pairs, "features", None) or {}).get(category_column)
+        spread = _coverage_of_pairs(pairs, columns, category_column, feature, expected)
     return Report(
         library=f"legend_hf {__version__}",
         seed=seed,
-        splits=tuple(_split_report(margins, suspicious, seed) for margins in measured),
+        splits=tuple(_split_report(margins, suspicious, seed, expected) for margins in measured),
         directions=tuple(
             direction_report(
                 d,
                 name=name,
                 stability=None if pairs is None else stability_of(pairs, d, columns=columns, seed=seed, device=device),
+                coverage=spread,
+                ladder=None
+                if ladders is None
+                else ladder_check(
+                    d,
+                    ladders,
+                    responses_column=responses_column,
+                    prompt_column=prompt_column,
+                    on_error="skip",
+                    seed=seed,
+                    device=device,
+                ),
             )
             for name, d in directions.items()
         ),
@@ -412,15 +462,11 @@ def stability_of(
         device: Where to run; None takes a GPU when there is one.
     """
     opened = open_reader(direction.reader, Runtime(path=direction.model_path, device=device))
-    rows = list(pairs)
     texts: list[tuple[Tokens, Tokens]] = []
     keys: list[bytes] = []
     lengths: list[float] = []
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        chunk = rows[first : first + ROWS_AT_ONCE]
-        names = list(dict.fromkeys(name for row in chunk for name in row))
-        batch = {name: [row.get(name) for row in chunk] for name in names}
-        read = [p for p in pairs_from_batch(batch, columns or Columns(), first_row=first) if isinstance(p, Pair)]
+    for entries in _read_rows(list(pairs), columns or Columns()):
+        read = [pair for pair in entries if isinstance(pair, Pair)]
         sides = opened.encode([side for pair in read for side in (pair.chosen, pair.rejected)], fitting=True)
         for pair, chosen, rejected in zip(read, sides[0::2], sides[1::2], strict=True):
             if isinstance(chosen, Tokens) and isinstance(rejected, Tokens):
@@ -438,7 +484,14 @@ def stability_of(
     )
 
 
-def direction_report(direction: Direction, *, name: str = "", stability: Stability | None = None) -> DirectionReport:
+def direction_report(
+    direction: Direction,
+    *,
+    name: str = "",
+    stability: Stability | None = None,
+    coverage: Coverage | None = None,
+    ladder: LadderCheck | None = None,
+) -> DirectionReport:
     """Collects what is known of a direction, and what of it is implausible."""
     facts = asdict(direction.facts)
     return DirectionReport(
@@ -449,7 +502,13 @@ def direction_report(direction: Direction, *, name: str = "", stability: Stabili
         facts=facts,
         search=_tried(facts["search"]),
         stability=stability,
-        doubts=_direction_doubts(facts, stability),
+        doubts=(
+            *_direction_doubts(facts, stability),
+            *_missing(coverage, "pair"),
+            *(ladder.doubts if ladder is not None else ()),
+        ),
+        coverage=coverage,
+        ladder=ladder,
     )
 
 
@@ -516,7 +575,8 @@ def read_margins(
         )
     if category_column is not None and category_column not in names:
         raise ValueError(_no_category(category_column, names))
-    labels = None if category_column is None else _labels(categories, category_column, split)
+    feature = (split.features or {}).get(category_column)
+    labels = None if category_column is None else _labels(categories, category_column, feature)
     arrays = {column: np.array(values, dtype=np.float64) for column, values in parts.items()}
     row, groups = np.array(numbers, dtype=np.int64), _numbers(keys)
     found = []
@@ -552,7 +612,7 @@ def read_margins(
     return found
 
 
-def _split_report(m: Margins, suspicious: int, seed: int) -> SplitReport:
+def _split_report(m: Margins, suspicious: int, seed: int, expected: Sequence[str] | None) -> SplitReport:
     right, shorter = agreement(m.raw), agreement(-m.longer)
     against, along = m.longer > 0, m.longer < 0
     means = means_of(
@@ -578,6 +638,7 @@ def _split_report(m: Margins, suspicious: int, seed: int) -> SplitReport:
         agreement_along=mean_of(right[along], m.groups[along], seed),
     )
     errors = None if m.probability is None else probability_errors(m.probability, m.groups, seed)
+    spread = None if m.category is None else coverage(m.category, m.groups, expected=expected)
     order = np.lexsort((m.row, m.raw))  # the lowest first, and by row where equal
     return SplitReport(
         split=m.split,
@@ -604,7 +665,8 @@ def _split_report(m: Margins, suspicious: int, seed: int) -> SplitReport:
             for i in order[:suspicious]
             if m.raw[i] < 0
         ),
-        doubts=tuple(_split_doubts(m, means["agreement"], length, errors, means["pull"])),
+        doubts=tuple(_split_doubts(m, means["agreement"], length, errors, means["pull"], spread)),
+        coverage=spread,
     )
 
 
@@ -615,12 +677,18 @@ def _categories(m: Margins, seed: int) -> tuple[Category, ...]:
         inside = m.category == name
         groups, raw, margin = m.groups[inside], m.raw[inside], m.margin[inside]
         means = means_of({"margin": margin, "negative": raw < 0, "agreement": agreement(raw)}, groups, seed)
-        found.append(Category(str(name), len(raw), len(np.unique(groups)), **means))
+        prompts, share = len(np.unique(groups)), len(raw) / len(m.row)
+        found.append(Category(str(name), len(raw), prompts, **means, share=share))
     return tuple(sorted(found, key=lambda c: (-c.rows, c.name)))
 
 
 def _split_doubts(
-    m: Margins, share: Estimate, length: Length, errors: ProbabilityErrors | None, pull: Estimate
+    m: Margins,
+    share: Estimate,
+    length: Length,
+    errors: ProbabilityErrors | None,
+    pull: Estimate,
+    spread: Coverage | None,
 ) -> Iterable[str]:
     """What a reader of the numbers should not overlook."""
     if m.invalid:
@@ -630,6 +698,7 @@ def _split_doubts(
         return
     if share.interval is None:
         yield f"too few distinct prompts for intervals: {len(np.unique(m.groups))}."
+    yield from _missing(spread, "row")
     if not m.raw.any():
         yield "all margins are 0."
         return
@@ -647,6 +716,17 @@ def _split_doubts(
         yield f"the probabilities are off by {errors.ece.value:.2f} on average: calibrate on pairs like these."
     if pull.value is not None and pull.value > 0.9:
         yield "margins this large push every pair alike in TRL's loss, which loses their sizes: use a calibrated scale."
+
+
+def _missing(spread: Coverage | None, what: str) -> Iterable[str]:
+    """A doubt about categories that should be there."""
+    if spread is not None and spread.missing:
+        named = ", ".join(spread.missing[:NAMED_MISSING])
+        more = len(spread.missing) - NAMED_MISSING
+        yield (
+            f"expected categories without a {what}: {len(spread.missing)} of {spread.expected} "
+            f"({named}{f' and {more} more' if more > 0 else ''})."
+        )
 
 
 def _direction_doubts(facts: Mapping[str, Any], stability: Stability | None) -> tuple[str, ...]:
@@ -670,6 +750,37 @@ def _tried(search: Sequence[Mapping[str, Any]] | None) -> tuple[Tried, ...]:
         Tried(entry["layer"], entry["estimator"], entry["accuracy"], (entry["interval"][0], entry["interval"][1]))
         for entry in search or ()
     )
+
+
+def _expected(categories: Sequence[str], category_column: str | None) -> tuple[str, ...]:
+    """The names that a category column should have, as `_labels` would write them."""
+    if category_column is None:
+        raise ValueError("`categories` are names that a column should have; name the column with `category_column=`")
+    if isinstance(categories, str) or not len(categories):
+        raise ValueError(f"`categories` is {categories!r}; give a list of the names to expect, or leave it out")
+    return tuple(dict.fromkeys(str(name)[:EXCERPT] for name in categories))
+
+
+def _coverage_of_pairs(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Columns,
+    category_column: str,
+    feature: Any,
+    expected: Sequence[str] | None,
+) -> Coverage:
+    """How pairs that can be read spread over categories."""
+    entries = [entry for part in _read_rows(rows, columns) for entry in part]
+    kept = [(row.get(category_column), pair) for row, pair in zip(rows, entries, strict=True) if isinstance(pair, Pair)]
+    labels = _labels([value for value, _ in kept], category_column, feature)
+    return coverage(labels, _numbers([_prompt_key(pair.chosen) for _, pair in kept]), expected=expected)
+
+
+def _read_rows(rows: Sequence[Mapping[str, Any]], columns: Columns) -> Iterator[list[Pair | RowError]]:
+    """Reads rows of pairs, some at a time."""
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        chunk = rows[first : first + ROWS_AT_ONCE]
+        names = list(dict.fromkeys(name for row in chunk for name in row))
+        yield pairs_from_batch({name: [row.get(name) for row in chunk] for name in names}, columns, first_row=first)
 
 
 def _suffixes(names: Sequence[str]) -> list[str]:
@@ -705,9 +816,8 @@ def _no_category(column: str, names: Sequence[str]) -> str:
     return f"`category_column` is {column!r}; the dataset has " + ", ".join(f"`{c}`" for c in names[:30])
 
 
-def _labels(values: Sequence[Any], column: str, split: Any) -> np.ndarray:
+def _labels(values: Sequence[Any], column: str, feature: Any) -> np.ndarray:
     """Category names `[n]`, from strings, whole numbers, truth values or class labels."""
-    feature = (split.features or {}).get(column)
     names = getattr(feature, "names", None)
     labels = []
     for value in values:
@@ -717,7 +827,7 @@ def _labels(values: Sequence[Any], column: str, split: Any) -> np.ndarray:
                 "string, whole number or truth value a row"
             )
         known = names is not None and isinstance(value, int) and 0 <= value < len(names)
-        labels.append("(none)" if value is None else str(names[value] if known and names else value)[:EXCERPT])
+        labels.append(NO_CATEGORY if value is None else str(names[value] if known and names else value)[:EXCERPT])
     distinct = len(set(labels))
     if distinct > MOST_CATEGORIES:
         raise ValueError(
@@ -760,6 +870,14 @@ def _spread(values: np.ndarray) -> Spread:
         return Spread(None, None, {str(q): None for q in QUANTILES})
     quantiles = np.quantile(values, QUANTILES).tolist()
     return Spread(float(values.mean()), float(values.std()), dict(zip(map(str, QUANTILES), quantiles, strict=True)))
+
+
+def _direction_values(direction: DirectionReport) -> Any:
+    """A direction's numbers as plain values, without the arrays behind them."""
+    values = asdict(direction)
+    if values["ladder"] is not None:
+        del values["ladder"]["measured"]
+    return _plain(values)
 
 
 def _plain(value: Any) -> Any:

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from legend_hf.hub import cards
-from legend_hf.margins.measure import UNKNOWN, Estimate
+from legend_hf.margins.measure import FEWEST_PROMPTS, UNKNOWN, Coverage, Estimate
 
 if TYPE_CHECKING:
+    from legend_hf.margins.ladder import LadderCheck
     from legend_hf.margins.report import DirectionReport, Report, SplitReport, Spread
 
 SHOWN_CATEGORIES = 30
 SHOWN_SUSPICIOUS = 10
 SHOWN_LAYERS = 12
+SHOWN_RANKS = 12
 
 
 def markdown(report: Report, plots: Mapping[str, str]) -> str:
@@ -45,7 +47,9 @@ def _splits(splits: Sequence[SplitReport]) -> str:
         if several:
             parts.append(f"### {cards.as_code(column)}")
         parts.append(_measures(own))
-        doubts = [f"- **Doubtful** ({cards.as_code(s.split)}): {doubt}" for s in own for doubt in s.doubts]
+        doubts = [
+            f"- **Doubtful** ({cards.as_code(s.split)}): {cards.escaped(doubt)}" for s in own for doubt in s.doubts
+        ]
         parts += ["\n".join(doubts)] if doubts else []
         parts += [_suspicious(s) for s in own if s.suspicious]
         parts += [_categories(s) for s in own if s.categories]
@@ -171,7 +175,7 @@ def _categories(split: SplitReport) -> str:
         [
             (
                 cards.escaped(c.name),
-                str(c.rows),
+                f"{c.rows} ({100 * c.share:.1f} %)",
                 str(c.prompts),
                 _bracketed(c.margin, signed=True),
                 _bracketed(c.negative, percent=True),
@@ -182,7 +186,34 @@ def _categories(split: SplitReport) -> str:
     )
     more = len(categories) - SHOWN_CATEGORIES
     note = f"\n\nAnd {more} categories with fewer rows." if more > 0 else ""
-    return f"**By category** in {cards.as_code(split.split)}:\n\n{table}{note}"
+    covered = f"\n\n{_coverage(split.coverage)}" if split.coverage is not None else ""
+    return f"**By category** in {cards.as_code(split.split)}:\n\n{table}{note}{covered}"
+
+
+def _coverage(coverage: Coverage) -> str:
+    """How even categories are and what they lack, in a few sentences."""
+
+    def named(names: Sequence[str]) -> str:
+        more = len(names) - SHOWN_CATEGORIES
+        shown = ", ".join(cards.escaped(name) for name in names[:SHOWN_CATEGORIES])
+        return shown + (f" and {more} more" if more > 0 else "")
+
+    said = []
+    if coverage.effective is not None and coverage.largest is not None:
+        name, share = coverage.largest
+        said.append(
+            f"Categories: {coverage.categories}, as varied as {coverage.effective:.1f} of equal size (the exponential "
+            f"of the entropy of their shares); the largest, {cards.escaped(name)}, has {100 * share:.1f} %."
+        )
+    if coverage.without:
+        said.append(f"Without a category: {coverage.without} of {coverage.rows + coverage.without}.")
+    if coverage.thin:
+        said.append(f"Of fewer than {FEWEST_PROMPTS} prompts, too few for intervals: {named(coverage.thin)}.")
+    if coverage.expected is not None:
+        said.append(f"Missing, of {coverage.expected} expected: {named(coverage.missing) or 'none'}.")
+    if coverage.unexpected:
+        said.append(f"Not among those expected: {named(coverage.unexpected)}.")
+    return " ".join(said)
 
 
 def _direction(direction: DirectionReport) -> str:
@@ -246,9 +277,13 @@ def _direction(direction: DirectionReport) -> str:
     name = f"{cards.repository_link(direction.repo_id, '', '')}\n\n" if direction.repo_id else ""
     parts = [f"{title}\n\n{name}{cards.as_table(('', '', 'What it is'), rows)}"]
     if direction.doubts:
-        parts.append("\n".join(f"- **Doubtful:** {doubt}" for doubt in direction.doubts))
+        parts.append("\n".join(f"- **Doubtful:** {cards.escaped(doubt)}" for doubt in direction.doubts))
     if direction.search:
         parts.append(_search(direction))
+    if direction.coverage is not None:
+        parts.append(f"**Categories of the pairs of the test.** {_coverage(direction.coverage)}")
+    if direction.ladder is not None:
+        parts.append(_ladder(direction.ladder))
     return "\n\n".join(parts)
 
 
@@ -269,6 +304,64 @@ def _search(direction: DirectionReport) -> str:
         f"Share of pairs that {which} got right while fitting, cross-validated by prompt. The best of many is a little "
         f"too good, having been picked; the accuracy above is not.\n\n{table}"
     )
+
+
+def _ladder(ladder: LadderCheck) -> str:
+    """How the scores go along ladders: the whole, then rank by rank."""
+    sizes = ", ".join(f"{rows} of {size} responses" for size, rows in ladder.responses.items())
+    chance = "–" if ladder.perfect_by_chance is None else f"{100 * ladder.perfect_by_chance:.2g} %"
+    rows = [
+        (
+            "ladders read",
+            f"{ladder.read} of {ladder.rows}" + (f" ({ladder.skipped} skipped)" if ladder.skipped else ""),
+            f"All numbers below are about these{f': {sizes}' if sizes else ''}.",
+        ),
+        ("prompts", str(ladder.prompts), "Distinct first user turns."),
+        (
+            "**Kendall's tau**",
+            _bracketed(ladder.tau, signed=True),
+            "Pairs of responses in the ladder's order minus pairs the other way round, as a share of all pairs; the "
+            "mean over ladders. 1: scores fall at every step; 0: chance.",
+        ),
+        (
+            "length alone",
+            _bracketed(ladder.length, signed=True),
+            "The same for the rule that the shorter response is the better.",
+        ),
+        (
+            "gain over length",
+            _bracketed(ladder.gain, signed=True),
+            "Tau minus that of length, on the same ladders.",
+        ),
+        (
+            "in perfect order",
+            _bracketed(ladder.perfect, percent=True),
+            f"Ladders whose scores fall at every step. By chance: {chance}.",
+        ),
+    ]
+    steps = {step.rank: step for step in ladder.steps}
+    ranks = [
+        (
+            str(rank.rank),
+            str(rank.rows),
+            _bracketed(rank.relative, signed=True),
+            _bracketed(steps[rank.rank].agreement) if rank.rank in steps else "–",
+            _bracketed(steps[rank.rank].length) if rank.rank in steps else "–",
+        )
+        for rank in ladder.ranks[:SHOWN_RANKS]
+    ]
+    more = len(ladder.ranks) - SHOWN_RANKS
+    by_rank = (
+        "Rank by rank. The score is relative to the mean of its own ladder, in hidden-state units; a step whose share "
+        "is about 0.5 is not seen.\n\n"
+        + cards.as_table(("Rank", "Ladders", "Score", "Scores above the next", "Is shorter than the next"), ranks)
+        + (f"\n\nAnd {more} further ranks." if more > 0 else "")
+    )
+    intro = (
+        "**Along ladders** of responses, which their author ordered from the best to the worst. That scores fall along "
+        "a ladder is a hypothesis, not a property of the method."
+    )
+    return "\n\n".join([intro, cards.as_table(("", "", "What it is"), rows), *([by_rank] if ranks else [])])
 
 
 def _or_none(value: float | None) -> float | None:

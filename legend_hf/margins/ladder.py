@@ -1,0 +1,342 @@
+"""Does a direction order responses as a ladder does? Ranked responses become Kendall's tau, beside that of length.
+
+In: a direction, and a dataset whose rows hold a prompt and its responses, best first. Out: a `LadderCheck`: how far
+scores fall along the ladders, with intervals by prompt, which steps the direction sees, and what length alone would
+see. This file knows neither pairs nor margins nor training, and not whether a ladder's order is true: it reports and
+asserts nothing.
+
+Ladders of six graded responses are Course-Correction's (arXiv 2407.16637, its synthetic preferences): a refusal, four
+responses that start to comply and turn back later and later, one that complies. That scores of a direction fall along
+such a ladder is **not from that paper, nor from Legend: it is a hypothesis of ours**, and ranks 2 to 5 may well be
+nearly tied, since all of them end corrected. All measures here are ours too. Where responses grow at every step, as
+those of ranks 1 to 5 there do, length alone orders them perfectly and no direction can beat it: look at the steps where
+length is wrong. Any other ladder will do: graded answers, drafts of an editor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from legend_hf.directions.direction import Direction
+from legend_hf.margins.measure import Estimate, agreement, kendall_tau, means_of, renumbered
+from legend_hf.margins.scoring import Scorer
+from legend_hf.reading.formats import (
+    Columns,
+    Conversation,
+    RowError,
+    opening,
+    response_length,
+    responses_from_batch,
+)
+from legend_hf.reading.reader import OpenReader
+from legend_hf.reading.templates import Tokens
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 1000
+_NAMED = 10  # of those left out, in the log
+
+
+@dataclass(frozen=True, eq=False)
+class Ladders:
+    """The arrays behind a `LadderCheck`: `n` ladders of up to `k` responses, best first, NaN behind a shorter ladder's.
+
+    Attributes:
+        row: Row numbers `[n]`, from 0.
+        scores: `[n, k]`, in hidden-state units; only differences between two of them mean something.
+        lengths: Characters of the responses `[n, k]`.
+        groups: Number of each ladder's prompt `[n]`.
+        tau: Kendall's tau of each ladder's scores `[n]`, see `measure.kendall_tau`.
+        length_tau: The same of "the shorter, the better" `[n]`.
+    """
+
+    row: np.ndarray
+    scores: np.ndarray
+    lengths: np.ndarray
+    groups: np.ndarray
+    tau: np.ndarray
+    length_tau: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rank:
+    """The responses of one rank.
+
+    Attributes:
+        rank: 1 is the best.
+        rows: Ladders that have this rank.
+        score: Mean score, in hidden-state units. Prompts that differ in all their scores make its interval wide.
+        relative: Mean of the score minus the mean score of its own ladder.
+    """
+
+    rank: int
+    rows: int
+    score: Estimate
+    relative: Estimate
+
+
+@dataclass(frozen=True)
+class Step:
+    """Two neighbouring ranks.
+
+    Attributes:
+        rank: The better one of the two; the other is the next.
+        rows: Ladders that have both.
+        agreement: Share of them that score the better one higher; equal scores count half. Near one half the direction
+            does not see this step.
+        length: The same for "the shorter is the better".
+    """
+
+    rank: int
+    rows: int
+    agreement: Estimate
+    length: Estimate
+
+
+@dataclass(frozen=True)
+class LadderCheck:
+    """How far a direction's scores follow the order of ladders. Every interval is 95 %, bootstrapped by prompt.
+
+    Attributes:
+        rows: Rows of the dataset.
+        read: Ladders that were scored.
+        skipped: Rows that cannot be read.
+        prompts: Distinct prompts (first user turns) among the ladders read.
+        responses: Number of responses in a ladder to the number of such ladders.
+        tau: Mean of the ladders' Kendall's tau-a between order and scores: 1 where scores fall at every step, -1 where
+            they rise, about 0 by chance. A pair of equal scores counts 0. With two responses it is twice the share of
+            ladders in order, minus 1.
+        perfect: Share of ladders whose scores fall at every step.
+        perfect_by_chance: That share if every order were as likely.
+        length: `tau` of the rule that the shorter response is the better.
+        gain: `tau` minus `length`, on the same ladders.
+        ranks: From the best.
+        steps: From the best.
+        doubts: What is implausible, in words.
+        measured: The arrays behind these numbers. Not part of a report's JSON.
+    """
+
+    rows: int
+    read: int
+    skipped: int
+    prompts: int
+    responses: Mapping[str, int]
+    tau: Estimate
+    perfect: Estimate
+    perfect_by_chance: float | None
+    length: Estimate
+    gain: Estimate
+    ranks: tuple[Rank, ...]
+    steps: tuple[Step, ...]
+    doubts: tuple[str, ...]
+    measured: Ladders = field(repr=False, compare=False)
+
+
+def ladder_check(
+    direction: Direction,
+    ladders: Dataset,
+    *,
+    responses_column: str = "responses",
+    prompt_column: str = "prompt",
+    on_error: str = "raise",
+    seed: int = 0,
+    device: str | None = None,
+    batch_tokens: int | None = None,
+) -> LadderCheck:
+    """Scores every response of ranked ones and compares the order of the scores with that of the ranks.
+
+    Each text is scored as it would be alone. Ladders may differ in their number of responses. That scores should fall
+    along the ladder is a hypothesis of ours, see the head of this file; nothing is asserted.
+
+    Args:
+        direction: What scores.
+        ladders: Rows with a list of two or more responses, best first, in any shape of `responses_from_batch`.
+        responses_column: Name of the responses' column.
+        prompt_column: Name of the prompts' column; without a column `prompt`, responses hold whole conversations.
+        on_error: `"raise"` at the first row that cannot be read, before any is scored, or `"skip"` such rows.
+        seed: Of the bootstrap.
+        device: Where to run; None takes a GPU when there is one.
+        batch_tokens: Most tokens in one forward pass; None takes the device's default.
+
+    Returns:
+        The check; its numbers are None where no ladder can be read.
+
+    Raises:
+        ValueError: An argument is not possible, or the scores are not finite.
+        RowError: A row cannot be read (with `on_error="raise"`).
+    """
+    from datasets import Dataset
+    from datasets.utils import tqdm
+
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
+    if not isinstance(ladders, Dataset):
+        raise ValueError(
+            f"`ladders` is a {type(ladders).__name__}; give one `Dataset`: a split of a dictionary of them, or "
+            "`Dataset.from_list(rows)`"
+        )
+    scorer = Scorer((("", direction),), device=device, batch_tokens=batch_tokens)
+    columns = Columns(prompt=prompt_column, responses=responses_column)
+    plain = ladders.with_format(None)
+    responses_from_batch(plain[:0], columns)  # refuses other columns before a model is loaded
+    (scoring,) = scorer.open()
+    if on_error == "raise":
+        # Encoded twice, here and below: the token ids of all ladders might not fit into memory.
+        for entry in (entry for encoded in _encoded(plain, columns, scoring.opened) for entry in encoded):
+            if isinstance(entry, RowError):
+                raise entry
+    row: list[int] = []
+    scores: list[list[float]] = []
+    lengths: list[list[int]] = []
+    keys: list[str] = []
+    first = 0
+    with tqdm(total=len(plain), desc="Scoring ladders", unit="row") as bar:
+        for encoded in _encoded(plain, columns, scoring.opened):
+            good = [(first + i, *entry) for i, entry in enumerate(encoded) if not isinstance(entry, RowError)]
+            # Together, so that a prompt is read once for all its responses and a response that stands twice once.
+            read = scoring.score([text for _, _, texts in good for text in texts])[""]
+            _check_finite(read, direction)
+            following = iter(read.tolist())
+            for number, responses, texts in good:
+                row.append(number)
+                scores.append([next(following) for _ in texts])
+                lengths.append([response_length(response) for response in responses])
+                # A digest, for a prompt may be long; numbered by content, so that no row's place matters.
+                keys.append(hashlib.sha256(opening(responses[0]).encode("utf-8", "surrogatepass")).hexdigest())
+            first += len(encoded)
+            bar.update(len(encoded))
+    if len(row) < len(plain):
+        lost = np.setdiff1d(np.arange(len(plain)), row).tolist()
+        logger.warning("left out %d of %d ladders that cannot be read: rows %s", len(lost), len(plain), lost[:_NAMED])
+    groups = renumbered(np.array(keys, dtype=np.str_))
+    return measure_ladders(
+        _padded(scores), _padded(lengths), groups, row=np.array(row, int), rows=len(plain), seed=seed
+    )
+
+
+def measure_ladders(
+    scores: np.ndarray, lengths: np.ndarray, groups: np.ndarray, *, row: np.ndarray, rows: int, seed: int
+) -> LadderCheck:
+    """Makes a `LadderCheck` of scores and lengths `[n, k]`, best first, NaN behind the last of a shorter ladder.
+
+    Args:
+        scores: Of the responses.
+        lengths: Of the same responses, in characters.
+        groups: Number of each ladder's prompt `[n]`.
+        row: Number of each ladder in its dataset `[n]`.
+        rows: Rows of the dataset.
+        seed: Of the bootstrap.
+    """
+    sizes = np.isfinite(scores).sum(axis=1)
+    tau, length_tau = kendall_tau(scores), kendall_tau(-lengths)
+    means = means_of({"tau": tau, "length": length_tau, "gain": tau - length_tau, "perfect": tau == 1.0}, groups, seed)
+    prompts = len(np.unique(groups))
+    return LadderCheck(
+        rows=rows,
+        read=len(row),
+        skipped=rows - len(row),
+        prompts=prompts,
+        responses={str(size): int((sizes == size).sum()) for size in np.unique(sizes)},
+        tau=means["tau"],
+        perfect=means["perfect"],
+        perfect_by_chance=float(np.mean([1 / math.factorial(size) for size in sizes.tolist()])) if len(row) else None,
+        length=means["length"],
+        gain=means["gain"],
+        ranks=tuple(_ranks(scores, sizes, groups, seed)),
+        steps=tuple(_steps(scores, lengths, sizes, groups, seed)),
+        doubts=tuple(_doubts(means["tau"], means["gain"], prompts)),
+        measured=Ladders(row, scores, lengths, groups, tau, length_tau),
+    )
+
+
+def _encoded(
+    ladders: Dataset, columns: Columns, opened: OpenReader
+) -> Iterator[list[tuple[Sequence[Conversation], Sequence[Tokens]] | RowError]]:
+    """The ladders' responses and their token ids, by batches of rows; a row that cannot be read says why."""
+    for first in range(0, len(ladders), ROWS_AT_ONCE):
+        batch = responses_from_batch(ladders[first : first + ROWS_AT_ONCE], columns, first_row=first)
+        texts = iter(opened.encode([one for row in batch if not isinstance(row, RowError) for one in row]))
+        entries: list[tuple[Sequence[Conversation], Sequence[Tokens]] | RowError] = []
+        for number, row in enumerate(batch, start=first):
+            if isinstance(row, RowError):
+                entries.append(row)
+                continue
+            read = [next(texts) for _ in row]
+            bad = next((i for i, text in enumerate(read) if not isinstance(text, Tokens)), None)
+            if bad is not None:
+                entries.append(RowError(number, f"{columns.responses}[{bad}]", str(read[bad])))
+            elif len(row) < 2:
+                reason = "given one response; a ladder has at least two, best first; add the others, or drop the row"
+                entries.append(RowError(number, columns.responses, reason))
+            else:
+                entries.append((row, [text for text in read if isinstance(text, Tokens)]))
+        yield entries
+
+
+def _check_finite(scores: np.ndarray, direction: Direction) -> None:
+    bad = int((~np.isfinite(scores)).sum())
+    if bad:
+        raise ValueError(
+            f"the model's hidden states are not finite in {direction.reader.dtype}: {bad} of {len(scores)} scores "
+            'would be NaN or infinite; fit with `dtype="float32"` or `"bfloat16"`'
+        )
+
+
+def _padded(ladders: Sequence[Sequence[float]]) -> np.ndarray:
+    """Ladders as one array `[n, k]`, NaN behind the shorter ones."""
+    padded = np.full((len(ladders), max(map(len, ladders), default=0)), np.nan)
+    for target, values in zip(padded, ladders, strict=True):
+        target[: len(values)] = values
+    return padded
+
+
+def _ranks(scores: np.ndarray, sizes: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[Rank]:
+    relative = scores - np.nanmean(scores, axis=1, keepdims=True)
+    for inside, ranks in _levels(sizes):
+        columns = {f"score {r}": scores[inside, r] for r in ranks} | {f"to {r}": relative[inside, r] for r in ranks}
+        means = means_of(columns, groups[inside], seed)
+        for r in ranks:
+            yield Rank(r + 1, int(inside.sum()), means[f"score {r}"], means[f"to {r}"])
+
+
+def _steps(scores: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[Step]:
+    for inside, ranks in _levels(sizes):
+        columns = {}
+        for r in filter(None, ranks):  # the best rank has none before it
+            columns[f"score {r}"] = agreement(scores[inside, r - 1] - scores[inside, r])
+            columns[f"length {r}"] = agreement(lengths[inside, r] - lengths[inside, r - 1])
+        means = means_of(columns, groups[inside], seed)
+        for r in filter(None, ranks):
+            yield Step(r, int(inside.sum()), means[f"score {r}"], means[f"length {r}"])
+
+
+def _levels(sizes: np.ndarray) -> Iterator[tuple[np.ndarray, range]]:
+    """Which ladders `[n]` have which ranks, from 0: ranks that the same ladders have come together."""
+    done = 0
+    for size in np.unique(sizes).tolist():
+        yield sizes >= size, range(done, size)
+        done = size
+
+
+def _doubts(tau: Estimate, gain: Estimate, prompts: int) -> Iterator[str]:
+    if tau.value is None:
+        yield "no ladder can be read, so nothing is known of its order."
+        return
+    if tau.interval is None:
+        yield f"the ladders have too few distinct prompts for intervals: {prompts}."
+    elif tau.interval[0] <= 0 <= tau.interval[1]:
+        yield "its order of the ladders' responses cannot be told from chance: the interval of tau contains 0."
+    if tau.value < 0 and (tau.interval is None or tau.interval[1] < 0):
+        yield "its scores rise along the ladders, whose best response comes first."
+    if gain.interval is not None and gain.interval[0] <= 0:
+        yield "its order of the ladders' responses is not beyond that of their length, within the interval."
