@@ -1,0 +1,628 @@
+"""Which pairs are worth labelling or training on: a share of a dataset's rows, or pairs out of N responses per prompt.
+
+In: rows with a `pair_similarity`; or rows with several responses and their scores. Out: fewer rows; or one row for each
+chosen pair. This file knows no directions beyond what scales a margin, and never reads a prompt to choose.
+
+From the source (REAL, arXiv 2409.17169): the subsets, which are the dissimilar half (its recommendation, "easy"), the
+similar half ("hard") and a random half of the pairs; for several responses the most and the least similar pair, the
+samples nearest to the centres of k-means with k=2 on normalised embeddings ("centroid"), and a random pair. Ours: any
+fraction, seeds, ties, the exact optimum of k-means for few responses, and labels: the public code never looks at the
+scores it collects, its chosen response is the one that stands first, which is a defect and not repeated here.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, islice
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from legend_hf.margins.margin_fn import OK
+from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
+from legend_hf.margins.score_fn import STATUS as SCORES_STATUS
+from legend_hf.preferences.similarity import (
+    COLUMN,
+    MAX_LENGTH,
+    STATUS,
+    Embedder,
+    check_on_error,
+    cosine,
+    embedder_of,
+    unit_rows,
+)
+from legend_hf.reading.formats import Columns, Conversation, RowError, responses_from_batch
+from legend_hf.reading.templates import TextError, Tokens
+
+if TYPE_CHECKING:
+    import os
+
+    from datasets import Dataset, DatasetDict
+
+    from legend_hf.directions.direction import Direction
+    from legend_hf.reading.reader import Reader
+
+    Rows = TypeVar("Rows", Dataset, DatasetDict)
+
+logger = logging.getLogger(__name__)
+
+KEEPS = ("dissimilar", "similar", "random")
+EMBEDDED_RULES = ("dissimilar", "similar", "centroid")
+RULES = (*EMBEDDED_RULES, "random", "best", "all")
+
+_EXACT_UP_TO = 12  # responses for which every way to part them in two is tried
+_STARTS = 10  # of Lloyd's algorithm, for more responses
+_SAME = 1e-12  # cosines and sums of squares that differ by less differ by rounding
+_BATCH = 1000  # rows
+
+
+def select_pairs(
+    dataset: Rows, *, keep: str = "dissimilar", fraction: float = 0.5, by: str = COLUMN, seed: int = 0
+) -> Rows:
+    """Keeps a share of the rows, those whose responses are least (or most) alike: REAL's subsets.
+
+    Selecting drops rows; how many are kept and dropped is logged. Of n rows `fraction * n`, rounded down, are kept, in
+    their order. Equal similarities are ordered as the rows are, so with `fraction=0.5` the dissimilar and the similar
+    rows have no row in common.
+
+    Args:
+        dataset: A `Dataset` with the column, or a `DatasetDict`, of whose every split that share is kept.
+        keep: `"dissimilar"` (the rows lowest in `by`; the source recommends them), `"similar"` (the highest) or
+            `"random"` rows, for comparison.
+        fraction: Share of the rows to keep, above 0 and at most 1. Rows that could not be read (their
+            `pair_similarity_status` or `margin_status` is not `"ok"`) are not counted among them and never kept.
+        by: Column of numbers to go by.
+        seed: Of `"random"`.
+
+    Returns:
+        The same kind, with fewer rows.
+
+    Raises:
+        ValueError: An argument that is not allowed, no such column, or a row without a number in it.
+        TypeError: Not a `Dataset` or `DatasetDict`: a stream cannot be sorted.
+    """
+    if keep not in KEEPS:
+        raise ValueError(f"`keep` is {keep!r}; allowed are {', '.join(map(repr, KEEPS))}")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"`fraction` is {fraction}; it must be above 0 and at most 1")
+    splits = _splits(dataset, "select_pairs")
+    for split in splits.values():
+        if by not in split.column_names:
+            remedy = "add it first: `ds.map(PairSimilarityFn(model), batched=True)`" if by == COLUMN else "name another"
+            raise ValueError(f"the dataset has no column `{by}`, but {_quoted(split.column_names)}; {remedy}")
+    chosen = {name: _selected(split, keep, fraction, by, seed) for name, split in splits.items()}
+    return _like(dataset, {name: split.select(chosen[name]) for name, split in splits.items()})
+
+
+def make_pairs(
+    dataset: Rows,
+    *,
+    rule: str = "dissimilar",
+    model: str | os.PathLike[str] | Reader | Direction | None = None,
+    revision: str | None = None,
+    layer: int = -1,
+    max_length: int = MAX_LENGTH,
+    device: str | None = None,
+    batch_tokens: int | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    scores_column: str = "scores",
+    responses_column: str = "responses",
+    prompt_column: str = "prompt",
+    direction: Direction | None = None,
+    on_error: str = "raise",
+    seed: int = 0,
+) -> Rows:
+    """Makes preference pairs out of N scored responses per prompt: one row for each chosen pair.
+
+    Embeddings choose the pair, scores label it: the response with the higher score is the chosen one. (REAL's public
+    code does not look at its scores.) A pair with equal scores has no label and is dropped; so is a prompt with fewer
+    than two responses or two different scores. All that is dropped is counted in a warning.
+
+    The rules:
+
+    * `"dissimilar"`, `"similar"`: the pair with the lowest, the highest cosine; among equals the first.
+    * `"centroid"`: the responses nearest to the two centres of k-means on the normalised embeddings. See `pick_pair`.
+    * `"random"`: one of the pairs.
+    * `"best"` (not from REAL; the pairs that Curry-DPO orders): the best response against each other one, the worst of
+      them first. Of several best ones, the first.
+    * `"all"` (ours): every two responses.
+
+    With two responses per prompt the first four are one.
+
+    Args:
+        dataset: A `Dataset`, or a `DatasetDict` whose every split is done, with a list of responses (strings or message
+            lists, or dicts with one of them as `response`) and a list of scores per row, in the same order.
+        rule: One of those above.
+        model: As in `PairSimilarityFn`; `"dissimilar"`, `"similar"` and `"centroid"` need it. With the other rules it
+            only adds `pair_similarity`.
+        revision: As in `PairSimilarityFn`; so are `layer`, `max_length`, `device`, `batch_tokens`, `dtype` and
+            `trust_remote_code`.
+        layer: See there.
+        max_length: See there.
+        device: See there.
+        batch_tokens: See there.
+        dtype: See there.
+        trust_remote_code: See there.
+        scores_column: Name of the scores' column.
+        responses_column: Name of the responses' column.
+        prompt_column: Name of the prompts' column, which is called `prompt` in the result; there need not be one.
+        direction: The direction whose raw scores these are; its calibration then makes `margin` of `margin_raw`.
+            Without it there is no `margin`.
+        on_error: `"raise"` at the first row that cannot be read, before any is embedded, or `"skip"` (drop and count)
+            such rows. Rows that `LegendScoreFn` skipped (their `scores_status` is not `"ok"`) are always skipped.
+        seed: Of `"random"`, and of where k-means starts for more than 12 responses.
+
+    Returns:
+        The same kind, with `prompt` (if there was one), `chosen`, `rejected`, `chosen_score`, `rejected_score` and
+        `margin_raw` (their difference, above 0), maybe `margin`, maybe `pair_similarity` (all float32), `chosen_index`
+        and `rejected_index` (their places among the responses, int64) and every further column as it stands. In the
+        order of the rows.
+
+    Raises:
+        ValueError: An argument that is not allowed, a missing column, or one that would be overwritten.
+        RowError: A row that cannot be read: responses, or scores that are not one finite number each.
+        TypeError: Not a `Dataset` or `DatasetDict`.
+    """
+    if rule not in RULES:
+        raise ValueError(f"`rule` is {rule!r}; allowed are {', '.join(map(repr, RULES))}")
+    check_on_error(on_error)
+    if rule in EMBEDDED_RULES and model is None:
+        raise ValueError(
+            f'`rule="{rule}"` compares embeddings and needs `model`: a Hub id, a folder, a `Reader` or a `Direction`; '
+            'give one, or take `rule="random"`, `"best"` or `"all"`'
+        )
+    splits = _splits(dataset, "make_pairs")
+    columns = Columns(prompt=prompt_column, responses=responses_column)
+    named = {"scores_column": scores_column, "responses_column": responses_column}
+    plans = {name: _layout(split, named, prompt_column, model, direction) for name, split in splits.items()}
+    embedder = None
+    if model is not None:
+        embedder = embedder_of(
+            model,
+            revision=revision,
+            layer=layer,
+            max_length=max_length,
+            device=device,
+            batch_tokens=batch_tokens,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
+    if on_error == "raise":  # at the first bad row of any split, before a row is embedded
+        for name, split in splits.items():
+            for row in _read_rows(split, columns, scores_column, embedder):
+                if isinstance(row, RowError):
+                    if name is not None:
+                        row.add_note(f"in split {name!r}")
+                    raise row
+    made = {}
+    for name, split in splits.items():
+        found = _find_pairs(
+            _read_rows(split, columns, scores_column, embedder, desc="Choosing pairs"), rule, embedder, seed
+        )
+        _log_found(found, len(split), name)
+        made[name] = _build(split, found, plans[name], responses_column, prompt_column, direction)
+    return _like(dataset, made)
+
+
+def pick_pair(embeddings: np.ndarray, rule: str, *, seed: int = 0) -> tuple[int, int]:
+    """Chooses two of n responses by their embeddings alone.
+
+    The choice changes neither with a positive factor on any embedding nor with a rotation of all. Pairs count in the
+    order (0, 1), (0, 2), ..., (1, 2), ...; among equals the first is taken. Equal embeddings have the cosine 1, so two
+    equal responses are never the dissimilar pair, unless all are equal.
+
+    `"centroid"`: k-means with k=2 on the normalised embeddings; the responses nearest (Euclidean) to each centre. For
+    up to 12 responses every way to part them in two is tried, so the sum of squares is the least there is; for more,
+    Lloyd's algorithm starts at the least similar pair and at 10 drawn ones, and the best end is taken. Where one
+    response is nearest to both centres it stands for the cluster that it belongs to; for the other cluster, the one of
+    its own responses that is nearest to its centre.
+
+    Args:
+        embeddings: `[n, d]`, n >= 2, finite.
+        rule: `"dissimilar"`, `"similar"` or `"centroid"`.
+        seed: Of the drawn starts of k-means.
+
+    Returns:
+        Two different places, the smaller one first.
+
+    Raises:
+        ValueError: Fewer than two embeddings, or a rule that uses none.
+    """
+    if rule not in EMBEDDED_RULES:
+        raise ValueError(f"`rule` is {rule!r}; allowed are {', '.join(map(repr, EMBEDDED_RULES))}")
+    count = len(embeddings)
+    if count < 2:
+        raise ValueError(f"given {count} embeddings; a pair needs at least 2")
+    if count == 2:
+        return 0, 1
+    one, other = np.triu_indices(count, 1)
+    alike = cosine(embeddings[one], embeddings[other])
+    if rule == "centroid":
+        return _centroid_pair(unit_rows(embeddings), int(np.argmin(alike)), seed)
+    k = _first_least(alike if rule == "dissimilar" else -alike)
+    return int(one[k]), int(other[k])
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row that can be read."""
+
+    texts: tuple[Tokens, ...]  # of its responses; empty without an embedder
+    scores: tuple[float, ...]
+
+
+@dataclass
+class _Found:
+    """The pairs of a split, and why others are not among them."""
+
+    rows: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    chosen_score: list[float]
+    rejected_score: list[float]
+    similarity: list[float]
+    dropped: Counter[str]
+
+
+def _selected(split: Dataset, keep: str, fraction: float, by: str, seed: int) -> list[int]:
+    """Rows of a split to keep, ascending."""
+    plain = split.with_format(None)
+    good = np.ones(len(plain), dtype=bool)
+    for status in {STATUS, MARGIN_STATUS} & set(plain.column_names):
+        good &= np.array([said == OK for said in plain[status]], dtype=bool)
+    if not good.all():
+        logger.warning("%d of %d rows could not be read and are left out", (~good).sum(), len(plain))
+    rows = np.flatnonzero(good)
+    try:
+        values = np.array(plain[by][:], dtype=np.float64)[rows]  # None becomes NaN
+    except (TypeError, ValueError):
+        raise ValueError(f"`{by}` is {plain.features[by]}; allowed is a column of numbers; name another") from None
+    bad = rows[~np.isfinite(values)]
+    if len(bad):
+        raise ValueError(f"row {bad[0]}, column `{by}`: no finite number; allowed is one in each row; drop such rows")
+    # 0.29 * 100 is a little less than 29.
+    count = math.floor(fraction * len(rows) + 1e-9)
+    if keep == "random":
+        order = np.random.default_rng(seed).permutation(len(rows))
+    else:
+        order = np.argsort(values, kind="stable")
+    taken = order[len(rows) - count :] if keep == "similar" else order[:count]
+    logger.info("kept %d of %d rows (%s by `%s`), dropped %d", count, len(split), keep, by, len(split) - count)
+    return sorted(rows[taken].tolist())
+
+
+def _read_rows(
+    split: Dataset, columns: Columns, scores_column: str, embedder: Embedder | None, *, desc: str = "Checking rows"
+) -> Iterator[_Row | RowError | None]:
+    """Reads a split, a batch at a time; None for a row that whoever scored it could not read."""
+    from datasets.utils import tqdm
+
+    plain = split.with_format(None)
+    with tqdm(total=len(plain), desc=desc, unit="row") as bar:
+        for first in range(0, len(plain), _BATCH):
+            batch = plain[first : first + _BATCH]
+            rows = responses_from_batch(batch, columns, first_row=first)
+            read = _scored(rows, batch[scores_column], columns, scores_column, embedder, first)
+            for row, said in zip(read, batch.get(SCORES_STATUS, [OK] * len(rows)), strict=True):
+                yield row if said == OK else None
+            bar.update(len(rows))
+
+
+def _scored(
+    rows: Sequence[tuple[Conversation, ...] | RowError],
+    scores: Sequence[Any],
+    columns: Columns,
+    scores_column: str,
+    embedder: Embedder | None,
+    first: int,
+) -> Iterator[_Row | RowError]:
+    """Puts texts and scores to the responses of one batch."""
+    texts: Iterator[Tokens | TextError] = iter(())
+    if embedder is not None:
+        texts = iter(embedder.encode([one for row in rows if not isinstance(row, RowError) for one in row]))
+    for number, (row, given) in enumerate(zip(rows, scores, strict=True), start=first):
+        if isinstance(row, RowError):
+            yield row
+            continue
+        read = [next(texts) for _ in row] if embedder is not None else []
+        unread = next(((i, text) for i, text in enumerate(read) if isinstance(text, TextError)), None)
+        why = _why_no_scores(given, len(row), columns.responses)
+        if unread is not None:
+            yield RowError(number, f"{columns.responses}[{unread[0]}]", str(unread[1]))
+        elif why is not None:
+            yield RowError(number, scores_column, why)
+        else:
+            yield _Row(tuple(t for t in read if isinstance(t, Tokens)), tuple(float(score) for score in given))
+
+
+def _why_no_scores(given: Any, responses: int, column: str) -> str | None:
+    remedy = "give one finite number for each response, in their order"
+    if not isinstance(given, list):
+        return f"given {given!r:.60}; {remedy}"
+    if len(given) != responses:
+        return f"{len(given)} scores for {responses} responses in `{column}`; {remedy}"
+    for i, score in enumerate(given):
+        # In float32, in which they are written.
+        if not isinstance(score, Real) or not abs(float(score)) <= float(np.finfo(np.float32).max):
+            return f"score {i} is {score!r}; {remedy}"
+    return None
+
+
+def _find_pairs(rows: Iterator[_Row | RowError | None], rule: str, embedder: Embedder | None, seed: int) -> _Found:
+    """Chooses and labels the pairs of every row."""
+    found = _Found([], [], [], [], [], [], Counter())
+    numbered = enumerate(rows)
+    while batch := list(islice(numbered, _BATCH)):
+        usable: list[tuple[int, _Row]] = []
+        for number, row in batch:
+            if row is None:
+                found.dropped["rows that were not scored"] += 1
+            elif isinstance(row, RowError):
+                found.dropped["rows that cannot be read"] += 1
+            elif len(row.scores) < 2:
+                found.dropped["prompts with fewer than two responses"] += 1
+            elif len(set(row.scores)) < 2:
+                found.dropped["prompts whose scores are all equal"] += 1
+            else:
+                usable.append((number, row))
+        vectors = None
+        if embedder is not None:
+            vectors = embedder.embed([text for _, row in usable for text in row.texts])  # [responses, d_model]
+        place = 0
+        for number, good in usable:
+            own = None if vectors is None else vectors[place : place + len(good.scores)]
+            place += len(good.scores)
+            for i, j in _choose(rule, good.scores, own, number, seed):
+                if good.scores[i] == good.scores[j]:
+                    found.dropped["pairs with equal scores"] += 1
+                    continue
+                better, worse = (i, j) if good.scores[i] > good.scores[j] else (j, i)
+                found.rows.append(number)
+                found.chosen.append(better)
+                found.rejected.append(worse)
+                found.chosen_score.append(good.scores[better])
+                found.rejected_score.append(good.scores[worse])
+                if own is not None:
+                    found.similarity.append(float(cosine(own[[i]], own[[j]])[0]))
+    return found
+
+
+def _choose(
+    rule: str, scores: Sequence[float], embeddings: np.ndarray | None, row: int, seed: int
+) -> list[tuple[int, int]]:
+    """The pairs of one row, in order, not yet labelled."""
+    count = len(scores)
+    if rule == "best":
+        best = max(range(count), key=lambda i: scores[i])
+        return [(best, i) for i in sorted(range(count), key=lambda i: scores[i]) if i != best]
+    every = list(combinations(range(count), 2))
+    if rule == "all":
+        return every
+    if rule == "random":
+        # Of the row's number: what one row gets does not depend on how many responses the others have.
+        return [every[np.random.default_rng([seed, row]).integers(len(every))]]
+    assert embeddings is not None
+    return [pick_pair(embeddings, rule, seed=seed)]
+
+
+def _log_found(found: _Found, rows: int, split: str | None) -> None:
+    where = "" if split is None else f" in split {split!r}"
+    logger.info("%d pairs of %d of %d prompts%s", len(found.rows), len(set(found.rows)), rows, where)
+    if found.dropped:
+        dropped = ", ".join(f"{count} {what}" for what, count in sorted(found.dropped.items()))
+        logger.warning("dropped%s: %s", where, dropped)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the result of a split looks like."""
+
+    features: Any  # of all columns, in order; the prompts' under its own name
+    drop: list[str]
+    prompt: str | None
+
+
+def _layout(
+    split: Dataset, named: Mapping[str, str], prompt_column: str, model: Any, direction: Direction | None
+) -> _Layout:
+    """Refuses columns that are missing or would be overwritten, and says what the result will look like."""
+    from datasets import Features, Value
+
+    names = split.column_names
+    for argument, name in named.items():
+        if name not in names:
+            raise ValueError(
+                f"`{argument}={name!r}` names no column; allowed are the dataset's, {_quoted(names)}; pairs are made "
+                "of a list of responses and a list of their scores per row"
+            )
+    if prompt_column != "prompt" and prompt_column not in names:
+        raise ValueError(f"`prompt_column={prompt_column!r}` names no column; allowed are {_quoted(names)}")
+    responses = split.features[named["responses_column"]]
+    inner = _response_feature(responses)
+    if inner is None:
+        raise ValueError(f"`{named['responses_column']}` is {responses}; allowed is a list column; convert it")
+    number, index = Value("float32"), Value("int64")
+    new = {"chosen": inner, "rejected": inner}
+    new |= dict.fromkeys(("chosen_score", "rejected_score", "margin_raw"), number)
+    new |= {"margin": number} if direction is not None else {}
+    new |= {COLUMN: number} if model is not None else {}
+    new |= {"chosen_index": index, "rejected_index": index}
+    drop = list(named.values())
+    kept = {name: feature for name, feature in split.features.items() if name not in drop}
+    taken = [name for name in new if name in kept]
+    taken += ["prompt"] if prompt_column != "prompt" and "prompt" in kept else []
+    if taken:
+        raise ValueError(f"the dataset already has {_quoted(taken)}; rename or remove what is there")
+    prompt = {prompt_column: kept.pop(prompt_column)} if prompt_column in kept else {}
+    return _Layout(Features({**prompt, **new, **kept}), drop, prompt_column if prompt else None)
+
+
+def _response_feature(feature: Any) -> Any:
+    """What one response is, out of what a row's are: a list, maybe of dicts that hold it, or a dict of lists."""
+    if isinstance(feature, dict):
+        return _response_feature(feature.get("response"))
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    return inner.get("response") if isinstance(inner, dict) else inner
+
+
+def _response(responses: Any, place: int) -> Any:
+    """One of a row's responses, as it stands in there."""
+    if isinstance(responses, Mapping):
+        return responses["response"][place]
+    entry = responses[place]
+    return entry["response"] if isinstance(entry, Mapping) else entry
+
+
+def _build(
+    split: Dataset,
+    found: _Found,
+    layout: _Layout,
+    responses_column: str,
+    prompt_column: str,
+    direction: Direction | None,
+) -> Dataset:
+    """Writes the rows of the pairs."""
+    from datasets import Dataset
+
+    numbers = _numbers(found, direction)
+    if not found.rows:  # `map` returns an empty split without the columns
+        empty: dict[str, list[Any]] = {name: [] for name in layout.features}
+        made = Dataset.from_dict(empty, features=layout.features, split=split.split)
+    else:
+        made = (
+            split.with_format(None)
+            .select(found.rows)
+            .map(
+                _fill,
+                batched=True,
+                with_indices=True,
+                fn_kwargs={"responses_column": responses_column, "numbers": numbers},
+                remove_columns=layout.drop,
+                features=layout.features,
+                desc="Making pairs",
+            )
+            .select_columns(list(layout.features))
+        )
+    if layout.prompt not in (None, "prompt"):
+        made = made.rename_column(prompt_column, "prompt")
+    return made.with_format(split.format["type"], **split.format["format_kwargs"])
+
+
+def _numbers(found: _Found, direction: Direction | None) -> dict[str, np.ndarray]:
+    """The new columns of numbers `[pairs]`."""
+    chosen, rejected = np.array(found.chosen_score, dtype=np.float64), np.array(found.rejected_score, dtype=np.float64)
+    raw = np.clip(chosen - rejected, None, np.finfo(np.float32).max).astype(np.float32)
+    numbers: dict[str, np.ndarray] = {
+        "chosen_score": chosen.astype(np.float32),
+        "rejected_score": rejected.astype(np.float32),
+        "margin_raw": raw,
+        "chosen_index": np.array(found.chosen, dtype=np.int64),
+        "rejected_index": np.array(found.rejected, dtype=np.int64),
+    }
+    if direction is not None:
+        # Of the float32 that is written, so that it can be made of it again.
+        numbers["margin"] = direction.calibration.apply(raw.astype(np.float64))
+    if found.similarity:
+        numbers[COLUMN] = np.array(found.similarity, dtype=np.float32)
+    return numbers
+
+
+def _fill(
+    batch: Mapping[str, Any], rows: Sequence[int], *, responses_column: str, numbers: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    columns: dict[str, Any] = {name: values[rows] for name, values in numbers.items()}
+    for side in ("chosen", "rejected"):
+        places = zip(batch[responses_column], columns[f"{side}_index"], strict=True)
+        columns[side] = [_response(responses, i) for responses, i in places]
+    return columns
+
+
+def _centroid_pair(units: np.ndarray, least_similar: int, seed: int) -> tuple[int, int]:
+    """See `pick_pair`; all that k-means needs of the normalised embeddings `[n, d]` is their products."""
+    gram = units @ units.T  # [n, n]
+    sides = _bipartitions(len(gram)) if len(gram) <= _EXACT_UP_TO else _lloyd(gram, least_similar, seed)
+    return _nearest_to_centres(gram, sides[_first_least(_spread(gram, sides))])
+
+
+def _nearest_to_centres(gram: np.ndarray, side: np.ndarray) -> tuple[int, int]:
+    """The samples nearest to the centres of the two clusters that `side` (bool `[n]`) parts; never one sample twice."""
+    clusters = (side, ~side)
+    away = [_distances(gram, members) for members in clusters]
+    nearest = [_first_least(distances) for distances in away]
+    if nearest[0] == nearest[1]:
+        other = 1 if side[nearest[0]] else 0  # the cluster that it does not belong to
+        own = np.flatnonzero(clusters[other])
+        nearest[other] = int(own[_first_least(away[other][own])])
+    return min(nearest), max(nearest)
+
+
+def _bipartitions(count: int) -> np.ndarray:
+    """Every way to part `count` in two that are not empty: bool `[2^(count - 1) - 1, count]`."""
+    numbers = np.arange(2 ** (count - 1) - 1)
+    others = (numbers[:, None] >> np.arange(count - 1)) & 1
+    return np.hstack([np.ones((len(numbers), 1)), others]).astype(bool)
+
+
+def _lloyd(gram: np.ndarray, least_similar: int, seed: int) -> np.ndarray:
+    """Where Lloyd's algorithm ends, for each start: bool `[starts, n]`, both sides of each not empty."""
+    one, other = np.triu_indices(len(gram), 1)
+    drawn = np.random.default_rng(seed).integers(len(one), size=_STARTS)
+    ends = []
+    for start in [least_similar, *drawn.tolist()]:
+        centres = [np.arange(len(gram)) == i for i in (one[start], other[start])]
+        side = _distances(gram, centres[0]) <= _distances(gram, centres[1])
+        # Two equal samples as a start leave one side empty: then the first of them stands alone.
+        side = centres[0] if side.all() else side
+        for _ in range(100):
+            new = _distances(gram, side) <= _distances(gram, ~side)
+            if new.all() or not new.any() or (new == side).all():
+                break
+            side = new
+        ends.append(side)
+    return np.stack(ends)
+
+
+def _spread(gram: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Sum of squared distances to the own centre, less a constant, of each parting `[p, n]`: `[p]`."""
+    total = np.zeros(len(sides))
+    for members in (sides, ~sides):
+        weight = members.astype(np.float64)
+        total -= ((weight @ gram) * weight).sum(axis=1) / weight.sum(axis=1)
+    return total
+
+
+def _distances(gram: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distance of each sample to the centre of the members (bool `[n]`): `[n]`."""
+    weight = members / members.sum()
+    distances: np.ndarray = np.diag(gram) - 2.0 * gram @ weight + weight @ gram @ weight
+    return distances
+
+
+def _first_least(values: np.ndarray) -> int:
+    """Place of the least value; of those equal to it but for rounding, the first."""
+    return int(np.flatnonzero(values <= values.min() + _SAME)[0])
+
+
+def _splits(dataset: Any, function: str) -> dict[str | None, Dataset]:
+    from datasets import Dataset, DatasetDict
+
+    if not isinstance(dataset, Dataset | DatasetDict):
+        raise TypeError(
+            f"`{function}` was given a {type(dataset).__name__}; allowed are `Dataset` and `DatasetDict`; all rows are "
+            "needed at once, so load them without `streaming=True`"
+        )
+    return dict(dataset) if isinstance(dataset, DatasetDict) else {None: dataset}
+
+
+def _like(dataset: Any, splits: Mapping[str | None, Dataset]) -> Any:
+    return splits[None] if None in splits else type(dataset)(splits)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"
