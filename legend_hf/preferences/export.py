@@ -1,0 +1,475 @@
+"""An annotated preference dataset becomes what one trainer reads: its columns, its flags, and what to know about both.
+
+In: a `Dataset` or `DatasetDict` with `margin`, in any shape that `reading.formats` takes. Out: an `Export`, whose
+dataset has the columns which that trainer reads and no others. This file knows no tokenizer and no model: whether rows
+fit a model's window is for `check_for_trl` to say. TRL is run in the tests; OpenRLHF and ms-swift were held to their
+documented columns and read sources, not run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, OK, STATUS
+from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, Features
+
+logger = logging.getLogger(__name__)
+
+TRAINERS = ("trl", "openrlhf", "ms-swift")
+
+# `map` hashes an imported function by its name alone: what it writes changed whenever this did.
+_EXPORT_VERSION = 1
+_OPENING = "\n\nAssistant:"  # where a response begins in a dialogue string
+
+_NOT_RUN = "Held to {name}'s documented columns and its source; {name} itself was not run."
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a trainer reads, and what to tell it.
+
+    Attributes:
+        dataset: The same kind as was given, with the same splits.
+        trainer: `"trl"`, `"openrlhf"` or `"ms-swift"`.
+        columns: The columns of `dataset`; the trainer reads all of them.
+        flags: Command-line flags that the trainer needs in order to read them; TRL needs none.
+        notes: What the trainer does with the margin, what was left out, and how this was verified.
+    """
+
+    dataset: Dataset | DatasetDict
+    trainer: str
+    columns: tuple[str, ...]
+    flags: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def export_for(
+    dataset: Dataset | DatasetDict,
+    *,
+    trainer: str = "trl",
+    messages: bool = False,
+    weights: bool = False,
+    prompt_column: str = "prompt",
+    chosen_column: str = "chosen",
+    rejected_column: str = "rejected",
+) -> Export:
+    r"""Gives a trainer the columns that it reads, whatever the shape of the rows.
+
+    Rows come out with an explicit prompt: strings where all columns hold strings, message lists otherwise. So hh-rlhf's
+    dialogues are cut where the response begins (joined again they are the same text), PKU-SafeRLHF's rows become
+    prompt, chosen and rejected, and a string prompt with message lists, at which TRL fails, becomes messages. Where the
+    two sides' prompts differ, the prompt is what they share. Rows whose `margin_status` is not `"ok"` are left out:
+    their 0.0 says nothing.
+
+    DPO: TRL 1.16's `DPOTrainer` reads no column of numbers (its `label_smoothing` is one number for all pairs, for some
+    losses only; `use_weighting` weighs by the policy's own probabilities), so `weights=True` needs a subclass. This one
+    is conservative DPO with each pair's own label noise, -p log σ(h) - (1 - p) log σ(-h):
+
+        import torch
+        from torch.nn.functional import logsigmoid
+        from trl import DPOTrainer
+
+        class SoftDPOTrainer(DPOTrainer):  # DPOConfig(remove_unused_columns=False), no precompute_ref_log_probs
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                collate, names = self.data_collator, ("margin_prob", "weight")
+                self.data_collator = lambda rows: collate(rows) | {
+                    name: torch.tensor([row[name] for row in rows]) for name in names
+                }
+
+            def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+                p, weight = inputs.pop("margin_prob"), inputs.pop("weight")
+                reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+                labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+                read = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+                logps = model(**read, labels=labels, use_cache=False, fused_lm_head=True).log_probs.sum(1)
+                chosen, rejected = logps.chunk(2)
+                h = self.beta * ((chosen - reference[0]) - (rejected - reference[1]))
+                losses = -p * logsigmoid(h) - (1 - p) * logsigmoid(-h)
+                return (losses.mean(), None) if return_outputs else losses.mean()
+
+    For hard labels with weights, `losses = -weight * logsigmoid(h)`. Take one or the other: `weight` is
+    max(0, 2p - 1), which makes both losses' gradients equal where training starts (h = 0), and 0 for a pair whose label
+    is more likely wrong than right (ours; |2p - 1| would push hardest towards the labels that are surely wrong).
+
+    Args:
+        dataset: Annotated rows, in any shape that `LegendMarginFn` takes.
+        trainer: `"trl"` (`RewardTrainer`, `DPOTrainer` and others), `"openrlhf"` or `"ms-swift"`.
+        messages: Write message lists where all columns are strings, too. TRL joins a string prompt and response with
+            nothing between; chat templates need messages. ms-swift always gets them.
+        weights: Add `margin_prob` and `weight`, for the subclass above; `"trl"` only.
+        prompt_column: Name of the prompts' column, where it is not `prompt`.
+        chosen_column: Name of the chosen responses' column.
+        rejected_column: Name of the rejected responses' column.
+
+    Returns:
+        The export. `margin` is float32, one finite number a row.
+
+    Raises:
+        ValueError: An argument that is not allowed; a column is missing; a margin that is no finite number.
+        RowError: A row that cannot be read, or that as messages has no prompt (a ValueError).
+    """
+    from datasets import DatasetDict
+
+    if trainer not in TRAINERS:
+        raise ValueError(f"`trainer` is {trainer!r}; allowed are {', '.join(map(repr, TRAINERS))}")
+    if weights and trainer != "trl":
+        raise ValueError(
+            f'`weights=True` is for a subclass of TRL\'s `DPOTrainer`, `trainer` is {trainer!r}; pass `trainer="trl"`, '
+            "or leave `weights` out"
+        )
+    names = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
+    splits = {name: split.with_format(None) for name, split in splits_of(dataset).items()}
+    for split in splits.values():
+        pairs_from_batch(split[:0], names)  # refuses columns that are no preference pairs
+    kept = {name: _kept(split) for name, split in splits.items()}
+    for name, rows in kept.items():
+        _check_numbers(name, splits[name], rows, ["margin", *(["margin_prob"] if weights else [])])
+    left_out = {name: len(splits[name]) - len(rows) for name, rows in kept.items()}
+    for name, count in left_out.items():
+        if count:
+            logger.warning("left out %d of %d rows of %r: `margin_status` is not ok", count, len(splits[name]), name)
+
+    as_messages = messages or trainer == "ms-swift" or not all(_is_text(split, names) for split in splits.values())
+    write = _WRITERS["ms-swift" if trainer == "ms-swift" else "messages" if as_messages else "strings"]
+    features = _features([split.features for split in splits.values()], names, trainer, as_messages, weights)
+    done = {name: _write(name, splits[name], rows, names, write, features) for name, rows in kept.items()}
+    if trainer == "ms-swift":
+        done = _one_rejected(done)
+    columns = tuple(next(iter(done.values())).column_names)
+    notes = _notes(trainer, columns)
+    if not as_messages:
+        notes.append("Prompt and response are joined with nothing between; `messages=True` gives chat templates a say.")
+    if any(left_out.values()):
+        notes.append(f"{sum(left_out.values())} rows were left out: their `margin_status` is not ok.")
+    return Export(
+        dataset=DatasetDict(done) if isinstance(dataset, DatasetDict) else next(iter(done.values())),
+        trainer=trainer,
+        columns=columns,
+        flags=_flags(trainer, as_messages),
+        notes=tuple(notes),
+    )
+
+
+def splits_of(dataset: Any) -> dict[str, Any]:
+    """The splits of a `DatasetDict`, or the one of a `Dataset`, by name.
+
+    Raises:
+        ValueError: Something else, or no split at all.
+    """
+    from datasets import Dataset, DatasetDict
+
+    if isinstance(dataset, Dataset):
+        return {str(dataset.split or "dataset"): dataset}
+    if not isinstance(dataset, DatasetDict):
+        raise ValueError(
+            f"`dataset` is of type {type(dataset).__name__}; allowed are `Dataset` and `DatasetDict`; load a streaming "
+            "dataset without `streaming=True`"
+        )
+    if not dataset:
+        raise ValueError("`dataset` has no splits; allowed is a `DatasetDict` with at least one; check how it was made")
+    return dict(dataset)
+
+
+def numbers_of(split: Dataset, column: str) -> np.ndarray | None:
+    """A column of numbers `[n]` float64, NaN where there is none; None if the column holds something else."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = split.select_columns(column).with_format("arrow")[:][column]
+    kind = values.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        return None
+    return pc.fill_null(pc.cast(values, pa.float64()), float("nan")).to_numpy()
+
+
+def like_margin(columns: Iterable[str]) -> list[str]:
+    """Columns that may be meant as `margin`, which trainers find by its exact name only."""
+    ours = {*COLUMNS, *ADDED, NEGATIVE, STATUS}
+    return [name for name in columns if "margin" in name.lower() and name not in ours]
+
+
+# -- What is refused -----------------------------------------------------------------------------------------
+
+
+def _check_numbers(name: str, split: Dataset, rows: np.ndarray, columns: Sequence[str]) -> None:
+    """Refuses a split without the numbers, or whose `rows` have some that no training survives."""
+    for column in columns:
+        if column not in split.column_names:
+            raise ValueError(_missing(name, split, column))
+        values = numbers_of(split, column)
+        if values is None:
+            raise ValueError(
+                f"split {name!r}: `{column}` is {split.features[column]}; allowed is one number a row (a list of one "
+                "number mixes the pairs of a batch with each other); take the number out of it, or annotate anew"
+            )
+        values = values[rows]
+        wrong = ~np.isfinite(values) if column == "margin" else ~((values >= 0) & (values <= 1))
+        if wrong.any():
+            allowed = "a finite number" if column == "margin" else "a probability from 0 to 1"
+            raise ValueError(
+                f"split {name!r}: `{column}` is not {allowed} in {int(wrong.sum())} rows (first: row "
+                f"{rows[int(wrong.argmax())]}); annotate anew, or drop them with `Dataset.filter`"
+            )
+
+
+def _missing(name: str, split: Dataset, column: str) -> str:
+    if column == "margin_prob":
+        return (
+            f"split {name!r} has no `margin_prob`, which `weights=True` needs; annotate it with "
+            '`LegendMarginFn(direction, add=["margin_prob"])`, whose direction needs a `link` or `logit` calibration'
+        )
+    similar = like_margin(split.column_names)
+    rename = f', or, if that is it, `rename_column("{similar[0]}", "margin")`' if similar else ""
+    return f"split {name!r} has no `margin`; add it with `annotate(dataset, direction)`{rename}"
+
+
+def _kept(split: Dataset) -> np.ndarray:
+    """The row numbers `[k]` of the rows whose margin was measured."""
+    if STATUS not in split.column_names:
+        return np.arange(len(split))
+    status = split.select_columns(STATUS)[:][STATUS]
+    return np.array([row for row, said in enumerate(status) if said == OK], dtype=np.int64)
+
+
+# -- Rows ----------------------------------------------------------------------------------------------------
+
+
+def _write(
+    name: str,
+    split: Dataset,
+    rows: np.ndarray,
+    names: Columns,
+    write: Callable[[Pair], dict[str, Any] | str],
+    features: Features,
+) -> Dataset:
+    """A split's kept rows in the trainer's shape."""
+    from datasets import Dataset
+
+    if not len(rows):  # `map` would return the old columns
+        empty: dict[str, list[Any]] = {column: [] for column in features}
+        return Dataset.from_dict(empty, features=features, split=split.split)
+    try:
+        return split.select(rows).map(
+            _convert,
+            batched=True,
+            with_indices=True,
+            remove_columns=split.column_names,
+            features=features,
+            fn_kwargs={
+                "rows": rows,
+                "names": names,
+                "write": write,
+                "columns": list(features),
+                "version": _EXPORT_VERSION,
+            },
+            desc="Exporting rows",
+        )
+    except RowError as error:
+        error.add_note(f"in split {name!r}")
+        raise
+
+
+def _convert(
+    batch: Mapping[str, Any],
+    index: Sequence[int],
+    *,
+    rows: np.ndarray,
+    names: Columns,
+    write: Callable[[Pair], dict[str, Any] | str],
+    columns: Sequence[str],
+    version: int,
+) -> dict[str, Any]:
+    """One batch; `rows` are the row numbers before any were left out. `version` is there to be hashed."""
+    written: dict[str, list[Any]] = {column: [] for column in columns}
+    for i, pair in zip(index, pairs_from_batch(batch, names), strict=True):
+        if isinstance(pair, RowError):
+            raise RowError(int(rows[i]), pair.column, pair.reason)
+        row = write(pair)
+        if isinstance(row, str):
+            raise RowError(int(rows[i]), None, row)
+        tools = pair.chosen.tools
+        row["tools"] = None if tools is None else json.dumps(tools, ensure_ascii=False)
+        row["chat_template_kwargs"] = dict(pair.chosen.chat_template_kwargs or {})
+        for column in written.keys() & row.keys():
+            written[column].append(row[column])
+    numbers = {c: np.asarray(batch[c], dtype=np.float32) for c in ("margin", "margin_prob") if c in columns}
+    if "weight" in columns:
+        numbers["weight"] = np.maximum(2 * numbers["margin_prob"] - 1, 0)
+    return {**written, **numbers}
+
+
+def _strings(pair: Pair) -> dict[str, Any]:
+    """Strings that joined are the row's own text, to the character."""
+    one, other = pair.chosen.text, pair.rejected.text
+    assert one is not None  # because all columns are strings
+    assert other is not None
+    cut = len(one[0])
+    if one[0] != other[0]:  # then a response is all that follows the last opening of the shared part
+        shared = _shared(one[0], other[0], lambda a, b: a == b)
+        last = one[0].rfind(_OPENING, 0, shared)
+        cut = last + len(_OPENING) if last >= 0 else 0
+    return {"prompt": one[0][:cut], "chosen": one[0][cut:] + one[1], "rejected": other[0][cut:] + other[1]}
+
+
+def _messages(pair: Pair) -> dict[str, Any] | str:
+    """Message lists; what the two prompts share is the prompt."""
+    one, other = pair.chosen, pair.rejected
+    says = ("role", "content", "tool_calls")  # ids and time stamps beside the words do not count
+    shared = _shared(one.prompt, other.prompt, lambda a, b: all(a.get(key) == b.get(key) for key in says))
+    if not shared:
+        return (
+            "the two sides share no message, so as messages the row has no prompt, which chat templates refuse; "
+            "allowed are rows with a prompt; add one, or drop the row with `Dataset.filter`"
+        )
+    return {
+        "prompt": list(one.prompt[:shared]),
+        "chosen": [*one.prompt[shared:], *one.response],
+        "rejected": [*other.prompt[shared:], *other.response],
+    }
+
+
+def _shared(one: Sequence[Any], other: Sequence[Any], same: Callable[[Any, Any], bool]) -> int:
+    """How long the beginning is that both have."""
+    shorter = min(len(one), len(other))
+    return next((i for i in range(shorter) if not same(one[i], other[i])), shorter)
+
+
+def _swift(pair: Pair) -> dict[str, Any] | str:
+    """ms-swift's standard format: whole conversations, the rejected one as its last text alone where that says all."""
+    explicit = _messages(pair)
+    if isinstance(explicit, str):
+        return explicit
+    rejected = explicit["rejected"]
+    alone = len(rejected) == 1 and len(explicit["chosen"]) == 1 and "tool_calls" not in rejected[0]
+    return {
+        "messages": explicit["prompt"] + explicit["chosen"],
+        "rejected_response": rejected[0]["content"] if alone else None,
+        "rejected_messages": explicit["prompt"] + rejected,
+    }
+
+
+_WRITERS: dict[str, Callable[[Pair], dict[str, Any] | str]] = {
+    "strings": _strings,
+    "messages": _messages,
+    "ms-swift": _swift,
+}
+
+
+def _one_rejected(done: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """`rejected_response` where it says all in every row of every split, `rejected_messages` otherwise."""
+    full = any(response is None for split in done.values() for response in split["rejected_response"])
+    unread = "rejected_response" if full else "rejected_messages"
+    return {name: split.remove_columns(unread) for name, split in done.items()}
+
+
+# -- Types ---------------------------------------------------------------------------------------------------
+
+
+def _text_columns(columns: Iterable[str], names: Columns) -> list[str]:
+    """The columns that hold the rows' texts."""
+    there = set(columns)
+    sides = (names.chosen, names.rejected)
+    if not set(sides) <= there:
+        sides = (names.response_0, names.response_1)
+    return [name for name in (names.prompt, *sides) if name in there]
+
+
+def _is_text(split: Dataset, names: Columns) -> bool:
+    """Whether all texts are strings."""
+    return all(
+        getattr(split.features[name], "dtype", None) in ("string", "large_string")
+        for name in _text_columns(split.column_names, names)
+    )
+
+
+def _features(given: Sequence[Features], names: Columns, trainer: str, as_messages: bool, weights: bool) -> Features:
+    """The columns of the export and their types, the same for every split."""
+    from datasets import Features, List, Value
+
+    texts = ["messages", "rejected_response", "rejected_messages"] if trainer == "ms-swift" else _EXPLICIT
+    kind = List(_message_type(given, names)) if as_messages else Value("string")
+    types: dict[str, Any] = {name: Value("string") if name == "rejected_response" else kind for name in texts}
+    if as_messages and trainer != "openrlhf":
+        if any(names.tools in features for features in given):
+            types["tools"] = Value("string")  # as JSON: a column of schemas would fill each with the others' keys
+        kwargs = [features[names.chat_template_kwargs] for features in given if names.chat_template_kwargs in features]
+        if trainer == "trl" and kwargs and kwargs[0] != Value("null"):
+            types["chat_template_kwargs"] = kwargs[0]
+    numbers = ["margin", *(["margin_prob", "weight"] if weights else [])]
+    return Features({**types, **{name: Value("float32") for name in numbers}})
+
+
+_EXPLICIT = ["prompt", "chosen", "rejected"]
+
+
+def _message_type(given: Sequence[Features], names: Columns) -> Any:
+    """The type of a message: a role, a content, and what else any message of the rows has."""
+    from datasets import LargeList, List, Value
+
+    message: dict[str, Any] = {"role": Value("string"), "content": Value("string")}
+    for features in given:
+        for name in _text_columns(features, names):
+            kind = features[name]
+            if isinstance(kind, List | LargeList):
+                if not isinstance(kind.feature, dict):
+                    return kind.feature  # JSON, which holds any message as it is
+                found = kind.feature
+            elif isinstance(kind, dict):  # lists of each key, as old datasets have it
+                found = {key: getattr(values, "feature", values) for key, values in kind.items()}
+            else:
+                found = {}
+            message = {**found, **message}
+    return message
+
+
+# -- Words ---------------------------------------------------------------------------------------------------
+
+
+def _flags(trainer: str, as_messages: bool) -> tuple[str, ...]:
+    if trainer == "openrlhf":
+        flags = ["--model.margin_loss_enable", "--data.prompt_key prompt", "--data.chosen_key chosen"]
+        flags += ["--data.rejected_key rejected", *(["--data.apply_chat_template"] if as_messages else [])]
+        return tuple(flags)
+    return ("--rlhf_type rm",) if trainer == "ms-swift" else ()
+
+
+def _notes(trainer: str, columns: Sequence[str]) -> list[str]:
+    if trainer == "openrlhf":
+        return [
+            "Subtracts `margin` only with `--model.margin_loss_enable` (in older versions `--margin_loss`, and the "
+            "`--data.` flags without that prefix); `--model.loss_type logexp` then still ignores it, silently.",
+            "Reads neither `tools` nor `chat_template_kwargs`; they are left out, as are all other columns.",
+            _NOT_RUN.format(name="OpenRLHF"),
+        ]
+    if trainer == "ms-swift":
+        return [
+            "Subtracts `margin` by itself. Before the fix of modelscope/ms-swift#9927 (merged in August 2026) it "
+            "subtracted every margin of a batch from every pair of it, a wrong loss without an error, and dropped "
+            "missing margins, which shifted the others: use a version with the fix, or a batch of one pair. "
+            "Here no margin is missing.",
+            "All other columns are left out.",
+            _NOT_RUN.format(name="ms-swift"),
+        ]
+    notes = [
+        "`RewardTrainer` uses `margin` by itself: -logsigmoid(r_c - r_r - margin). `DPOTrainer` and `KTOTrainer` "
+        "ignore it, silently.",
+        "All other columns are left out.",
+        "Run with TRL 1.16: `RewardTrainer` and `DPOTrainer` train on it.",
+    ]
+    if "chat_template_kwargs" in columns:
+        notes.append("Where a row lacks a keyword for the chat template that another row has, TRL passes None for it.")
+    if "weight" in columns:
+        notes.append(
+            "`margin_prob` and `weight` reach no loss of TRL's; see `export_for` for a `DPOTrainer` that does."
+        )
+    return notes
