@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, load_dataset
 
 from legend_hf import Direction, LegendMarginFn, annotate, fit_direction
 from legend_hf.margins.store import close_stores, open_store
@@ -376,5 +376,6 @@ def test_the_command_line_keeps_scores_by_itself(direction, rows, tmp_path, tiny
     assert "both given" in cli(*annotating, "x", "--store", "own.sqlite", "--no-store", code=2).stderr
     assert "Forgot 0 scores" in cli("store", "prune").stdout
     assert f"Forgot {distinct_texts(rows)} scores" in cli("store", "prune", "--all").stdout
-    columns = [load_from_disk(str(tmp_path / name))["train"]["margin_raw"] for name in ("without", "annotated", "own")]
+    folders = [str(tmp_path / name) for name in ("without", "annotated", "own")]
+    columns = [load_dataset(folder, split="train")["margin_raw"][:] for folder in folders]
     np.testing.assert_allclose(columns[1], columns[0], atol=1e-4 * np.std(columns[0]))
