@@ -272,7 +272,7 @@ def test_tensors_are_refused_by_what_is_wrong(saved):
             _unpack(*packed(tensors), "you/direction")
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_mutated_artifact_is_taken_or_crashes(saved, data):
     """Any change of any byte, in either file, is an `ArtifactError` and nothing else."""

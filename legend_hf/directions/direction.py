@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +32,14 @@ TENSOR_FILE = "direction.safetensors"
 CARD_FILE = "README.md"
 MOST_TRIED = 4096
 """Most entries of `Facts.search`."""
+
+# What a stranger's artifact may take; far more than any direction needs.
+_MOST_BYTES = 8 * 1024 * 1024  # of each of its files
+_MOST_TEXT = 10_000  # characters of a template or a joiner, which are copied into every text
+_MOST_LAYERS = 1 << 16
+_MOST_TOKENS = 1 << 24  # of `max_length`
+_MODEL_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class ArtifactError(ValueError):
@@ -173,8 +183,10 @@ class Direction:
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
+            max_bytes=_MOST_BYTES,
         )
-        direction = _unpack(found.contents[CONFIG_FILE], found.contents[TENSOR_FILE], os.fspath(source))
+        # Not by the name that was given, which may hold a password.
+        direction = _unpack(found.contents[CONFIG_FILE], found.contents[TENSOR_FILE], found.source)
         if model is not None:
             _check_folder(direction.reader, os.fspath(model))
         return replace(
@@ -191,11 +203,12 @@ class Direction:
         card = target / CARD_FILE
         # Bytes: reading as text would turn every line end of a hand-written card into "\n".
         files = self._files(card.read_bytes().decode("utf-8") if card.exists() else None)
-        for name, content in files.items():
-            # Written beside and moved into place, so that a reader never meets half a file.
-            partial = target / f".{name}.partial"
-            partial.write_bytes(content)
-            partial.replace(target / name)
+        # Written beside and moved into place, so that a reader never meets half a file.
+        with TemporaryDirectory(prefix=".partial_", dir=target) as partial:
+            for name, content in files.items():
+                (Path(partial) / name).write_bytes(content)
+            for name in files:
+                (Path(partial) / name).replace(target / name)
 
     def push_to_hub(
         self,
@@ -338,15 +351,20 @@ def _unpack(config_bytes: bytes, tensor_bytes: bytes, source: str) -> Direction:
     if version > FORMAT:
         raise refuse(f"has format {version}, this library reads up to {FORMAT}", "upgrade: `pip install -U legend-hf`")
     digest = config.pop("sha256", None)
-    if digest != _digest(config, tensor_bytes):
+    try:
+        expected_digest = _digest(config, tensor_bytes)
+    except RecursionError as error:
+        raise refuse(f"has a `{CONFIG_FILE}` that is nested too deep", again) from error
+    if digest != expected_digest:
         raise refuse("does not match its own sha256: a file was damaged, cut or changed", again)
     expected = {"format", "library", "reader", "calibration", "facts"}
     _check_keys(config, expected, CONFIG_FILE, refuse)
     for name, kind in (("reader", Reader), ("calibration", Calibration), ("facts", Facts)):
         _check_types(config[name], kind, name, refuse)
+    _check_reader(config["reader"], refuse)
     try:
         tensors = load(tensor_bytes)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError) as error:  # a `KeyError`: of a type that NumPy does not have
         raise refuse(f"has a `{TENSOR_FILE}` that cannot be read ({error})", again) from error
     if set(tensors) != {"direction"}:
         raise refuse(f"has tensors {sorted(tensors)} instead of `direction`", again)
@@ -365,6 +383,29 @@ def _check_keys(found: Mapping[str, Any], expected: set[str], name: str, refuse:
             f"has a `{name}` that {' and '.join(what)}",
             "upgrade (`pip install -U legend-hf`), or ask its author for a whole one",
         )
+
+
+def _check_reader(reader: Mapping[str, Any], refuse: Any) -> None:
+    """Refuses what would have this machine read something of its own, or work without end.
+
+    A model is loaded by its name: a path would be a folder here, and a branch could be another model tomorrow.
+    """
+    model, revision = reader["model"], reader["revision"]
+    if model is not None and not (len(model) <= 200 and _MODEL_ID.fullmatch(model)):
+        raise refuse(f"names the model {model!r:.60}, which is no Hub id", "ask its author for one with a model's id")
+    if model is not None and not _COMMIT.fullmatch(revision or ""):
+        raise refuse(f"names the revision {revision!r:.60} of its model, which is no commit", "ask its author for one")
+    for name in ("template", "joiner", "fit_joiner"):
+        text = reader[name] or ""
+        if len(text) > _MOST_TEXT or any("\ud800" <= c <= "\udfff" for c in text):
+            raise refuse(
+                f"has a `reader.{name}` of {len(text)} characters, and at most {_MOST_TEXT} that UTF-8 can write are "
+                "allowed",
+                "ask its author for another",
+            )
+    for name, most in (("n_layers", _MOST_LAYERS), ("max_length", _MOST_TOKENS)):
+        if reader[name] > most:
+            raise refuse(f"has `reader.{name}` = {reader[name]}, more than {most}", "ask its author for another")
 
 
 def _is_float(value: Any) -> bool:
@@ -400,7 +441,7 @@ def _is_share(value: Any) -> bool:
 
 _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
-    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63,
     "float": _is_float,
     "None": lambda value: value is None,
     "Mapping[str, str]": lambda value: isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),

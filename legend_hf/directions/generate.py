@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.reading import templates
@@ -271,9 +272,10 @@ class AnswersFile:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a whole file or none."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with TemporaryDirectory(prefix=".partial_", dir=path.parent) as folder:  # private, and gone whatever happens
+        part = Path(folder) / path.name
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
 
 
 def key_of(value: Any) -> str:

@@ -12,16 +12,13 @@ import logging
 import os
 import random
 import re
-import tarfile
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -42,6 +39,13 @@ _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _HUB_URL = re.compile(r"hf://(?:models/)?([^/@:]+/[^/@:]+)(?:@([^/]+))?/?")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?:://|::)")
 _RETRIED = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
+# Kinds of URL that hold a list of other files, of any kind and anywhere, which would be read in place of their own.
+_ELSEWHERE = frozenset({"reference"})
+# A URL's kind, then whatever may be a name and a password: up to the last `@`, as a password may hold one.
+_CREDENTIALS = re.compile(r"([A-Za-z][\w+.-]*:/+)(?=[^/?#]*[:@])(.*)@", re.DOTALL)
+_QUERY = re.compile(r"([A-Za-z][\w+.-]*:/+[^?#]*)[?#](.*)", re.DOTALL)
+_TOKEN = re.compile(r"\bhf_[\w-]{6,}(?:\.[\w-]+)*")
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _LOG_IN = "log in with `hf auth login`, set `HF_TOKEN`, or pass `token=`"
 
 
@@ -114,8 +118,9 @@ def read_files(
             token.
         PermissionError: The repository is gated, or the token is refused.
         ConnectionError: The Hub cannot be reached and the files are not cached.
-        ValueError: `source` is neither of the three, a file is larger than `max_bytes`, or a download is
-            damaged.
+        ValueError: `source` is neither of the three or a kind of URL that reads other files than it names, a
+            file is larger than `max_bytes`, or a download is damaged.
+        ImportError: The URL is of a kind that needs a package which is not installed.
     """
     text = os.fspath(source)
     for name in (*names, *optional):
@@ -136,8 +141,8 @@ def read_files(
         return _read_url(text, names, optional, token=token, max_bytes=max_bytes)
     if not _REPO_ID.fullmatch(text):
         raise ValueError(
-            f"{text!r} is not a folder here, not a Hub id and not a URL; give a folder that exists, an id such as "
-            "`user/name`, or a URL such as `hf://user/name` or `s3://bucket/folder`"
+            f"{_without_secrets(text)!r} is not a folder here, not a Hub id and not a URL; give a folder that exists, "
+            "an id such as `user/name`, or a URL such as `hf://user/name` or `s3://bucket/folder`"
         )
     return _read_hub(
         text,
@@ -354,7 +359,12 @@ def upload_files(
                 raise ConnectionError(
                     f"the connection broke while a pull request was opened on `{full_id}` ({_reason(error, token)}); "
                     "look at its discussions before you try again"
-                ) from error
+                ) from _cause(error, token)
+            raise
+        except RuntimeError as error:
+            # The client puts a fault of one large file's upload into another.
+            if isinstance(error.__cause__, httpx2.HTTPError):
+                raise error.__cause__ from None
             raise
 
     return _again(push, full_id, repo_type, "push to", token)
@@ -498,14 +508,27 @@ def _read_url(
     import fsspec
 
     shown = _without_secrets(url)
+    secrets = _secrets_in(url)
+    elsewhere = sorted(_ELSEWHERE & {part.partition(":")[0].lower() for part in url.split("::")})
+    if elsewhere:
+        raise ValueError(
+            f"`{shown}` is a `{elsewhere[0]}` URL, which reads other files than it names; give the URL of the folder "
+            "that holds them"
+        )
     # Credentials for one place must not travel to another.
     options = {"token": token} if url.startswith("hf://") and token is not None else {}
     try:
         fs, root = fsspec.core.url_to_fs(url, **options)
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise FileNotFoundError(f"`{shown}` cannot be opened ({_reason(error, token)}); check the URL") from None
     except ValueError as error:
-        raise ValueError(f"`{shown}` cannot be opened ({_reason(error, token)}); check the URL") from None
+        raise ValueError(f"`{shown}` cannot be opened ({_reason(error, token, secrets)}); check the URL") from None
+    except ImportError as error:
+        raise ImportError(
+            f"`{shown}` cannot be opened ({_reason(error, token, secrets)}); install what URLs of this kind need"
+        ) from None
+    except Exception as error:  # each kind of URL has errors of its own, and many of them quote it
+        raise FileNotFoundError(
+            f"`{shown}` cannot be opened ({_reason(error, token, secrets)}); check the URL"
+        ) from None
 
     def read(name: str) -> bytes:
         path = f"{root.rstrip('/')}/{name}" if root else name
@@ -519,9 +542,9 @@ def _read_url(
                 f"`{name}` is not at `{shown}`; check the URL, which must name the folder that holds it"
             ) from None
         except PermissionError as error:
-            raise PermissionError(f"`{name}` at `{shown}` may not be read: {_reason(error, token)}") from None
-        except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
-            raise ConnectionError(f"`{name}` at `{shown}` cannot be read: {_reason(error, token)}") from None
+            raise PermissionError(f"`{name}` at `{shown}` may not be read: {_reason(error, token, secrets)}") from None
+        except Exception as error:
+            raise ConnectionError(f"`{name}` at `{shown}` cannot be read: {_reason(error, token, secrets)}") from None
         _check_size(len(content), name, shown, max_bytes)
         return content
 
@@ -602,10 +625,14 @@ def _again(
 
     Raises:
         OSError: What `_refusal` makes of an answer that will not change, or of the last of too many faults.
+        ValueError: The token cannot be one.
     """
     import httpx2
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RevisionResolutionError
 
+    if isinstance(token, str) and not re.fullmatch(r"[!-~]*", token):
+        # The client would put it into a header, and quote the header where it complains.
+        raise ValueError("`token` holds a space, a line end or another character that no token has; copy it anew")
     # All that the Hub's client raises for a request: an answer with an error status, a broken connection, no
     # connection.
     faults = (httpx2.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RevisionResolutionError)
@@ -615,7 +642,7 @@ def _again(
         except faults as error:
             wait = _wait_before_retry(_root(error), attempt)
             if wait is None or wait > LONGEST_WAIT or attempt == ATTEMPTS:
-                raise _refusal(error, repo_id, repo_type, doing, token, revision, attempt) from error
+                raise _refusal(error, repo_id, repo_type, doing, token, revision, attempt) from _cause(error, token)
             logger.warning(
                 "could not %s `%s` (%s); trying again in %.1f s", doing, repo_id, _reason(error, token), wait
             )
@@ -712,7 +739,7 @@ def _refusal(
     )
 
 
-def _reason(error: BaseException, token: str | bool | None) -> str:
+def _reason(error: BaseException, token: str | bool | None, secrets: Collection[str] = ()) -> str:
     """The server's own words if it had any, else the error's first line; never a token."""
     response = getattr(error, "response", None)
     text = getattr(error, "server_message", None) or ""
@@ -722,13 +749,42 @@ def _reason(error: BaseException, token: str | bool | None) -> str:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         text = lines[0] if lines else ""
     status = f"{response.status_code} " if response is not None else f"{type(error).__name__} "
-    text = f"{status}{text}".strip().rstrip(".")
-    if isinstance(token, str) and token:
-        text = text.replace(token, "***")
-    return _without_secrets(re.sub(r"\bhf_\w{6,}", "hf_***", text))
+    return _hidden(f"{status}{text}".strip().rstrip("."), token, secrets)
+
+
+def _cause(error: BaseException, token: str | bool | None) -> BaseException | None:
+    """The client's error, to be printed above ours; None where one in its chain would show a token or a signed URL."""
+    link: BaseException | None = error
+    while link is not None:
+        words = "\n".join([str(link), *getattr(link, "__notes__", ())])
+        if _hidden(words, token) != words:
+            return None
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def _hidden(text: str, token: str | bool | None, secrets: Collection[str] = ()) -> str:
+    """A text of somebody else's without tokens and without what in URLs may be secret."""
+    known = {token if isinstance(token, str) else "", *(os.environ.get(name, "").strip() for name in _TOKEN_VARIABLES)}
+    for secret in sorted({*known, *secrets} - {""}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    text = re.sub(r"(://)[^/\s]*@(?=[^/\s])", r"\1***@", _TOKEN.sub("hf_***", text))
+    return re.sub(r"(://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1?***", text)
 
 
 def _without_secrets(url: str) -> str:
-    """A URL, or a text with URLs in it, without user names, passwords and queries (signatures, keys)."""
-    text = re.sub(r"(://)[^/\s@']*@(?=[^/\s])", r"\1***@", url)
-    return re.sub(r"(://[^\s?']*)\?[^\s:']*", r"\1?***", text)
+    """A URL, or several chained by `::`, without user names, passwords, queries and fragments (signatures, keys)."""
+    bare = (_CREDENTIALS.sub(r"\1***@", part) for part in url.split("::"))
+    return "::".join(_QUERY.sub(r"\1?***", part) for part in bare)
+
+
+def _secrets_in(url: str) -> set[str]:
+    """What of a URL may be secret: passwords, queries and their values, as written and decoded."""
+    found: set[str] = set()
+    for part in url.split("::"):
+        if credentials := _CREDENTIALS.match(part):
+            found |= {credentials[2], credentials[2].partition(":")[2]}
+        if query := _QUERY.match(part):
+            found |= {query[2], *(value for _, value in parse_qsl(query[2]))}
+    # Shorter ones are no secrets, and stand in other words.
+    return {secret for secret in {*found, *map(unquote, found)} if len(secret) > 3}

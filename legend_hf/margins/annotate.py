@@ -52,7 +52,7 @@ def annotate(
     dataset: AnyDataset,
     direction: Transform | Direction | str | os.PathLike[str],
     *,
-    batch_size: int = 1000,
+    batch_size: int = 200,
     num_proc: int | None = None,
 ) -> AnyDataset:
     """Adds margin columns to every split in one call.
@@ -66,7 +66,7 @@ def annotate(
     Args:
         dataset: A `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`.
         direction: A `LegendMarginFn` or `LegendScoreFn`, for its options, or what the former takes as direction.
-        batch_size: Rows in one call of the transform.
+        batch_size: Rows in one call of the transform, after each of which the progress bar moves.
         num_proc: Processes.
 
     Returns:

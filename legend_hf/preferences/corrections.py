@@ -18,6 +18,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.directions.generate import key_of
@@ -243,9 +245,10 @@ def correction_ladders(
     )
     result.info.update(DatasetInfo(description=description))
     if output is not None:
-        part = f"{os.fspath(output)}.part"  # the whole file or none
-        result.with_format(None).to_json(part)
-        os.replace(part, output)
+        with TemporaryDirectory(prefix=".partial_", dir=Path(output).parent) as folder:  # the whole file or none
+            part = Path(folder) / "ladders.jsonl"
+            result.with_format(None).to_json(part)
+            os.replace(part, output)
     return result
 
 

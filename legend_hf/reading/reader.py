@@ -376,6 +376,11 @@ def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedMo
             f"this direction was fitted on a model folder (sha256 {reader.model_sha256}) that is not on the Hub; say "
             "where it is: `Direction.from_pretrained(..., model=path)`"
         )
+    if runtime.path is None and os.path.exists(source):
+        raise ValueError(
+            f"`{source}` is a model on the Hub, and something here is called the same, which would be read in its "
+            "place; run from another folder, or give the model's folder: `Direction.from_pretrained(..., model=path)`"
+        )
     if runtime.path is not None and reader.model_sha256 is not None:
         found = folder_sha256(runtime.path)
         if found != reader.model_sha256:
@@ -435,7 +440,26 @@ def _load_config(source: str, commit: str | None, trust_remote_code: bool) -> Pr
             f"{source!r} is an encoder-decoder model ({config.model_type}); use a decoder or an encoder: which of its "
             "two stacks should read a text is not defined here"
         )
+    _check_inert(config, source, trust_remote_code)
     return config
+
+
+def _check_inert(config: PretrainedConfig, source: str, trust_remote_code: bool) -> None:
+    """Refuses what a config can ask for in spite of our own arguments: weights of another kind, a kernel of the Hub."""
+    weights = getattr(config, "transformers_weights", None)
+    if weights is not None and not str(weights).endswith((".safetensors", ".safetensors.index.json")):
+        raise ValueError(
+            f"the config of {source!r} names its weights {str(weights)!r}, which can hold a program; use a model whose "
+            "weights are safetensors"
+        )
+    parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+    asked = [getattr(part, "_attn_implementation", None) for part in parts]
+    kernels = [name for name in asked if isinstance(name, str) and "/" in name]
+    if kernels and not trust_remote_code:
+        raise ValueError(
+            f"the config of {source!r} asks for the program {kernels[0]!r} from the Hub to compute attention; remove "
+            "`attn_implementation` from it, or pass `trust_remote_code=True` if you trust both"
+        )
 
 
 def _load_tokenizer(source: str, commit: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -467,6 +491,12 @@ def _check_match(reader: Reader, config: PretrainedConfig, tokenizer: PreTrained
                 f"this model does not fit the direction: its `{name}` is {value!r}, the direction was fitted with "
                 f"{expected!r}; use {reader.name}, or fit a new direction"
             )
+    window = _window(text_config, tokenizer)
+    if reader.max_length > window:
+        raise ValueError(
+            f"this model does not fit the direction: it reads up to {window} tokens, the direction up to "
+            f"{reader.max_length}; use {reader.name}, or fit a new direction"
+        )
     if reader.eos == "append" and tokenizer.eos_token_id is None:
         raise ValueError('`eos="append"` needs a tokenizer with an EOS token, this one has none; use `eos="none"`')
 
