@@ -112,19 +112,30 @@ def test_push_and_inspect(files, tiny_llama, tmp_path, hub):
         (["fit", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--layer", "best"], "`layer` is 'best'; allowed are 'auto'"),
         (["fit", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--layer", "9"], "`layer` is 9; this model has 3 blocks"),
         (["fit", "{d}/pairs.txt", "--model", "{m}", "--output", "{o}"], "'.txt'; allowed are .jsonl"),
-        (["annotate", "{d}/pairs.jsonl", "{d}/direction", "--output", "{o}"], "say where it is"),
+        (["annotate", "{d}/pairs.jsonl", "{d}/direction", "--output", "{o}"], "say where it is: `--model FOLDER`"),
+        (["annotate", "{d}/torn.jsonl", "{d}/direction", "--model", "{m}", "--output", "{o}"], "torn.jsonl' cannot be read"),
+        (["annotate", "{d}/saved", "{d}/direction", "--model", "{m}", "--output", "{o}", "--split", "dev"], "holds the splits train"),
+        (["annotate", "{d}/saved/train", "{d}/direction", "--model", "{m}", "--output", "{o}", "--split", "dev"], "holds one dataset without splits"),
         (["annotate", "{d}/pairs.jsonl", "{d}", "--output", "{o}"], "config.json"),
         (["annotate", "{d}/pairs.jsonl", "{d}/direction", "--model", "{m}", "--output", "{o}", "--chosen-column", "better"], "better"),
+        (["annotate", "nowhere.jsonl", "{d}/direction", "--model", "{m}", "--output", "{o}"], "there is no file or folder 'nowhere.jsonl' here"),
+        (["annotate", "{d}/nowhere", "{d}/direction", "--model", "{m}", "--output", "{o}"], "there is no file or folder '/"),
+        (["annotate", "user/there-is-none", "{d}/direction", "--model", "{m}", "--output", "{o}"], "user/there-is-none"),
         (["inspect", "user/there-is-none"], "user/there-is-none"),
     ],
 )  # fmt: skip
 def test_user_errors_are_one_line_and_exit_code_2(files, tiny_llama, tmp_path, hub, arguments, message):
+    from datasets import Dataset, DatasetDict
+
     (files / "pairs.txt").write_text("x")
+    (files / "torn.jsonl").write_text('{"prompt": "Te')
+    DatasetDict({"train": Dataset.from_list(PAIRS)}).save_to_disk(files / "saved")
     done = run(*[a.format(d=files, m=tiny_llama, o=tmp_path / "out") for a in arguments])
     assert done.exit_code == 2, done.output
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert message in line
     assert "Traceback" not in done.output
+    assert "from_pretrained" not in line, "no Python for those who sit at a shell"
 
 
 def test_a_bug_keeps_its_traceback(files, monkeypatch):
@@ -135,12 +146,33 @@ def test_a_bug_keeps_its_traceback(files, monkeypatch):
     assert isinstance(run("inspect", files / "direction").exception, KeyError)
 
 
-@pytest.mark.parametrize("command", ["fit", "annotate", "push", "inspect"])
+@pytest.mark.parametrize("command", ["induce", "fit", "annotate", "report", "push", "inspect", "store show"])
 def test_help_shows_an_example(command):
-    done = run(command, "--help")
+    done = run(*command.split(), "--help")
     assert done.exit_code == 0
     assert f"Example: legend-hf {command}" in " ".join(done.output.split())
-    assert command in run("--help").output
+    assert command.split()[0] in run("--help").output
+
+
+def test_help_costs_no_heavy_import():
+    code = "import sys, legend_hf.cli; print(*{'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+    # The control: this would notice.
+    code = code.replace("legend_hf.cli", "datasets")
+    assert "datasets" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_module_and_the_script_are_the_same_door():
+    from importlib.metadata import entry_points
+
+    import legend_hf.cli
+
+    (script,) = entry_points(group="console_scripts", name="legend-hf")
+    assert script.load() is legend_hf.cli.main
+    module = [sys.executable, "-m", "legend_hf.cli", "--help"]
+    said = subprocess.run(module, capture_output=True, text=True, check=True).stdout
+    assert "annotate" in said
+    assert "curriculum" in said
 
 
 def test_progress_bars_obey_the_datasets_switch(files, tiny_llama, tmp_path):

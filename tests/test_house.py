@@ -44,7 +44,7 @@ def test_imports_follow_the_flow():
     assert len(files) > 10
     for file in files:
         module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        if file.name == "cli.py":
+        if stage(module) == FLOW.index("cli"):
             continue  # the door opens on everything, through the public names
         assert against_the_flow(module, file.read_text(encoding="utf-8")) == [], module
 

@@ -1,45 +1,51 @@
-"""`legend-hf`: the command line, a door to the library and nothing more.
+"""From questions to published margins: `induce`, `fit`, `annotate`, `score`, `report`, `push`, `inspect`, `store`.
 
-In: arguments. Out: what one function of the library did, in words. Each command parses, calls that function and prints;
-a user's error ends with exit code 2 and one line that says what to do.
+In: arguments. Out: what one function of the library did, in words. This file does not know what margins are used for.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    name="legend-hf",
-    help="Margins for preference datasets: fit a direction, annotate, publish.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+from legend_hf.cli.options import (
+    BatchTokensOption,
+    ChosenColumnOption,
+    ConfigOption,
+    DatasetArgument,
+    DeviceOption,
+    DirectionArgument,
+    DtypeOption,
+    FolderOption,
+    ModelPathOption,
+    ModelRevisionOption,
+    NoStoreOption,
+    NumProcOption,
+    OnErrorOption,
+    PromptColumnOption,
+    RejectedColumnOption,
+    ResponsesColumnOption,
+    RevisionOption,
+    SplitOption,
+    StoreOption,
+    TemplateOption,
+    all_splits,
+    app,
+    chosen_store,
+    load,
+    new_folder,
+    one_split,
+    public_name,
+    save,
+    user_errors,
 )
-
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 stores = typer.Typer(help="Show, prune and merge stores of scores.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(stores, name="store")
 
-DatasetArgument = Annotated[str, typer.Argument(help="Hub id, folder, or a .jsonl, .csv or .parquet file.")]
-DirectionArgument = Annotated[str, typer.Argument(help="Hub id, folder or fsspec URL of a direction.")]
-ConfigOption = Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")]
-SplitOption = Annotated[str | None, typer.Option(help="One split; all of them when left out.")]
-RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of the direction.")]
-ModelPathOption = Annotated[
-    Path | None, typer.Option(help="Folder of the direction's model, instead of the Hub.", file_okay=False)
-]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU when there is one.")]
-OnErrorOption = Annotated[str, typer.Option(help="raise at a row that cannot be read, or skip it.")]
-BatchTokensOption = Annotated[int | None, typer.Option(help="Most tokens in one forward pass.")]
 StoreArgument = Annotated[
     Path | None, typer.Argument(help="A store; the one that `annotate` uses by itself when left out.", dir_okay=False)
 ]
@@ -50,7 +56,7 @@ def induce(
     questions: DatasetArgument,
     model: Annotated[str, typer.Option(help="Hub id or folder of the language model that answers.")],
     output: Annotated[Path, typer.Option(help="File for the pairs, .jsonl; a stopped run goes on.", dir_okay=False)],
-    model_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+    model_revision: ModelRevisionOption = None,
     config: ConfigOption = None,
     split: SplitOption = None,
     prompt_column: Annotated[str, typer.Option(help="Name of the questions' column.")] = "prompt",
@@ -59,18 +65,18 @@ def induce(
     refusals: Annotated[
         Path | None, typer.Option(help="Refusals, one a line; the paper's when left out.", exists=True, dir_okay=False)
     ] = None,
-    template: Annotated[str, typer.Option(help="auto, chat, dialogue, alpaca, or text with {prompt}.")] = "auto",
+    template: TemplateOption = "auto",
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens, 1024 when left out.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Most questions answered together.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(help="Of the refusals' dealing and of the drawing.")] = 0,
     device: DeviceOption = None,
 ) -> None:
     """Let a model answer questions and put a refusal against each answer: contrastive pairs for `fit`."""
-    with _user_errors():
+    with user_errors():
         from legend_hf.directions import induce as induction
 
-        rows = _one_split(_load(questions, config, split), "questions")
+        rows = one_split(load(questions, config, split), "questions")
         if per_category is not None:
             rows = induction.sample_questions(
                 rows, per_category=per_category, category_column=category_column, seed=seed
@@ -100,7 +106,7 @@ def fit(
     pairs: DatasetArgument,
     model: Annotated[str, typer.Option(help="Hub id or folder of the model that reads.")],
     output: Annotated[Path, typer.Option(help="Folder for the direction.", file_okay=False)],
-    model_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+    model_revision: ModelRevisionOption = None,
     config: ConfigOption = None,
     split: SplitOption = None,
     preset: Annotated[str | None, typer.Option(help="reference: all as in the paper's public code.")] = None,
@@ -123,10 +129,10 @@ def fit(
     batch_tokens: BatchTokensOption = None,
 ) -> None:
     """Fit a direction on contrastive pairs and save it with its card."""
-    with _user_errors():
+    with user_errors():
         from legend_hf import fit_direction
 
-        rows = _one_split(_load(pairs, config, split), "pairs")
+        rows = one_split(load(pairs, config, split), "pairs")
         direction = fit_direction(
             rows,
             model=model,
@@ -145,7 +151,7 @@ def fit(
             seed=seed,
             device=device,
             batch_tokens=batch_tokens,
-            pairs_source=_induced(pairs) or _public_name(pairs),
+            pairs_source=_induced(pairs) or public_name(pairs),
         )
         direction.save_pretrained(output)
         typer.echo(_summary(direction))
@@ -166,26 +172,21 @@ def annotate(
     negative: Annotated[str, typer.Option(help="Margins below 0: keep, zero, or flag in a column.")] = "keep",
     on_error: OnErrorOption = "raise",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing margin columns.")] = False,
-    prompt_column: Annotated[str, typer.Option(help="Name of the prompts' column.")] = "prompt",
-    chosen_column: Annotated[str, typer.Option(help="Name of the chosen responses' column.")] = "chosen",
-    rejected_column: Annotated[str, typer.Option(help="Name of the rejected responses' column.")] = "rejected",
-    num_proc: Annotated[int | None, typer.Option(help="Processes.")] = None,
+    prompt_column: PromptColumnOption = "prompt",
+    chosen_column: ChosenColumnOption = "chosen",
+    rejected_column: RejectedColumnOption = "rejected",
+    num_proc: NumProcOption = None,
     device: DeviceOption = None,
     batch_tokens: BatchTokensOption = None,
-    store: Annotated[
-        Path | None, typer.Option(help="File, .sqlite, that keeps scores; in the assets cache when left out.")
-    ] = None,
-    no_store: Annotated[bool, typer.Option("--no-store", help="Keep no scores: a stopped run starts anew.")] = False,
+    store: StoreOption = None,
+    no_store: NoStoreOption = False,
 ) -> None:
     """Add margin columns to every split and save the result with its card; a stopped run goes on where it was."""
-    with _user_errors():
+    with user_errors():
         from legend_hf import Direction, LegendMarginFn, save_annotated
         from legend_hf import annotate as annotate_dataset
-        from legend_hf.margins.store import default_store
 
-        if store is not None and no_store:
-            raise ValueError("`--store` and `--no-store` were both given; leave one out")
-
+        keeps = chosen_store(store, no_store)
         loaded = Direction.from_pretrained(direction, revision=revision, model=model)
         fn = LegendMarginFn(
             loaded,
@@ -195,15 +196,60 @@ def annotate(
             on_error=on_error,
             device=device,
             batch_tokens=batch_tokens,
-            store=None if no_store else store or default_store(),
+            store=keeps,
             overwrite=overwrite,
             prompt_column=prompt_column,
             chosen_column=chosen_column,
             rejected_column=rejected_column,
         )
-        annotated = annotate_dataset(_load(dataset, config, split), fn, num_proc=num_proc)
-        save_annotated(annotated, output, direction=loaded, source=_public_name(dataset))
+        annotated = annotate_dataset(load(dataset, config, split), fn, num_proc=num_proc)
+        save_annotated(annotated, output, direction=loaded, source=public_name(dataset))
         typer.echo(f"Saved in {output}")
+
+
+@app.command(
+    epilog="Example: legend-hf score openbmb/UltraFeedback you/direction --output scored --prompt-column instruction "
+    "--responses-column completions"
+)
+def score(
+    dataset: DatasetArgument,
+    direction: DirectionArgument,
+    output: FolderOption,
+    revision: RevisionOption = None,
+    model: ModelPathOption = None,
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    add: Annotated[list[str] | None, typer.Option(help="choice_probs.")] = None,
+    on_error: OnErrorOption = "raise",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing columns of scores.")] = False,
+    prompt_column: PromptColumnOption = "prompt",
+    responses_column: ResponsesColumnOption = "responses",
+    num_proc: NumProcOption = None,
+    device: DeviceOption = None,
+    batch_tokens: BatchTokensOption = None,
+    store: StoreOption = None,
+    no_store: NoStoreOption = False,
+) -> None:
+    """Score lists of responses: adds `scores`, `ranking` and `best_response` to every split, for `pairs`."""
+    with user_errors():
+        from legend_hf import Direction, LegendScoreFn
+        from legend_hf import annotate as annotate_dataset
+
+        new_folder(output)
+        keeps = chosen_store(store, no_store)
+        fn = LegendScoreFn(
+            Direction.from_pretrained(direction, revision=revision, model=model),
+            add=add or (),
+            on_error=on_error,
+            device=device,
+            batch_tokens=batch_tokens,
+            store=keeps,
+            overwrite=overwrite,
+            prompt_column=prompt_column,
+            responses_column=responses_column,
+        )
+        scored = annotate_dataset(all_splits(load(dataset, config, split)), fn, num_proc=num_proc)
+        save(scored, output)
 
 
 @app.command(epilog="Example: legend-hf report annotated --direction you/direction --output report")
@@ -229,22 +275,22 @@ def report(
     excerpts: Annotated[
         bool, typer.Option("--excerpts", help="Show beginnings of suspicious rows' texts, which can be harmful.")
     ] = False,
-    prompt_column: Annotated[str, typer.Option(help="Name of the prompts' column.")] = "prompt",
-    chosen_column: Annotated[str, typer.Option(help="Name of the chosen responses' column.")] = "chosen",
-    rejected_column: Annotated[str, typer.Option(help="Name of the rejected responses' column.")] = "rejected",
+    prompt_column: PromptColumnOption = "prompt",
+    chosen_column: ChosenColumnOption = "chosen",
+    rejected_column: RejectedColumnOption = "rejected",
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     device: DeviceOption = None,
 ) -> None:
     """Say how good the margins of a dataset are: agreement, length, calibration, suspicious rows."""
-    with _user_errors():
+    with user_errors():
         from legend_hf import Direction
         from legend_hf.margins.report import report as make_report
 
         loaded = Direction.from_pretrained(direction, revision=revision, model=model) if direction else None
-        pairs = _one_split(_load(stability_pairs, None, None), "stability pairs") if stability_pairs else None
-        ranked = _one_split(_load(ladders, None, None), "ladders") if ladders else None
+        pairs = one_split(load(stability_pairs, None, None), "stability pairs") if stability_pairs else None
+        ranked = one_split(load(ladders, None, None), "ladders") if ladders else None
         made = make_report(
-            _load(dataset, config, split),
+            load(dataset, config, split),
             direction=loaded,
             category_column=category_column,
             categories=category or None,
@@ -273,12 +319,12 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
     """Push an annotated dataset to the Hub, every split, with its card."""
-    with _user_errors():
+    with user_errors():
         from legend_hf import Direction, push_annotated
 
         loaded = Direction.from_pretrained(direction, revision=revision)
         push_annotated(
-            _load(str(folder), None, None),
+            load(str(folder), None, None),
             repo_id,
             direction=loaded,
             source=source,
@@ -295,7 +341,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """Show what a direction is and what is known of its fit."""
-    with _user_errors():
+    with user_errors():
         from legend_hf import Direction
 
         loaded = Direction.from_pretrained(direction, revision=revision)
@@ -305,7 +351,7 @@ def inspect(
 @stores.command("show", epilog="Example: legend-hf store show")
 def store_show(path: StoreArgument = None) -> None:
     """Say what a store holds for each direction."""
-    with _user_errors():
+    with user_errors():
         store, size = _existing_store(path)
         typer.echo(f"{store.path}, {size / 2**20:.1f} MiB")
         for kept in store.contents():
@@ -319,7 +365,7 @@ def store_prune(
     everything: Annotated[bool, typer.Option("--all", help="Forget all.")] = False,
 ) -> None:
     """Forget the scores of directions that are no longer used, and give their space back."""
-    with _user_errors():
+    with user_errors():
         store, before = _existing_store(path)
         gone = store.prune(unused_days=0.0 if everything else unused_days)
         typer.echo(f"Forgot {gone} scores; {store.path} went from {before} to {store.path.stat().st_size} bytes")
@@ -331,30 +377,12 @@ def store_merge(
     stores: Annotated[list[Path], typer.Argument(help="Stores to take from.", exists=True, dir_okay=False)],
 ) -> None:
     """Put the scores of several stores into one, such as those of several machines."""
-    with _user_errors():
+    with user_errors():
         from legend_hf.margins.store import open_store
 
         store = open_store(into)
         for path in stores:
             typer.echo(f"{store.merge(open_store(path))} new scores from {path}")
-
-
-def main() -> None:
-    """The entry point of `legend-hf`."""
-    app()
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """Turns the errors that a user can mend into one line and exit code 2; others keep their traceback."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        notes = getattr(error, "__notes__", [])
-        typer.echo("Error: " + " ".join(" ".join([str(error), *notes]).split()), err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as stop:  # what was kept, and how to go on, has been said
-        raise typer.Exit(130) from stop
 
 
 def _existing_store(path: Path | None) -> tuple[Any, int]:
@@ -365,35 +393,6 @@ def _existing_store(path: Path | None) -> tuple[Any, int]:
     if not file.exists():
         raise ValueError(f"there is no store {str(file)!r}; `legend-hf annotate` makes one")
     return open_store(file), file.stat().st_size
-
-
-def _load(source: str, config: str | None, split: str | None) -> Any:
-    """Loads a dataset from a file, a folder (saved or plain) or the Hub."""
-    from datasets import load_dataset, load_from_disk
-
-    suffix = Path(source).suffix
-    if os.path.isfile(source):
-        if suffix not in FILE_KINDS:
-            raise ValueError(f"{source!r} ends in {suffix!r}; allowed are {', '.join(FILE_KINDS)}")
-        return load_dataset(FILE_KINDS[suffix], data_files=source, split=split)
-    if os.path.isdir(source) and any((Path(source) / n).exists() for n in ("state.json", "dataset_dict.json")):
-        saved = load_from_disk(source)
-        return saved if split is None else saved[split]
-    return load_dataset(source, config, split=split)
-
-
-def _one_split(dataset: Any, what: str) -> Any:
-    """Takes the only split of a dataset; several are the user's to choose from."""
-    if not isinstance(dataset, dict):
-        return dataset
-    if len(dataset) > 1:
-        raise ValueError(f"the {what} have the splits {', '.join(dataset)}; choose one with `--split`")
-    return next(iter(dataset.values()))
-
-
-def _public_name(source: str) -> str | None:
-    """A Hub id may stand in a card; a path of somebody's machine may not."""
-    return None if os.path.exists(source) else source
 
 
 def _induced(source: str) -> str | None:
@@ -421,7 +420,3 @@ def _summary(direction: Any) -> str:
         ("calibration", direction.calibration.label()),
     ]  # fmt: skip
     return "\n".join(f"{name:>12}  {value}" for name, value in rows)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,18 @@
+"""`legend-hf`: the command line, a door to the library and nothing more.
+
+In: arguments. Out: what one function of the library did, in words. Each command parses, calls that function and prints;
+a user's error ends with exit code 2 and one line that says what to do. No command knows anything that the library does
+not know: `annotating` goes from questions to published margins, `preferences` from margins to what is trained on.
+"""
+
+from __future__ import annotations
+
+from legend_hf.cli import annotating, preferences  # each puts its commands into `app`, in this order
+from legend_hf.cli.options import app
+
+__all__ = ["annotating", "app", "main", "preferences"]
+
+
+def main() -> None:
+    """The entry point of `legend-hf`."""
+    app()

@@ -1,0 +1,462 @@
+"""From margins to what is trained on: `select`, `pairs`, `curriculum`, `corrections`, `corr-at-k`, `export`, `check`.
+
+In: arguments. Out: what one function of the library did, in words, and saved datasets. This file knows how an export
+lies in a folder, and which functions a user may name as a judge, but no trainer and no judge itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from legend_hf.cli.options import (
+    BatchTokensOption,
+    ChosenColumnOption,
+    ConfigOption,
+    DatasetArgument,
+    DeviceOption,
+    DtypeOption,
+    FolderOption,
+    ModelRevisionOption,
+    OnErrorOption,
+    OneSplitOption,
+    PromptColumnOption,
+    RejectedColumnOption,
+    ResponsesColumnOption,
+    RevisionOption,
+    SplitOption,
+    TemplateOption,
+    all_splits,
+    app,
+    in_shell,
+    load,
+    new_file,
+    new_folder,
+    one_split,
+    save,
+    user_errors,
+    write_whole,
+)
+
+EmbedderOption = Annotated[
+    str | None, typer.Option(help="Hub id or folder of the model whose embeddings say how alike responses are.")
+]
+WriterOption = Annotated[str, typer.Option(help="Hub id or folder of the language model that goes on with responses.")]
+HarmColumnOption = Annotated[str, typer.Option(help="Name of the full harmful responses' column.")]
+
+
+@app.command(
+    epilog="Example: legend-hf select Anthropic/hh-rlhf --model Qwen/Qwen2.5-0.5B --output half --on-error skip"
+)
+def select(
+    dataset: DatasetArgument,
+    output: FolderOption,
+    model: EmbedderOption = None,
+    model_revision: ModelRevisionOption = None,
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    keep: Annotated[str, typer.Option(help="dissimilar, similar or random.")] = "dissimilar",
+    fraction: Annotated[float, typer.Option(help="Share of the rows to keep, above 0 and at most 1.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of random.")] = 0,
+    on_error: OnErrorOption = "raise",
+    prompt_column: PromptColumnOption = "prompt",
+    chosen_column: ChosenColumnOption = "chosen",
+    rejected_column: RejectedColumnOption = "rejected",
+    device: DeviceOption = None,
+    batch_tokens: BatchTokensOption = None,
+) -> None:
+    """Keep the share of the rows whose two responses are least (or most) alike, by the column `pair_similarity`."""
+    with user_errors():
+        from legend_hf import PairSimilarityFn, select_pairs
+        from legend_hf.preferences.similarity import COLUMN
+
+        new_folder(output)
+        splits = all_splits(load(dataset, config, split))
+        bare = [name for name, rows in splits.items() if COLUMN not in rows.column_names]
+        if bare:
+            if model is None:
+                raise ValueError(
+                    f"there is no column `{COLUMN}` in the splits {', '.join(bare)}; give `--model`, which measures it"
+                )
+            fn = PairSimilarityFn(
+                model,
+                revision=model_revision,
+                on_error=on_error,
+                device=device,
+                batch_tokens=batch_tokens,
+                prompt_column=prompt_column,
+                chosen_column=chosen_column,
+                rejected_column=rejected_column,
+            )
+            for name in bare:
+                splits[name] = _mapped(splits[name], fn)
+        elif model is not None:
+            typer.echo(f"`{COLUMN}` is there already: nothing was measured with {model}")
+        readable = select_pairs(splits, keep=keep, fraction=1.0)  # refuses a wrong `keep`, too
+        kept = select_pairs(readable, keep=keep, fraction=fraction, seed=seed)
+        for name, rows in splits.items():
+            few, all_of_them = kept[name][COLUMN][:], readable[name][COLUMN][:]
+            dropped = len(all_of_them) - len(few)
+            unread = len(rows) - len(all_of_them)
+            typer.echo(
+                f"{name}: kept {len(few)} pairs{_mean(sum(few), len(few))}, dropped {dropped}"
+                f"{_mean(sum(all_of_them) - sum(few), dropped)}" + (f", {unread} could not be read" if unread else "")
+            )
+        save(kept, output)
+
+
+@app.command(epilog="Example: legend-hf pairs scored --rule best --direction you/direction --output pairs")
+def pairs(
+    dataset: DatasetArgument,
+    output: FolderOption,
+    rule: Annotated[str, typer.Option(help="dissimilar, similar, centroid, random, best or all.")] = "dissimilar",
+    direction: Annotated[
+        str | None, typer.Option(help="The direction whose scores these are: it makes `margin`, which trainers read.")
+    ] = None,
+    revision: RevisionOption = None,
+    model: EmbedderOption = None,
+    model_revision: ModelRevisionOption = None,
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    scores_column: Annotated[str, typer.Option(help="Name of the column with the lists of scores.")] = "scores",
+    responses_column: ResponsesColumnOption = "responses",
+    prompt_column: PromptColumnOption = "prompt",
+    on_error: OnErrorOption = "raise",
+    seed: Annotated[int, typer.Option(help="Of random, and of centroid for many responses.")] = 0,
+    device: DeviceOption = None,
+    batch_tokens: BatchTokensOption = None,
+) -> None:
+    """Make preference pairs out of several scored responses per prompt, such as those of `score`."""
+    with user_errors():
+        from legend_hf import Direction, make_pairs
+
+        new_folder(output)
+        splits = all_splits(load(dataset, config, split))
+        made = make_pairs(
+            splits,
+            rule=rule,
+            model=model,
+            revision=model_revision,
+            device=device,
+            batch_tokens=batch_tokens,
+            scores_column=scores_column,
+            responses_column=responses_column,
+            prompt_column=prompt_column,
+            direction=Direction.from_pretrained(direction, revision=revision) if direction else None,
+            on_error=on_error,
+            seed=seed,
+        )
+        for name, rows in made.items():
+            typer.echo(f"{name}: {len(rows)} pairs of {len(splits[name])} prompts")
+        save(made, output)
+
+
+@app.command(epilog="Example: legend-hf curriculum annotated --stages 3 --negative drop --output stages")
+def curriculum(
+    dataset: DatasetArgument,
+    output: FolderOption,
+    config: ConfigOption = None,
+    split: OneSplitOption = None,
+    by: Annotated[str, typer.Option(help="Column of numbers, the larger the easier.")] = "margin",
+    stages: Annotated[int | None, typer.Option(help="How many; as many as needed, or 3 for global.")] = None,
+    mode: Annotated[str, typer.Option(help="per_prompt or global.")] = "per_prompt",
+    order: Annotated[str, typer.Option(help="easy_first or hard_first.")] = "easy_first",
+    negative: Annotated[str, typer.Option(help="Pairs below 0: hardest, or drop them.")] = "hardest",
+    prompt_column: PromptColumnOption = "prompt",
+    chosen_column: ChosenColumnOption = "chosen",
+    rejected_column: RejectedColumnOption = "rejected",
+) -> None:
+    """Divide pairs into stages to train on one after the other, from clear to close; each stage is a split."""
+    with user_errors():
+        from legend_hf import curriculum as make_curriculum
+
+        new_folder(output)
+        rows = one_split(load(dataset, config, split), "pairs")
+        made = make_curriculum(
+            rows,
+            by=by,
+            stages=stages,
+            mode=mode,
+            order=order,
+            negative=negative,
+            prompt_column=prompt_column,
+            chosen_column=chosen_column,
+            rejected_column=rejected_column,
+        )
+        for name, stage in made.items():
+            typer.echo(f"{name}: {len(stage)} pairs")
+        left_out = len(rows) - sum(map(len, made.values()))
+        if left_out:
+            typer.echo(f"left out: {left_out} of {len(rows)} pairs")
+        save(made, output)
+
+
+@app.command(
+    epilog="Example: legend-hf corrections harms.jsonl --model you/aligned --output ladders.jsonl --pairs pairs.jsonl"
+)
+def corrections(
+    dataset: DatasetArgument,
+    model: WriterOption,
+    output: Annotated[Path, typer.Option(help="File for the ladders, .jsonl; a stopped run goes on.", dir_okay=False)],
+    pairs: Annotated[
+        Path | None, typer.Option(help="File for the pairs of every two rungs, .jsonl.", dir_okay=False)
+    ] = None,
+    model_revision: ModelRevisionOption = None,
+    config: ConfigOption = None,
+    split: OneSplitOption = None,
+    prompt_column: PromptColumnOption = "prompt",
+    response_column: HarmColumnOption = "response",
+    cuts: Annotated[int | None, typer.Option(help="Corrected rungs of a ladder, 4 when left out.")] = None,
+    on_error: Annotated[str, typer.Option(help="raise at a row that gives no ladder, or skip it.")] = "raise",
+    template: TemplateOption = "auto",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest continuation in tokens, 128 when left out.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Most texts continued together.")] = None,
+    dtype: DtypeOption = "auto",
+    seed: Annotated[int, typer.Option(help="Of phrases and cuts.")] = 0,
+    device: DeviceOption = None,
+) -> None:
+    """Make ladders of responses out of full harmful ones: the earlier a response turns back, the better its rank."""
+    with user_errors():
+        from legend_hf.preferences import corrections as ladders
+
+        new_file(output, "--output")
+        if pairs is not None:
+            new_file(pairs, "--pairs")
+        made = ladders.correction_ladders(
+            one_split(load(dataset, config, split), "rows"),
+            model=model,
+            revision=model_revision,
+            cuts=ladders.CUTS if cuts is None else cuts,
+            seed=seed,
+            prompt_column=prompt_column,
+            response_column=response_column,
+            on_error=on_error,
+            max_new_tokens=ladders.MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens,
+            batch_size=ladders.BATCH_SIZE if batch_size is None else batch_size,
+            template=template,
+            device=device,
+            dtype=dtype,
+            output=output,
+        )
+        typer.echo(made.info.description)
+        typer.echo(f"Saved in {output}")
+        if pairs is not None:
+            paired = ladders.ladder_pairs(made)
+            write_whole(pairs, paired.to_json)
+            typer.echo(f"Saved {len(paired)} pairs in {pairs}")
+
+
+@app.command(
+    "corr-at-k", epilog="Example: legend-hf corr-at-k harms.jsonl --model you/policy --judge my_judges:strict --k 20"
+)
+def corr_at_k(
+    dataset: DatasetArgument,
+    model: WriterOption,
+    model_revision: ModelRevisionOption = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Your judge, `module:function` (modules of this folder, too); crude phrases of refusal when left out."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File for every continuation and its verdict, .jsonl.", dir_okay=False)
+    ] = None,
+    config: ConfigOption = None,
+    split: OneSplitOption = None,
+    prompt_column: PromptColumnOption = "prompt",
+    response_column: HarmColumnOption = "response",
+    k: Annotated[
+        list[int] | None, typer.Option("--k", help="Words to begin with, 10 to 80 when left out; can be given again.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Continuations of each text.")] = 1,
+    template: TemplateOption = "auto",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest continuation in tokens, 32 when left out.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Most texts continued together.")] = None,
+    dtype: DtypeOption = "auto",
+    seed: Annotated[int, typer.Option(help="Of phrases, sampling and bootstrap.")] = 0,
+    device: DeviceOption = None,
+) -> None:
+    """Measure how often a model turns back from a harmful response of which k words were written for it: Corr@k."""
+    with user_errors():
+        from legend_hf.preferences import corr_at_k as correction
+
+        verdict = correction.refusal_judge if judge is None else _judge(judge)
+        if output is not None:
+            new_file(output, "--output")
+        found, records = correction.compute_corr_at_k(
+            one_split(load(dataset, config, split), "rows"),
+            model=model,
+            judge=verdict,
+            ks=k or correction.KS,
+            samples=samples,
+            max_new_tokens=correction.MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens,
+            seed=seed,
+            batch_size=correction.BATCH_SIZE if batch_size is None else batch_size,
+            prompt_column=prompt_column,
+            response_column=response_column,
+            revision=model_revision,
+            template=template,
+            device=device,
+            dtype=dtype,
+        )
+        if judge is None:
+            typer.echo(
+                "Judged by English phrases of refusal, which is crude: they know nothing of what is said. For figures "
+                "to publish, give `--judge`."
+            )
+        each = len(records) // len(found.ks)
+        typer.echo(f"Corr@k with 95 % intervals; requests: {found.requests}, continuations at each k: {each}")
+        for words, value, interval, short in zip(
+            found.ks, found.values, found.intervals, found.short or [0] * len(found.ks), strict=True
+        ):
+            typer.echo(
+                f"{words:>6}  {_rate(value, interval)}" + (f"  {short} after a text of fewer words" if short else "")
+            )
+        typer.echo(f"  mean  {_rate(found.mean, found.mean_interval)}")
+        if output is not None:
+            write_whole(output, records.to_json)
+            typer.echo(f"Saved in {output}")
+
+
+@app.command(epilog="Example: legend-hf export annotated --trainer trl --messages --output for-trl")
+def export(
+    dataset: DatasetArgument,
+    trainer: Annotated[str, typer.Option(help="trl, openrlhf or ms-swift.")],
+    output: FolderOption,
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    messages: Annotated[
+        bool, typer.Option("--messages", help="Write messages where rows are strings, for chat templates.")
+    ] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Add margin_prob and weight, for a subclass of TRL's DPOTrainer.")
+    ] = False,
+    prompt_column: PromptColumnOption = "prompt",
+    chosen_column: ChosenColumnOption = "chosen",
+    rejected_column: RejectedColumnOption = "rejected",
+) -> None:
+    """Write the columns that a trainer reads: Parquet for TRL, JSON lines for the others, a file for each split."""
+    with user_errors():
+        from legend_hf import export_for
+
+        new_folder(output)
+        made = export_for(
+            all_splits(load(dataset, config, split)),
+            trainer=trainer,
+            messages=messages,
+            weights=weights,
+            prompt_column=prompt_column,
+            chosen_column=chosen_column,
+            rejected_column=rejected_column,
+        )
+        (output / "data").mkdir(parents=True)
+        for name, rows in made.dataset.items():
+            _write_split(rows, name, output, "parquet" if trainer == "trl" else "jsonl")
+        typer.echo(f"Columns: {', '.join(made.columns)}")
+        if made.flags:
+            typer.echo(f"Flags: {' '.join(made.flags)}")
+        for note in made.notes:
+            typer.echo(f"- {in_shell(note)}")
+        typer.echo(f'`load_dataset("{output}")` gives the splits back')
+
+
+@app.command(epilog="Example: legend-hf check for-trl --tokenizer Qwen/Qwen2.5-0.5B-Instruct --output check.md")
+def check(
+    dataset: DatasetArgument,
+    tokenizer: Annotated[str, typer.Option(help="Hub id or folder of the model to train.")],
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    max_length: Annotated[int | None, typer.Option(help="As in RewardConfig, 1024 when left out.")] = None,
+    model_revision: ModelRevisionOption = None,
+    output: Annotated[Path | None, typer.Option(help="File for the same text.", dir_okay=False)] = None,
+) -> None:
+    """Say what TRL's RewardTrainer would do with a dataset; exit code 1 if it would not train on it as it is."""
+    with user_errors():
+        from legend_hf.preferences import check as checking
+
+        found = checking.check_for_trl(
+            load(dataset, config, split),
+            tokenizer,
+            max_length=checking.MAX_LENGTH if max_length is None else max_length,
+            revision=model_revision,
+        )
+        typer.echo(found.to_markdown())
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(found.to_markdown(), encoding="utf-8")
+            typer.echo(f"Saved in {output}")
+        if not found.ok:
+            raise typer.Exit(1)
+
+
+def _mapped(rows: Any, fn: Any) -> Any:
+    """A split with a transform's columns; `map` adds none to a split without rows."""
+    from datasets import Dataset
+
+    features = fn.features(rows.features)
+    if len(rows):
+        return rows.map(fn, batched=True, features=features, desc="Measuring similarity")
+    return Dataset.from_dict({name: [] for name in features}, features=features, split=rows.split)
+
+
+def _mean(total: float, count: int) -> str:
+    return f" (mean similarity {total / count:.3f})" if count else ""
+
+
+def _rate(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _write_split(rows: Any, name: str, folder: Path, kind: str) -> None:
+    """Writes one split where `load_dataset(folder)` finds it under its name; one without rows has no place there."""
+    if not len(rows):
+        typer.echo(f"{name}: left out, it has no rows")
+        return
+    file = folder / "data" / f"{name}-00000-of-00001.{kind}"
+    # As many digits as float32 has, which are not the default.
+    write_whole(file, rows.to_parquet if kind == "parquet" else lambda path: rows.to_json(path, double_precision=15))
+    typer.echo(f"{name}: {len(rows)} rows in {file}")
+
+
+def _judge(name: str) -> Callable[[list[str], list[str], list[str]], Sequence[Any]]:
+    """The user's own judge out of `module:function`, where the current folder's modules are found, too."""
+    module, _, function = name.partition(":")
+    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(
+            f"`--judge` is {name!r}; give `module:function`, such as `my_judges:strict` for the function `strict` of "
+            "my_judges.py in this folder"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: a file of the user's must not take the place of a library
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # something that the user's module imports
+        raise ValueError(
+            f"`--judge` is {name!r}, and there is no module `{module}`, neither installed nor in {os.getcwd()!r}"
+        ) from error
+    judge = getattr(found, function, None)
+    if not callable(judge):
+        there = "is no function" if hasattr(found, function) else "is not in there"
+        raise ValueError(f"`--judge` is {name!r}, and `{function}` {there} ({found.__file__}); name another")
+
+    def judged(requests: list[str], prefixes: list[str], continuations: list[str]) -> Sequence[Any]:
+        try:
+            verdicts: Sequence[Any] = judge(requests, prefixes, continuations)
+        except (ValueError, OSError, ImportError) as error:  # whose line, without its traceback, would not help
+            raise RuntimeError(f"the judge `{name}` failed") from error
+        return verdicts
+
+    return judged
