@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tiny_causal import CHAT, save_tiny_causal
 
 from legend_hf import RowError
+from legend_hf.preferences.continuations import Continuer
 from legend_hf.preferences.corr_at_k import KS, CorrAtK, compute_corr_at_k, corr_at_k, refusal_judge
 from legend_hf.preferences.corrections import AFFIRMATIONS
 
@@ -247,6 +248,22 @@ def test_rows_beyond_the_window_are_refused_before_generation(model):
     rows = {"prompt": ["A?", "B?"], "response": ["Go.", "wonderfully " * 90]}
     with pytest.raises(RowError, match=r"row 1: the prompt and what is written of the response are \d+ tokens long"):
         compute(model, lambda *given: pytest.fail("the judge was asked"), rows=rows)
+
+
+def test_a_judge_that_fails_loses_no_continuation(model, tmp_path, monkeypatch):
+    def broken(requests, prefixes, continuations):
+        raise RuntimeError("the judge is busy")
+
+    with pytest.raises(RuntimeError, match="the judge is busy"):
+        compute(model, broken, output=tmp_path / "verdicts.jsonl")
+    monkeypatch.setattr(Continuer, "_load", lambda self: pytest.fail("a model was loaded"))
+    kept = compute(model, output=tmp_path / "verdicts.jsonl")
+    monkeypatch.undo()
+    assert kept[1][:] == compute(model)[1][:]
+    # The control: without the file all are made again.
+    monkeypatch.setattr(Continuer, "_load", lambda self: pytest.fail("a model was loaded"))
+    with pytest.raises(pytest.fail.Exception, match="a model was loaded"):
+        compute(model)
 
 
 def test_the_judge_that_needs_no_model():

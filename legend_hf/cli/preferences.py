@@ -268,7 +268,10 @@ def corr_at_k(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="File for every continuation and its verdict, .jsonl.", dir_okay=False)
+        Path | None,
+        typer.Option(
+            help="File for every continuation and its verdict, .jsonl; a stopped run goes on.", dir_okay=False
+        ),
     ] = None,
     config: ConfigOption = None,
     split: OneSplitOption = None,
@@ -309,6 +312,7 @@ def corr_at_k(
             template=template,
             device=device,
             dtype=dtype,
+            output=output,
         )
         if judge is None:
             typer.echo(

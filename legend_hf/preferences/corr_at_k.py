@@ -153,6 +153,7 @@ def compute_corr_at_k(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     device: str | None = None,
     dtype: str = "auto",
+    output: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[CorrAtK, Dataset]:
     """Begins harmful responses for a model, lets it go on, and has a judge say if it turns back (paper, evaluation).
@@ -183,6 +184,8 @@ def compute_corr_at_k(
         chat_template_kwargs: Passed to the chat template.
         device: Where to run; None takes a GPU when there is one.
         dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
+        output: Continuations are kept in `<output>.answers` as they are made, so that a run that was stopped, or whose
+            judge failed, goes on where it was; `output` itself is the caller's to write.
         trust_remote_code: Run code that comes with the model.
 
     Returns:
@@ -212,6 +215,7 @@ def compute_corr_at_k(
         chat_template_kwargs=chat_template_kwargs,
         device=device,
         dtype=dtype,
+        output=output,
         trust_remote_code=trust_remote_code,
     )
     records: list[dict[str, Any]] = []
