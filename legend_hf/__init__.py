@@ -21,13 +21,20 @@ if TYPE_CHECKING:
     from legend_hf.directions.induce import induce_pairs as induce_pairs
     from legend_hf.directions.induce import pairs_from_labels as pairs_from_labels
     from legend_hf.margins.annotate import annotate as annotate
+    from legend_hf.margins.ladder import ladder_check as ladder_check
     from legend_hf.margins.margin_fn import LegendMarginFn as LegendMarginFn
+    from legend_hf.margins.score_fn import LegendScoreFn as LegendScoreFn
+    from legend_hf.preferences.check import check_for_trl as check_for_trl
     from legend_hf.preferences.corr_at_k import CorrAtK as CorrAtK
     from legend_hf.preferences.corr_at_k import compute_corr_at_k as compute_corr_at_k
     from legend_hf.preferences.corr_at_k import corr_at_k as corr_at_k
     from legend_hf.preferences.corrections import correction_ladders as correction_ladders
     from legend_hf.preferences.corrections import ladder_pairs as ladder_pairs
     from legend_hf.preferences.curriculum import curriculum as curriculum
+    from legend_hf.preferences.export import export_for as export_for
+    from legend_hf.preferences.pairs import make_pairs as make_pairs
+    from legend_hf.preferences.pairs import select_pairs as select_pairs
+    from legend_hf.preferences.similarity import PairSimilarityFn as PairSimilarityFn
     from legend_hf.publish import push_annotated as push_annotated
     from legend_hf.publish import save_annotated as save_annotated
     from legend_hf.reading.formats import RowError as RowError
@@ -40,19 +47,26 @@ _HOME = {
     "CorrAtK": "legend_hf.preferences.corr_at_k",
     "Direction": "legend_hf.directions.direction",
     "LegendMarginFn": "legend_hf.margins.margin_fn",
+    "LegendScoreFn": "legend_hf.margins.score_fn",
+    "PairSimilarityFn": "legend_hf.preferences.similarity",
     "Reader": "legend_hf.reading.reader",
     "RowError": "legend_hf.reading.formats",
     "annotate": "legend_hf.margins.annotate",
+    "check_for_trl": "legend_hf.preferences.check",
     "compute_corr_at_k": "legend_hf.preferences.corr_at_k",
     "corr_at_k": "legend_hf.preferences.corr_at_k",
     "correction_ladders": "legend_hf.preferences.corrections",
     "curriculum": "legend_hf.preferences.curriculum",
+    "export_for": "legend_hf.preferences.export",
     "fit_direction": "legend_hf.directions.fit",
     "induce_pairs": "legend_hf.directions.induce",
+    "ladder_check": "legend_hf.margins.ladder",
     "ladder_pairs": "legend_hf.preferences.corrections",
+    "make_pairs": "legend_hf.preferences.pairs",
     "pairs_from_labels": "legend_hf.directions.induce",
     "push_annotated": "legend_hf.publish",
     "save_annotated": "legend_hf.publish",
+    "select_pairs": "legend_hf.preferences.pairs",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -53,6 +53,15 @@ def legacy(messages: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {key: [m.get(key) for m in messages] for key in ("role", "content", "tool_calls")}
 
 
+def columnwise(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {key: [row.get(key) for row in rows] for key in rows[0]}
+
+
+def held(response: Any) -> dict[str, Any]:
+    """A response as UltraFeedback keeps it, beside what is not read."""
+    return {"model": "m", "response": response, "overall_score": 4.5, "annotations": {"helpfulness": {"Rating": "5"}}}
+
+
 def batch(*rows: dict[str, Any]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
@@ -483,11 +492,49 @@ def test_every_role_may_stand_in_a_prompt(role):
         {"prompt": OPEN, "responses": [[GOOD], [BAD], legacy([GOOD])]},
         {"responses": [[*PROMPT, GOOD], [*PROMPT, BAD], [*PROMPT, GOOD]]},
         {"responses": [dialogue([*PROMPT, GOOD]), dialogue([*PROMPT, BAD]), dialogue([*PROMPT, GOOD])]},
+        {"prompt": OPEN, "responses": [held(GOOD["content"]), held(BAD["content"]), held(GOOD["content"])]},
+        {"prompt": OPEN, "responses": [held([GOOD]), {"response": [BAD]}, held(legacy([GOOD]))]},
+        {"prompt": OPEN, "responses": [held(GOOD["content"]), BAD["content"], held([GOOD])]},
+        {"prompt": OPEN, "responses": np.array([held(m["content"]) for m in (GOOD, BAD, GOOD)], dtype=object)},
+        {"prompt": OPEN, "responses": columnwise([held(m["content"]) for m in (GOOD, BAD, GOOD)])},
+        {"prompt": OPEN, "responses": columnwise([held([m]) for m in (GOOD, BAD, GOOD)])},
+        {"prompt": OPEN, "responses": {"response": np.array([m["content"] for m in (GOOD, BAD, GOOD)]), "model": None}},
+        {"responses": [held([*PROMPT, GOOD]), held([*PROMPT, BAD]), held([*PROMPT, GOOD])]},
+        {"responses": columnwise([held(dialogue([*PROMPT, m])) for m in (GOOD, BAD, GOOD)])},
     ],
 )
 def test_n_responses(row):
     (read,) = responses_from_batch(batch(row))
     assert [messages(side) for side in read] == [(PROMPT, [GOOD]), (PROMPT, [BAD]), (PROMPT, [GOOD])]
+
+
+@pytest.mark.parametrize(
+    ("given", "column", "message"),
+    [
+        ([held("a"), {"model": "b", "overall_score": 1}], "responses[1]", "the keys `model`, `overall_score` and no `response`; allowed is a string, .*; rename the key"),
+        ([{}], "responses[0]", "the keys none and no `response`"),
+        ([held("a"), held(None)], "responses[1]", "given None; allowed is a string or a list of messages"),
+        ([held(3)], "responses[0]", r"given 3 \(int\); allowed is a string or a list of messages; convert it"),
+        ([held(" ")], "responses[0]", "is empty or only whitespace"),
+        ([held(GOOD)], "responses[0]", r"given {.* \(dict\); .*; write `\[...\]` around it"),
+        (columnwise([held("a"), held(None)]), "responses[1]", "given None; allowed is a string"),
+        ({"model": ["a"]}, "responses", "given {'model': .'a'.}; allowed is a list with at least one response, .* `response`"),
+        ({"response": []}, "responses", "given {'response': ..}; allowed is a list with at least one response"),
+        ({"response": ["a", "b"], "model": ["c"]}, "responses", "given {.*}; allowed is a list with at least one response"),
+        ([GOOD, GOOD], "responses[0]", r"given {'content'.* \(dict\); .*; write `\[...\]` around it"),
+        ([ASK, GOOD], "responses[0]", r"given {'content'.* \(dict\); .*; write `\[...\]` around it"),
+        ([{**GOOD, "response": "a"}], "responses[0]", r"\(dict\); .*; write `\[...\]` around it"),
+        (legacy([GOOD]), "responses", "given {'content'.*; allowed is a list with at least one response"),
+        ({"response": [ASK, GOOD]}, "responses[0]", r"\(dict\); .*; write `\[...\]` around it"),
+    ],
+)  # fmt: skip
+def test_what_holds_no_responses_is_refused(given, column, message):
+    rows = batch({"prompt": "q", "responses": given}, {"prompt": "q", "responses": ["a"]})
+    refused, neighbour = responses_from_batch(rows)
+    assert isinstance(refused, RowError)
+    assert (refused.row, refused.column) == (0, column)
+    assert re.search(message, refused.reason), refused.reason
+    assert len(neighbour) == 1
 
 
 def test_n_may_differ_and_a_bad_response_refuses_its_row_only():
@@ -778,6 +825,28 @@ def test_pickling_can_fail():  # control of the test above
     assert str(copy.copy(RowError(1, None, "why"))) == "row 1: why"
 
 
+def test_the_status_is_the_error_without_the_row():
+    error = one({**Q, "chosen": ""})
+    assert f"row 0, {error.status}" == str(error)
+    assert error.status.startswith("column `chosen`: the response '' is empty")
+    assert RowError(3, None, "why").status == "why"
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        (Q, ("chosen", "rejected")),
+        (PKU, ("response_0", "response_1")),
+        ({**PKU, "safer_response_id": 1}, ("response_1", "response_0")),
+    ],
+)
+def test_a_pair_knows_the_columns_of_its_sides_and_is_equal_without_them(row, columns):
+    read = pair(row)
+    assert read.columns == columns
+    assert read == Pair(read.chosen, read.rejected)
+    assert one({"q": "q", "good": "a", "bad": "b"}, Columns("q", "good", "bad")).columns == ("good", "bad")
+
+
 # -- Batches -------------------------------------------------------------------------------------------------
 
 SINGLE = [
@@ -801,8 +870,9 @@ def test_a_single_row_is_no_batch(row):
 
 
 @pytest.mark.parametrize("prompt", ["q", [ASK]])
-def test_a_single_row_of_responses_is_no_batch(prompt):
-    row = {"prompt": prompt, "responses": ["a", "b"]}
+@pytest.mark.parametrize("responses", [["a", "b"], [held("a"), held("b")], [held([GOOD]), held([BAD])]])
+def test_a_single_row_of_responses_is_no_batch(prompt, responses):
+    row = {"prompt": prompt, "responses": responses}
     with pytest.raises(ValueError, match="pass `batched=True`"):
         responses_from_batch(row)
     assert len(responses_from_batch(batch(row))[0]) == 2  # control: the same row in a batch
@@ -835,6 +905,25 @@ def test_named_columns():
     assert one({**row, "bad": ""}, names).column == "bad"
 
 
+def test_one_column_for_two_things():
+    rows = {**batch(Q), **batch(PKU), "responses": [["a"]]}
+    for names in (
+        Columns(prompt="chosen"),
+        Columns(chosen="prompt"),
+        Columns(rejected="chosen"),
+        Columns(tools="chosen"),
+    ):
+        with pytest.raises(
+            ValueError, match="_column` and `.*_column` name the same column, `.*`; allowed .*; name another"
+        ):
+            pairs_from_batch(rows, names)
+    with pytest.raises(ValueError, match="`prompt_column` and `responses_column` name the same column, `responses`"):
+        responses_from_batch(rows, Columns(prompt="responses"))
+    # What another shape calls so is free.
+    assert isinstance(pairs_from_batch(rows, Columns(chosen="response_0", rejected="response_1"))[0], Pair)
+    assert len(responses_from_batch(rows, Columns(prompt="chosen"))[0]) == 1
+
+
 @pytest.mark.parametrize("given", [None, 3, "text", [Q, Q], {"prompt"}])
 def test_what_is_no_batch_at_all(given):
     with pytest.raises(ValueError, match=r"as a batch; allowed is a mapping of column names"):
@@ -865,6 +954,7 @@ def test_other_columns_are_never_touched():
 FORMATS = [None, "numpy", "torch", "pandas", "arrow"]
 TEXT = datasets.Value("string")
 LEGACY = {"role": TEXT, "content": TEXT, "name": TEXT}
+ENTRY = {"response": TEXT, "model": TEXT, "overall_score": datasets.Value("float64")}
 STORED = {
     "strings": datasets.Dataset.from_list([SHAPES["dialogue prompt"]] * 3),
     "hh-rlhf": datasets.Dataset.from_list([SHAPES["hh-rlhf"]] * 3),
@@ -931,6 +1021,23 @@ def test_stored_nulls_are_refused_row_by_row(form):
     assert isinstance(last, Pair)
     assert isinstance(refused, RowError)
     assert (refused.row, refused.column) == (1, "chosen")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("column", [[ENTRY], datasets.List(ENTRY), datasets.Sequence(ENTRY)])
+def test_stored_responses_beside_their_models(form, column):
+    features = datasets.Features({"instruction": TEXT, "completions": column})
+    both = [{"response": m["content"], "model": "m", "overall_score": 1.0} for m in (GOOD, BAD)]
+    rows = [{"instruction": OPEN, "completions": both}, {"instruction": OPEN, "completions": both[:1]}]
+    if isinstance(column, dict):  # an old `Sequence`
+        rows = [{**row, "completions": columnwise(row["completions"])} for row in rows]
+    ds = datasets.Dataset.from_list(rows, features=features).with_format(form)
+    names = Columns(prompt="instruction", responses="completions")
+    read = responses_from_batch(ds[:2], names)
+    assert [[messages(side) for side in row] for row in read] == [
+        [(PROMPT, [GOOD]), (PROMPT, [BAD])],
+        [(PROMPT, [GOOD])],
+    ]
 
 
 @pytest.mark.parametrize("form", FORMATS)

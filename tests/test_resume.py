@@ -280,7 +280,7 @@ def test_two_processes_annotate_the_same_rows_into_one_store(direction, rows, tm
 
 
 PROGRAM = """
-import sys, time
+import os, sys, time
 from datasets import load_from_disk
 from legend_hf import LegendMarginFn, Direction, annotate
 from legend_hf.reading.reader import OpenReader
@@ -288,7 +288,7 @@ from legend_hf.reading.reader import OpenReader
 read = OpenReader.read
 def slow(opened, texts, layers, *, batch_tokens=None):
     for batch in read(opened, texts, layers, batch_tokens=batch_tokens):
-        print("pass", flush=True)
+        print("pass", os.getpid(), flush=True)
         time.sleep(0.15)
         print("kept after this", flush=True)
         yield batch
@@ -345,6 +345,36 @@ def test_a_signal_waits_for_the_batch_and_says_how_to_go_on(
     done = subprocess.run(process.args, capture_output=True, text=True, check=True)
     assert "done" in done.stdout
     assert sum(k.scores for k in open_store(store).contents()) == distinct_texts(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_of_every_start_method_work_and_end(direction, rows, tmp_path, tiny_llama, method):
+    direction.save_pretrained(tmp_path / "direction")
+    rows.save_to_disk(str(tmp_path / "rows"))
+    program = tmp_path / "program.py"
+    start = f"    import multiprocess\n    multiprocess.set_start_method({method!r})\n"
+    program.write_text(PROGRAM.replace('if __name__ == "__main__":\n', f'if __name__ == "__main__":\n{start}'))
+    arguments = [str(tmp_path / "direction"), str(tmp_path / "rows"), str(tiny_llama), str(tmp_path / "s.sqlite"), "2"]
+    command = [sys.executable, str(program), *arguments]
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    said = [process.stdout.readline().split() for _ in range(12)]
+    workers = {int(words[1]) for words in said if words[0] == "pass"}
+    process.kill()
+    process.wait()  # its pipe stays open in what is left
+    time.sleep(2)
+    try:  # the server of the queue, which this process did not fork itself, stays
+        assert workers
+        assert workers.isdisjoint(alive(process.pid))
+    finally:
+        for pid in alive(process.pid):
+            os.kill(pid, signal.SIGKILL)
+
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "done" in done.stdout, done.stderr
+    assert sum(k.scores for k in open_store(tmp_path / "s.sqlite").contents()) == distinct_texts(rows)
 
 
 @pytest.mark.slow

@@ -179,7 +179,7 @@ class LegendMarginFn:
                 columns.update(self._columns_of(name, scores, good, len(pairs)))
         columns = {name: columns[name] for name in self.columns if name != STATUS}
         if self._on_error == "skip":
-            columns[STATUS] = [OK if refusal is None else refusal.reason for refusal in refusals]
+            columns[STATUS] = [OK if refusal is None else refusal.status for refusal in refusals]
         return columns
 
     def check(self, batch: Mapping[str, Any], *, first_row: int = 0) -> RowError | None:
@@ -267,11 +267,11 @@ def encode_pairs(
     good = [(row, pair) for row, pair in enumerate(pairs) if isinstance(pair, Pair)]
     texts = opened.encode([side for _, pair in good for side in (pair.chosen, pair.rejected)])
     result: list[Any] = list(pairs)
-    for (row, _), chosen, rejected in zip(good, texts[0::2], texts[1::2], strict=True):
+    for (row, pair), chosen, rejected in zip(good, texts[0::2], texts[1::2], strict=True):
         if not isinstance(chosen, Tokens):
-            result[row] = RowError(first_row + row, "chosen", str(chosen))
+            result[row] = RowError(first_row + row, pair.columns[0], str(chosen))
         elif not isinstance(rejected, Tokens):
-            result[row] = RowError(first_row + row, "rejected", str(rejected))
+            result[row] = RowError(first_row + row, pair.columns[1], str(rejected))
         else:
             result[row] = (chosen, rejected)
     return result

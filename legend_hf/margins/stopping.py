@@ -63,7 +63,7 @@ def finish_batches(how_to_go_on: str) -> Iterator[Callable[[], None]]:
             put_back()
             number = came[0]
             came.clear()
-            if not _in_worker():  # the main process speaks for its workers
+            if _worker() is None:  # the main process speaks for its workers
                 logger.warning("stopped by %s; %s", signal.Signals(number).name, how_to_go_on)
             signal.raise_signal(number)
 
@@ -122,22 +122,26 @@ def stopping_in_order(how_to_go_on: str, *, workers: bool) -> Iterator[None]:
 
 def settle_in_worker() -> None:
     """In a worker process, leaves Ctrl-C to the main process and ends when that one is gone. Elsewhere, nothing."""
-    if not _in_worker():
+    worker = _worker()
+    if worker is None:
         return
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _exit_with(_parent())
+    parent = worker.parent_process()
+    # Forked siblings keep each other's pipes to a dead parent open; the other methods have a server in between.
+    forked = worker.current_process().name.startswith("ForkPool")
+    _exit_when(lambda: not parent.is_alive() or (forked and os.getppid() != parent.pid))
 
 
-def _exit_with(parent: int) -> None:
-    """Ends this process when its parent is no longer `parent`. A pool's idle worker would wait for tasks for ever."""
+def _exit_when(gone: Callable[[], bool]) -> None:
+    """Ends this process when its parent is gone. A pool's idle worker would wait for tasks for ever."""
     global _watched
     if _watched == os.getpid():
         return
     _watched = os.getpid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while not gone():
             time.sleep(_EVERY_SECONDS)
         os._exit(1)
 
@@ -149,25 +153,20 @@ def _after_fork() -> None:
     global _watching_for
     parent, _watching_for = _watching_for, None  # a worker's own children have another parent
     if parent is not None:
-        _exit_with(parent)
+        _exit_when(lambda: os.getppid() != parent)
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _in_worker() -> bool:
-    """Whether this process belongs to a pool, such as those of `map(num_proc=...)`."""
-    return any(
-        "PoolWorker" in process.current_process().name and process.parent_process() is not None
-        for process in _process_modules()
-    )
+def _worker() -> Any:
+    """The module that started this process as a worker of a pool, such as that of `map(num_proc=...)`; else None.
 
-
-def _parent() -> int:
-    return next(int(p.pid) for p in (process.parent_process() for process in _process_modules()) if p is not None)
-
-
-def _process_modules() -> list[Any]:
-    """Of `multiprocess`, which `datasets` uses, and of `multiprocessing`, where they are loaded."""
-    return [sys.modules[name] for name in ("multiprocess.process", "multiprocessing.process") if name in sys.modules]
+    `datasets` uses `multiprocess`; others use `multiprocessing`.
+    """
+    for name in ("multiprocess.process", "multiprocessing.process"):
+        process = sys.modules.get(name)
+        if process and process.parent_process() is not None and "PoolWorker" in process.current_process().name:
+            return process
+    return None

@@ -7,7 +7,8 @@ the messages of a response. The shapes:
   (implicit);
 - hh-rlhf: whole dialogues in one string, turns opened by `\n\nHuman:` and `\n\nAssistant:`;
 - PKU-SafeRLHF: `prompt`, `response_0`, `response_1` and `safer_response_id`;
-- N responses: a list column `responses`, see `responses_from_batch`;
+- N responses: a list column `responses`, see `responses_from_batch`; UltraFeedback's entries too, which hold a
+  response beside the name of its model and its scores;
 - beside any of them `tools` (a list of schemas, or that list as JSON) and `chat_template_kwargs` (a dict).
 
 How a row is split:
@@ -38,7 +39,7 @@ import json
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar
 
 Message = Mapping[str, Any]  # `role`, `content`, maybe `tool_calls` and more; no key holds None
@@ -76,10 +77,17 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two conversations of one row; their prompts may differ (hh-rlhf has such rows)."""
+    """Two conversations of one row; their prompts may differ (hh-rlhf has such rows).
+
+    Attributes:
+        chosen: The better side.
+        rejected: The other one.
+        columns: The row's columns that the two were read from, for errors.
+    """
 
     chosen: Conversation
     rejected: Conversation
+    columns: tuple[str, str] = field(default=("chosen", "rejected"), compare=False)
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,11 @@ class RowError(ValueError):
     def __str__(self) -> str:
         where = f"row {self.row}" if self.column is None else f"row {self.row}, column `{self.column}`"
         return f"{where}: {self.reason}"
+
+    @property
+    def status(self) -> str:
+        """The same without the row: what a column that stands beside the row says of it."""
+        return self.reason if self.column is None else f"column `{self.column}`: {self.reason}"
 
 
 def pairs_from_batch(batch: Any, columns: Columns = _DEFAULT_COLUMNS, *, first_row: int = 0) -> list[Pair | RowError]:
@@ -158,7 +171,7 @@ def pairs_from_batch(batch: Any, columns: Columns = _DEFAULT_COLUMNS, *, first_r
         if safer and _safer(row[columns.safer], columns.safer):
             given.reverse()
         chosen, rejected = _conversations(row, given, columns)
-        return Pair(chosen, rejected)
+        return Pair(chosen, rejected, (given[0][0], given[1][0]))
 
     return _each(table, pair, first_row)
 
@@ -168,7 +181,9 @@ def responses_from_batch(
 ) -> list[tuple[Conversation, ...] | RowError]:
     """As `pairs_from_batch`, but each row holds N responses in `columns.responses`, with or without a prompt.
 
-    A response is a string or a message list. One that cannot be read refuses its row.
+    A response is a string or a message list, or a dict that holds one of them as `response`, as UltraFeedback's do;
+    its other keys are ignored. A row's dicts may also arrive as one dict of lists, as `datasets` returns
+    `Sequence({...})`. A response that cannot be read refuses its row.
 
     Args:
         batch: As in `pairs_from_batch`.
@@ -184,22 +199,15 @@ def responses_from_batch(
     names = _names(batch, columns)
     if columns.responses not in names:
         raise ValueError(
-            f"the batch has the columns {_quoted(names)}; allowed is `{columns.responses}`, a list of "
-            f"strings or of message lists per row, with or without `{columns.prompt}`; if yours have other "
+            f"the batch has the columns {_quoted(names)}; allowed is `{columns.responses}`, a list of strings, of "
+            "message lists, or of dicts with one of them as `response` per row, with or without "
+            f"`{columns.prompt}`; if yours have other "
             "names, say so with the arguments `responses_column` and `prompt_column`, or use `rename_columns`"
         )
     table = _table(batch, names, [columns.responses], columns)
 
     def responses(row: Mapping[str, Any]) -> tuple[Conversation, ...]:
-        given = _listed(row[columns.responses])
-        if not given:
-            raise _Refusal(
-                columns.responses,
-                f"given {_excerpt(row[columns.responses])}",
-                "is a list with at least one response, each a string or a message list",
-            )
-        named = [(f"{columns.responses}[{i}]", value) for i, value in enumerate(given)]
-        return tuple(_conversations(row, named, columns))
+        return tuple(_conversations(row, _responses(row[columns.responses], columns.responses), columns))
 
     return _each(table, responses, first_row)
 
@@ -285,11 +293,11 @@ def _names(batch: Any, columns: Columns) -> list[str]:
                 "`batched=True`"
             )
         names = list(found)
-    for field in fields(Columns):
-        name = getattr(columns, field.name)
-        if name != field.default and name not in names:
+    for column in fields(Columns):
+        name = getattr(columns, column.name)
+        if name != column.default and name not in names:
             raise ValueError(
-                f"`{field.name}_column={name!r}` names no column; allowed are the batch's columns, "
+                f"`{column.name}_column={name!r}` names no column; allowed are the batch's columns, "
                 f"{_quoted(names)}; name one of these"
             )
     return names
@@ -298,6 +306,19 @@ def _names(batch: Any, columns: Columns) -> list[str]:
 def _table(batch: Any, names: Sequence[str], required: Sequence[str], columns: Columns) -> dict[str, list[Any]]:
     """The required columns, and those that any shape may have, as lists of equal length."""
     optional = (columns.prompt, columns.tools, columns.chat_template_kwargs)
+    wanted = [*required, *optional]
+    twice = next((name for name in wanted if wanted.count(name) > 1), None)
+    if twice is not None:
+        both = [f"`{column.name}_column`" for column in fields(Columns) if getattr(columns, column.name) == twice]
+        raise ValueError(
+            f"{' and '.join(both)} name the same column, `{twice}`; allowed is a column of its own for each; name "
+            "another one"
+        )
+    twice = next((name for name in wanted if names.count(name) > 1), None)
+    if twice is not None:  # tables and frames can
+        raise ValueError(
+            f"the batch has {names.count(twice)} columns named `{twice}`; allowed is one; rename or drop the others"
+        )
     table: dict[str, list[Any]] = {}
     for name in [*required, *(name for name in optional if name in names)]:
         column = _listed(batch[name])
@@ -308,7 +329,7 @@ def _table(batch: Any, names: Sequence[str], required: Sequence[str], columns: C
     texts = [table[name] for name in (*required, columns.prompt) if name in table and name != columns.safer]
     single = all(column and all(_is_message(value) for value in column) for column in texts)
     if required[0] == columns.responses:  # so does a single list of responses, but a row holds a list of its own
-        single = single or (bool(texts[0]) and all(isinstance(value, str) for value in texts[0]))
+        single = single or (bool(texts[0]) and all(isinstance(value, str) or _is_entry(value) for value in texts[0]))
     if single:
         raise _single_row(required[0], texts[0])
     if len({len(column) for column in table.values()}) > 1:
@@ -378,6 +399,13 @@ def _is_message(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("role"), str)
 
 
+def _is_entry(value: Any) -> bool:
+    """Whether this is a dict with one response, and not the dict of lists with all of a row's."""
+    held = value.get("response") if isinstance(value, Mapping) else None
+    messages = None if isinstance(held, str) else _listed(held)
+    return isinstance(held, str) or (bool(messages) and all(_is_message(message) for message in messages or ()))
+
+
 # -- Rows ----------------------------------------------------------------------------------------------------
 
 
@@ -403,6 +431,30 @@ def _conversations(row: Mapping[str, Any], given: Sequence[tuple[str, Any]], col
     for (name, side), split in zip(sides, splits, strict=True):
         _check_end(split.response, name, side)
     return [Conversation(tuple(s.prompt), tuple(s.response), tools, kwargs, s.text) for s in splits]
+
+
+def _responses(cell: Any, column: str) -> list[tuple[str, Any]]:
+    """The responses of one row, each with its name for errors, out of whatever holds them."""
+    given = _unlisted(cell, "response") if isinstance(cell, Mapping) else _listed(cell)
+    if not given:
+        raise _Refusal(
+            column,
+            f"given {_excerpt(cell)}",
+            "is a list with at least one response, each a string, a message list, or a dict with one of them as "
+            "`response`",
+        )
+    named = []
+    for i, entry in enumerate(given):
+        name, held = f"{column}[{i}]", isinstance(entry, Mapping) and "role" not in entry
+        if held and "response" not in entry:
+            raise _Refusal(
+                name,
+                f"given a dict with the keys {_quoted(entry)} and no `response`",
+                "is a string, a message list, or a dict with one of them as `response`",
+                "rename the key that holds the response",
+            )
+        named.append((name, entry["response"] if held else entry))
+    return named
 
 
 def _tools(value: Any, column: str) -> tuple[Any, ...] | None:
@@ -523,7 +575,7 @@ def _message(given: Any, column: str, what: str) -> Message:
         if key not in ("role", "content"):
             plain = _plain(item, column)
             if not isinstance(plain, list | dict) or plain:  # unset `tool_calls` of an old Sequence are empty
-                message[key] = plain
+                message[_string(key, column, "a key") if isinstance(key, str) else key] = plain
     if "content" not in message and not (role == "assistant" and "tool_calls" in message):
         raise _Refusal(
             column,
@@ -761,5 +813,7 @@ def _excerpt(value: Any) -> str:
 
 def _quoted(names: Iterable[Any]) -> str:
     """Names in backticks, at most twenty."""
-    every = [f"`{str(name)[:_EXCERPT]}`" for name in names]
+    every = [
+        f"`{name[:_EXCERPT] if isinstance(name, str) and name.isprintable() else _excerpt(name)}`" for name in names
+    ]
     return ", ".join([*every[:20], *(["..."] if len(every) > 20 else [])]) or "none"

@@ -245,12 +245,21 @@ class OpenReader:
             else:
                 rendered.append(one)
                 result.append(None)
-        read = iter(
-            templates.tokenize(
+        read = (
+            self._known(text)
+            for text in templates.tokenize(
                 rendered, self.tokenizer, eos=reader.eos, pooling=reader.pooling, max_length=reader.max_length
             )
         )
         return [next(read) if entry is None else entry for entry in result]
+
+    def _known(self, text: Tokens | TextError) -> Tokens | TextError:
+        """Refuses a token that the tokenizer has and the model has not: reading it would end the whole run."""
+        size = self.model.get_input_embeddings().num_embeddings
+        if isinstance(text, TextError) or max(text.ids) < size:
+            return text
+        token = self.tokenizer.convert_ids_to_tokens(max(text.ids))
+        return TextError(f"the text has {token!r}, a token that the model has no embedding of; take it out of the text")
 
     def read(
         self, texts: Sequence[Tokens], layers: Sequence[int], *, batch_tokens: int | None = None

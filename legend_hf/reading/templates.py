@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,12 @@ DEFAULT_JOINER = {CHAT: "", DIALOGUE: " ", "alpaca": "\n"}
 # macro of that name in front of the template shadows it. (`+%}` keeps the template's own first line break.)
 _FROZEN_CLOCK = "{% macro strftime_now(format) %}{{ dates_by_format[format] }}{% endmacro +%}"
 _DATE_FORMAT = re.compile(r"""strftime_now\(\s*("[^"]*"|'[^']*')\s*\)""")
+
+REACH = 16  # characters for each token of the window: how much of a long prompt or response is looked at, at first
+SLACK = 64  # tokens that the part which is looked at must have beyond the window, so that none at its cut edge is kept
+PORTION = 1_000_000  # characters that are tokenised at once; a tokenizer needs some hundred bytes for each token
+
+_SAID = 300  # characters of a template's own error that are repeated
 
 _MARKERS = {
     "user": "\n\nHuman:",
@@ -140,7 +146,9 @@ def tokenize(
     """Tokenises texts, each alone.
 
     A content token is one that ends past the response's first character and starts before its end, found by character
-    offsets. Too long a text loses tokens from the prompt's beginning, a leading BOS (or CLS) is kept.
+    offsets. Too long a text loses tokens from the prompt's beginning, a leading BOS (or CLS) is kept. Of a prompt or a
+    response with more than `REACH` characters for each token of the window only a part is looked at; the tokens are
+    those that the whole text would give, except in the middle of a word as long as that part.
 
     Args:
         rendered: Texts.
@@ -153,11 +161,61 @@ def tokenize(
     Returns:
         One `Tokens` a text, or the `TextError` that says why it cannot be read.
     """
-    if not rendered:
-        return []
-    texts = [r.text if eos == "template" else r.text[: r.spans[-1][1]] for r in rendered]
+    short = [_shortened(one, tokenizer, max_length) for one in rendered]
+    located = (
+        _locate(one, ids, offsets, tokenizer, eos=eos, pooling=pooling, max_length=max_length)
+        for portion in _portions([one for one in short if isinstance(one, Rendered)])
+        for one, ids, offsets in zip(portion, *_encode(portion, tokenizer, eos=eos), strict=True)
+    )
+    return [one if isinstance(one, TextError) else next(located) for one in short]
+
+
+def _shortened(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rendered | TextError:
+    """Leaves out what would be cut anyway, long before the response, so that a long text costs what is kept of it."""
+    start, end = rendered.spans[0][0], rendered.spans[-1][1]
+    reach = REACH * max_length
+    while reach < end - start:
+        needed = _count(rendered.text[start : start + reach], tokenizer) - SLACK
+        if needed > max_length:
+            return _too_long(needed, max_length)
+        reach *= 2
+    reach = REACH * max_length
+    while reach < start and _count(rendered.text[start - reach : start], tokenizer) < max_length + SLACK:
+        reach *= 2
+    if reach >= start:
+        return rendered
+    first = "" if rendered.specials else _first_special(rendered.text, tokenizer)
+    moved = start - reach - len(first)
+    spans = tuple((a - moved, b - moved) for a, b in rendered.spans)
+    return Rendered(first + rendered.text[start - reach :], spans, rendered.specials)
+
+
+def _first_special(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The BOS (or CLS) that a chat template wrote at the beginning, which a cut keeps."""
+    tokens = (tokenizer.bos_token, tokenizer.cls_token)
+    return next((token for token in tokens if token and text.startswith(token)), "")
+
+
+def _portions(rendered: Sequence[Rendered]) -> Iterator[list[Rendered]]:
+    """Puts texts together until a portion is large enough."""
+    portion: list[Rendered] = []
+    size = 0
+    for one in rendered:
+        portion.append(one)
+        size += len(one.text)
+        if size >= PORTION:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
+
+
+def _encode(
+    rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, *, eos: str
+) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    """Token ids and their character offsets, for texts of one template."""
     encoded = tokenizer(
-        texts,
+        [one.text if eos == "template" else one.text[: one.spans[-1][1]] for one in rendered],
         add_special_tokens=rendered[0].specials,
         return_offsets_mapping=True,
         return_attention_mask=False,
@@ -166,10 +224,18 @@ def tokenize(
         padding=False,
         verbose=False,  # its length warning speaks of the model's window, which is checked below
     )
-    return [
-        _locate(r, ids, offsets, tokenizer, eos=eos, pooling=pooling, max_length=max_length)
-        for r, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _count(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    return len(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+
+
+def _too_long(needed: int, max_length: int, least: str = "at least ") -> TextError:
+    return TextError(
+        f"the response needs {least}{needed} tokens by itself, `max_length` is {max_length}; shorten it, skip such "
+        'rows with `on_error="skip"`, or fit a direction with a larger `max_length` (bounded by the model\'s window)'
+    )
 
 
 def _locate(
@@ -204,11 +270,7 @@ def _locate(
     if cut > 0:
         room = content[0] - kept
         if cut > room:
-            return TextError(
-                f"the response needs {len(ids) - room} tokens by itself, `max_length` is {max_length}; shorten it, "
-                'skip such rows with `on_error="skip"`, or fit a direction with a larger `max_length` (bounded by '
-                "the model's window)"
-            )
+            return _too_long(len(ids) - room, max_length, least="")
         ids = ids[:kept] + ids[kept + cut :]
         content = [i - cut for i in content]
         last -= cut
@@ -219,18 +281,19 @@ def _locate(
 
 def _render_dialogue(conversation: Conversation, joiner: str) -> Rendered:
     """Writes messages with the markers of hh-rlhf, `joiner` standing before each content."""
-    text, spans = "", []
+    parts: list[str] = []
     for message in conversation.prompt:
         # Instructions at the very start stand without a marker, as a preamble does in a dialogue string.
-        bare = not text and message["role"] in ("system", "developer")
-        text += _content(message) if bare else _MARKERS[message["role"]] + joiner + _content(message)
+        bare = not any(parts) and message["role"] in ("system", "developer")
+        parts.append(_content(message) if bare else _MARKERS[message["role"]] + joiner + _content(message))
+    spans, end = [], sum(map(len, parts))
     for message in conversation.response:
-        text += _MARKERS[message["role"]] + joiner
-        content = _content(message)
+        marker, content = _MARKERS[message["role"]] + joiner, _content(message)
+        parts += marker, content
         if message["role"] == "assistant" and content:
-            spans.append((len(text), len(text) + len(content)))
-        text += content
-    return Rendered(text, tuple(spans), specials=True)
+            spans.append((end + len(marker), end + len(marker) + len(content)))
+        end += len(marker) + len(content)
+    return Rendered("".join(parts), tuple(spans), specials=True)
 
 
 def _instruction(conversation: Conversation) -> str:
@@ -260,7 +323,12 @@ def _content(message: Message) -> str:
     """A message's text, with the tool calls that a plain template has no other place for."""
     content = message.get("content") or ""
     calls = message.get("tool_calls")
-    return f"{content}\n{json.dumps(calls, sort_keys=True)}".lstrip("\n") if calls else content
+    if not calls:
+        return content
+    try:
+        return f"{content}\n{json.dumps(calls, sort_keys=True)}".lstrip("\n")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TextError(f"`tool_calls` cannot be written as JSON: {error}; make it plain JSON, or drop it") from error
 
 
 def _render_chat(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, date: str) -> Rendered:
@@ -307,8 +375,6 @@ def _apply(
     *,
     open_turn: bool = False,
 ) -> str:
-    import jinja2
-
     tools = list(conversation.tools) if conversation.tools else None
     template = tokenizer.get_chat_template(tools=tools)
     kwargs: dict[str, Any] = dict(conversation.chat_template_kwargs or {})
@@ -328,5 +394,8 @@ def _apply(
                 **kwargs,
             )
         )
-    except (jinja2.TemplateError, TypeError) as error:
-        raise TextError(f"the chat template refuses these messages: {error}; mend the row or drop it") from error
+    except (ImportError, MemoryError):
+        raise  # not the row's fault
+    except Exception as error:  # the template is a program of the model's, run on whatever the row holds
+        said = " ".join(str(error)[:_SAID].split()) or type(error).__name__
+        raise TextError(f"the chat template refuses these messages: {said}; mend the row or drop it") from error

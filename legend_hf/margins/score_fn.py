@@ -1,0 +1,361 @@
+"""The `datasets.map` transform for N responses per prompt: rows like UltraFeedback's become columns of scores.
+
+In: batches of rows, each with a prompt and a list of responses. Out: the same batches' scores, one list per row, finite
+and never null, and what follows from them: an order, the best response, shares of choice. `LegendScoreFn` is plain data
+and pickles to the same bytes before and after it was used. This file does not know which two responses become a pair,
+nor training, nor publishing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence, Sized
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from legend_hf.directions.direction import Direction
+from legend_hf.margins.margin_fn import OK
+from legend_hf.margins.scoring import GivenDirection, Scorer, load_directions, scorer_from_state
+from legend_hf.reading.formats import Columns, Conversation, RowError, responses_from_batch
+from legend_hf.reading.forward import Way
+from legend_hf.reading.reader import OpenReader
+from legend_hf.reading.templates import Tokens
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+SCORES = "scores"
+RANKING = "ranking"
+BEST = "best_response"
+PROBS = "choice_probs"
+COLUMNS = (SCORES, RANKING, BEST)
+ADDED = (PROBS,)
+STATUS = "scores_status"
+NO_RESPONSE = -1
+"""`best_response` of a row that was skipped."""
+
+
+class LegendScoreFn:
+    """Adds the scores of all responses: `ds.map(LegendScoreFn("you/direction"), batched=True)`.
+
+    For rows with a `prompt` and a list of `responses` (strings, message lists, or dicts with one of them as
+    `response`). All responses of a row, and rows of the same prompt in one batch, share one reading of the prompt.
+
+    Columns: `scores` (list of float32, one for each response: the paper's projection, in hidden-state units; only
+    differences within a row mean something, and that of two responses is their `margin_raw`), `ranking` (list of int32:
+    places of the responses, counted from 0, the best one first; equal scores in the order of the responses) and
+    `best_response` (int32: the first of those). Where asked for: `choice_probs` (list of float32, summing to 1). With
+    `on_error="skip"`: `scores_status`, `"ok"` or why the row could not be read. Such a row has a score of 0.0 for each
+    response (none where they cannot be counted), the ranking and the equal shares that follow from it, and
+    `best_response` -1, so that nothing is picked. All but the scores are functions of `scores` as they are written.
+
+    `choice_probs` are Luce's choice model with the calibration's `logit` as log-odds per unit: softmax(logit · scores).
+    Of two responses it is the probability that goes with the `logit` margin. It is ours, not the paper's, and it
+    supposes that what the calibration learnt of pairs holds among many responses.
+
+    Works with `Dataset`, `DatasetDict` and `IterableDataset` (pass `features=fn.features(ds.features)`), any
+    `batch_size`, `num_proc` and `with_rank=True`, which spreads workers over GPUs; and with `annotate`.
+
+    Args:
+        direction: A `Direction`, or what `Direction.from_pretrained` takes. A mapping of names to those writes
+            `scores_<name>` and so on for each, reading each text once per model.
+        revision: Of a direction on the Hub.
+        add: Columns to write besides: `["choice_probs"]`.
+        on_error: `"raise"` at the first row that cannot be read, before its batch is read, or `"skip"` it. One response
+            that cannot be read makes its whole row such a row.
+        device: Where to run; None takes a GPU when there is one.
+        batch_tokens: Most tokens in one forward pass; None takes the device's default.
+        route: `"tree"`, `"padded"` or `"grouped"` forces how texts are put together; None takes the quickest that gives
+            the model's own numbers.
+        store: File, ending in `.sqlite`, that keeps every score as soon as it is read, as for `LegendMarginFn`; the two
+            may share one, and a response that either has read is not read again.
+        overwrite: Replace columns of these names.
+        prompt_column: Name of the prompts' column, where it is not `prompt`.
+        responses_column: Name of the column with the lists of responses.
+        model: Folder to load the model from, for a direction that is not a `Direction` object.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ValueError: An argument is not one of those allowed.
+    """
+
+    def __init__(
+        self,
+        direction: GivenDirection | Mapping[str, GivenDirection],
+        *,
+        revision: str | None = None,
+        add: Sequence[str] = (),
+        on_error: str = "raise",
+        device: str | None = None,
+        batch_tokens: int | None = None,
+        route: Way | None = None,
+        store: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        prompt_column: str = "prompt",
+        responses_column: str = "responses",
+        model: str | os.PathLike[str] | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if isinstance(add, str) or not set(add) <= set(ADDED):
+            raise ValueError(f"`add` is {add!r}; allowed is {list(ADDED)}, or nothing")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
+        where = Scorer((), device, batch_tokens, route, trust_remote_code, None if store is None else os.fspath(store))
+        self._scorer = replace(where, directions=load_directions(direction, revision=revision, model=model))
+        for name, d in self._scorer.directions:
+            _check_held(d, name, add)
+        _check_distinct([name for name, _ in self._scorer.directions])
+        self._add = tuple(column for column in ADDED if column in add)
+        self._on_error = on_error
+        self._overwrite = overwrite
+        self._columns = Columns(prompt=prompt_column, responses=responses_column)
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to do after a run was stopped."""
+        return self._scorer.how_to_go_on
+
+    @property
+    def skips(self) -> bool:
+        """Whether rows that cannot be read are skipped."""
+        return self._on_error == "skip"
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns this writes, in order."""
+        names = [_suffixed(c, name) for name, _ in self._scorer.directions for c in (*COLUMNS, *self._add)]
+        return names + ([STATUS] if self.skips else [])
+
+    def features(self, features: Features) -> Features:
+        """The features of a dataset after this transform, which streaming needs."""
+        from datasets import Features, List, Value
+
+        types = {SCORES: List(Value("float32")), RANKING: List(Value("int32")), BEST: Value("int32")}
+        types[PROBS] = List(Value("float32"))
+        each = {_suffixed(column, name): kind for name, _ in self._scorer.directions for column, kind in types.items()}
+        each[STATUS] = Value("string")
+        return Features({**features, **{name: each[name] for name in self.columns}})
+
+    def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
+        """Scores the responses of one batch; this is what `map` calls.
+
+        Args:
+            batch: Columns of one batch.
+            rank: Of the worker, with `with_rank=True`.
+
+        Returns:
+            The new columns, `[n]` each; an entry of a list column is an array, one number for each response.
+
+        Raises:
+            ValueError: Not called with `batched=True`, or a column would be overwritten.
+            RowError: A row cannot be read (with `on_error="raise"`); no text of the batch has been read then.
+        """
+        if rank is not None and not isinstance(rank, int):
+            raise ValueError(
+                f"`rank` is a {type(rank).__name__}: this looks like `map(..., with_indices=True)`, whose second "
+                "argument is a list of row numbers; leave `with_indices` out, or use `with_rank=True`"
+            )
+        self.check_free(batch)
+        rows = responses_from_batch(batch, self._columns)
+        readings = [
+            (scoring, encode_responses(scoring.opened, rows, self._columns.responses))
+            for scoring in self._scorer.open(rank)
+        ]
+        refusals = [_first_refusal(row) for row in zip(*(texts for _, texts in readings), strict=True)]
+        if not self.skips:
+            for refusal in refusals:
+                if refusal is not None:
+                    raise refusal
+        good = [row for row, refusal in enumerate(refusals) if refusal is None]
+        counts = [
+            _how_many(cell) if isinstance(row, RowError) else len(row)
+            for row, cell in zip(rows, _cells(batch[self._columns.responses]), strict=True)
+        ]
+        columns: dict[str, Any] = {}
+        for scoring, texts in readings:
+            flat = [text for row in good for text in _texts(texts[row])]
+            for name, scores in scoring.score(flat).items():
+                columns.update(self._columns_of(name, scores, good, counts))
+        columns = {name: columns[name] for name in self.columns if name != STATUS}
+        if self.skips:
+            columns[STATUS] = [OK if refusal is None else refusal.status for refusal in refusals]
+        return columns
+
+    def check(self, batch: Mapping[str, Any], *, first_row: int = 0) -> RowError | None:
+        """Finds the first row of a batch that cannot be read, without reading any.
+
+        Args:
+            batch: Columns of one batch.
+            first_row: Number of its first row in the dataset, for the message.
+        """
+        rows = responses_from_batch(batch, self._columns, first_row=first_row)
+        encoded = [
+            encode_responses(scoring.opened, rows, self._columns.responses, first_row=first_row)
+            for scoring in self._scorer.open()
+        ]
+        return next((r for row in zip(*encoded, strict=True) if (r := _first_refusal(row)) is not None), None)
+
+    def check_free(self, columns: Collection[str]) -> None:
+        """Refuses to overwrite columns unless asked to.
+
+        Raises:
+            ValueError: A column exists and `overwrite` is False.
+        """
+        taken = [name for name in self.columns if name in columns]
+        if taken and not self._overwrite:
+            raise ValueError(
+                f"the dataset already has {', '.join(f'`{name}`' for name in taken)}; rename or remove what is there, "
+                "or pass `overwrite=True`"
+            )
+
+    def fingerprint(self) -> str:
+        """Hash of all that decides the columns, and of nothing that only says where to compute them."""
+        decides = [self.columns, self._on_error, asdict(self._columns), *self._scorer.deciding()]
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles as one string and the vectors' bytes, so that equal transforms give equal bytes.
+
+        The default would follow object identities, and what `datasets` hashes would differ between a transform and its
+        own copy. No model is in it: workers load theirs.
+        """
+        scorer, vectors = self._scorer.state()
+        arguments = {
+            "add": self._add,
+            "on_error": self._on_error,
+            "overwrite": self._overwrite,
+            "prompt_column": self._columns.prompt,
+            "responses_column": self._columns.responses,
+        }
+        return _rebuild, (json.dumps({"scorer": scorer, "arguments": arguments}, sort_keys=True), vectors)
+
+    def _columns_of(self, name: str, scores: np.ndarray, good: Sequence[int], counts: Sequence[int]) -> dict[str, Any]:
+        """Makes one direction's columns from the scores of all responses of the good rows, one after the other.
+
+        Args:
+            name: Of the direction.
+            scores: Float64.
+            good: The rows that these are of.
+            counts: Responses of every row `[n]`.
+        """
+        direction = dict(self._scorer.directions)[name]
+        with np.errstate(over="ignore"):  # checked in the next line
+            narrow = scores.astype(np.float32)
+        _check_finite(narrow, direction)
+        written = [np.zeros(count, dtype=np.float32) for count in counts]
+        ends = np.cumsum([counts[row] for row in good])
+        for row, end in zip(good, ends, strict=True):
+            written[row] = narrow[end - counts[row] : end]
+        best = np.full(len(counts), NO_RESPONSE, dtype=np.int32)
+        # All that is made of the scores is made of the float32 that is written, so that it can be made of it again.
+        orders = [np.argsort(-row, kind="stable").astype(np.int32) for row in written]
+        for row in good:
+            best[row] = orders[row][0]
+        columns: dict[str, Any] = {SCORES: written, RANKING: orders, BEST: best}
+        if PROBS in self._add:
+            logit = direction.calibration.logit
+            assert logit is not None  # `_check_held`
+            columns[PROBS] = [_shares(logit * row.astype(np.float64)) for row in written]
+        return {_suffixed(column, name): values for column, values in columns.items()}
+
+
+def encode_responses(
+    opened: OpenReader,
+    rows: Sequence[tuple[Conversation, ...] | RowError],
+    column: str = "responses",
+    *,
+    first_row: int = 0,
+) -> list[tuple[Tokens, ...] | RowError]:
+    """Tokenises every response of every row; a row that cannot be read is a `RowError` that says which one and why.
+
+    Args:
+        opened: The reader.
+        rows: What `responses_from_batch` gave, `[n]`.
+        column: Name of the responses' column, for errors.
+        first_row: Number of the first row, for errors.
+    """
+    flat = [response for row in rows if not isinstance(row, RowError) for response in row]
+    texts = iter(opened.encode(flat))
+    result: list[tuple[Tokens, ...] | RowError] = []
+    for number, row in enumerate(rows, start=first_row):
+        if isinstance(row, RowError):
+            result.append(row)
+            continue
+        read = [next(texts) for _ in row]
+        bad = [(i, text) for i, text in enumerate(read) if not isinstance(text, Tokens)]
+        good = tuple(text for text in read if isinstance(text, Tokens))
+        result.append(RowError(number, f"{column}[{bad[0][0]}]", str(bad[0][1])) if bad else good)
+    return result
+
+
+def _rebuild(state: str, vectors: tuple[bytes, ...]) -> LegendScoreFn:
+    """Unpickles a transform, refusing one whose numbers this version would not reproduce."""
+    read = json.loads(state)
+    scorer = scorer_from_state(read["scorer"], vectors)
+    fn = LegendScoreFn(dict(scorer.directions), **read["arguments"])
+    fn._scorer = scorer
+    return fn
+
+
+def _shares(log_odds: np.ndarray) -> np.ndarray:
+    """Softmax `[n]` of log-odds `[n]`, float32; nothing of nothing."""
+    if not len(log_odds):
+        return np.zeros(0, dtype=np.float32)
+    odds = np.exp(log_odds - log_odds.max())
+    shares: np.ndarray = (odds / odds.sum()).astype(np.float32)
+    return shares
+
+
+def _cells(column: Any) -> list[Any]:
+    """The cells of a column in any format that `map` passes; those of arrow do not say their length."""
+    return list(column.to_pylist() if hasattr(column, "to_pylist") else column)
+
+
+def _how_many(cell: Any) -> int:
+    """Responses in a cell that could not be read, 0 where they cannot be counted."""
+    held = cell.get("response") if isinstance(cell, Mapping) else cell  # `Sequence({...})` comes as a dict of lists
+    return len(held) if isinstance(held, Sized) and not isinstance(held, str | bytes | Mapping) else 0
+
+
+def _first_refusal(row: Sequence[tuple[Tokens, ...] | RowError]) -> RowError | None:
+    return next((entry for entry in row if isinstance(entry, RowError)), None)
+
+
+def _texts(entry: tuple[Tokens, ...] | RowError) -> tuple[Tokens, ...]:
+    assert not isinstance(entry, RowError)
+    return entry
+
+
+def _check_held(direction: Direction, name: str, add: Sequence[str]) -> None:
+    """Refuses what the artifact cannot give; better now than in a worker."""
+    if PROBS in add and direction.calibration.logit is None:
+        held = ", ".join(map(repr, direction.calibration.kinds))
+        raise ValueError(
+            f"`{PROBS}` needs a direction with a `logit` calibration, {name or 'this one'} has {held}; fit the "
+            "direction anew, on pairs that it can tell apart, or leave the column out of `add`"
+        )
+
+
+def _check_distinct(names: Collection[str]) -> None:
+    """Refuses names of directions with which one column would mean two things."""
+    columns = [STATUS, *(_suffixed(column, name) for name in names for column in (*COLUMNS, *ADDED))]
+    twice = sorted({column for column in columns if columns.count(column) > 1})
+    if twice:
+        raise ValueError(f"`direction` maps {list(names)}: `{twice[0]}` would mean two things; give other names")
+
+
+def _check_finite(scores: np.ndarray, direction: Direction) -> None:
+    bad = int((~np.isfinite(scores)).sum())
+    if bad:
+        raise ValueError(
+            f"the model's hidden states are not finite in {direction.reader.dtype}: {bad} of {len(scores)} scores "
+            'would be NaN or infinite; fit with `dtype="float32"` or `"bfloat16"`'
+        )
+
+
+def _suffixed(column: str, name: str) -> str:
+    return f"{column}_{name}" if name else column
