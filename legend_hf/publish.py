@@ -21,7 +21,8 @@ import numpy as np
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
 from legend_hf.hub import cards, transfer
-from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, OK, STATUS
+from legend_hf.margins.columns import OK, suffixed
+from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -279,7 +280,7 @@ def _inspect(
         "kept_splits": [],
     }
     for name in directions:
-        column = _suffixed("margin", name)
+        column = suffixed("margin", name)
         found = [row.pop("scales") for row in facts["statistics"] if row["column"] == column]
         common = [scale for scale in found[0] if all(scale in others for others in found)]
         if not common:
@@ -298,7 +299,7 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
     calibration = direction.calibration
     # A column of such a name that this direction cannot have made is somebody else's.
     can = {"margin_bin": "bins" in calibration.kinds, "margin_prob": calibration.gives_prob}
-    columns = {column: _suffixed(column, name) for column in (*COLUMNS, *(column for column in ADDED if can[column]))}
+    columns = {column: suffixed(column, name) for column in (*COLUMNS, *(column for column in ADDED if can[column]))}
     if columns["margin"] not in rows.features:
         raise ValueError(
             f"{where} has no column `{columns['margin']}`; annotate it first: `annotate(dataset, "
@@ -328,7 +329,7 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
                 f"`{columns['margin_raw']}`; give the direction it was annotated with, or drop the raw column if "
                 "the margins were changed on purpose"
             )
-        flag = _suffixed(NEGATIVE, name)
+        flag = suffixed(NEGATIVE, name)
         if rows.features.get(flag) == Value("bool"):
             flagged = np.array([bool(value) for value in rows.with_format(None)[flag][:]], dtype=bool)
             if (flagged[read] != (raw < 0)).any():
@@ -609,7 +610,3 @@ def _paths(layout: Mapping[str, Any]) -> list[str]:
         found += [paths] if isinstance(paths, str) else list(paths)
     directory = layout.get("data_dir")
     return [*found, *([f"{directory}/"] if isinstance(directory, str) else [])]
-
-
-def _suffixed(column: str, name: str) -> str:
-    return f"{column}_{name}" if name else column

@@ -18,6 +18,7 @@ import numpy as np
 
 from legend_hf.directions.calibrate import KINDS
 from legend_hf.directions.direction import Direction
+from legend_hf.margins import columns
 from legend_hf.margins.scoring import Scorer, load_directions, scorer_from_state
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
 from legend_hf.reading.forward import Way
@@ -31,7 +32,6 @@ COLUMNS = ("margin", "margin_raw", "chosen_score", "rejected_score")
 ADDED = ("margin_bin", "margin_prob")
 NEGATIVE = "margin_negative"
 STATUS = "margin_status"
-OK = "ok"
 
 
 class LegendMarginFn:
@@ -105,13 +105,12 @@ class LegendMarginFn:
             )
         if negative not in ("keep", "zero", "flag"):
             raise ValueError(f"`negative` is {negative!r}; allowed are 'keep', 'zero', 'flag'")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
+        columns.check_on_error(on_error)
         where = Scorer((), device, batch_tokens, route, trust_remote_code, None if store is None else os.fspath(store))
         self._scorer = replace(where, directions=load_directions(direction, revision=revision, model=model))
         for name, d in self._scorer.directions:
             _check_held(d, name, scale, add)
-        _check_distinct([name for name, _ in self._scorer.directions])
+        columns.check_distinct([*COLUMNS, *ADDED, NEGATIVE], STATUS, [name for name, _ in self._scorer.directions])
         self._scale = scale
         self._add = tuple(column for column in ADDED if column in add)
         self._negative = negative
@@ -133,14 +132,14 @@ class LegendMarginFn:
     def columns(self) -> list[str]:
         """Names of the columns this writes, in order."""
         each = [*COLUMNS, *self._add, *([NEGATIVE] if self._negative == "flag" else [])]
-        names = [_suffixed(column, name) for name, _ in self._scorer.directions for column in each]
-        return names + ([STATUS] if self._on_error == "skip" else [])
+        names = [columns.suffixed(column, name) for name, _ in self._scorer.directions for column in each]
+        return names + ([STATUS] if self.skips else [])
 
     def features(self, features: Features) -> Features:
         """The features of a dataset after this transform, which streaming needs and an old `margin` may need."""
         from datasets import Features, Value
 
-        types = {STATUS: "string"} | {_suffixed(NEGATIVE, name): "bool" for name, _ in self._scorer.directions}
+        types = {STATUS: "string"} | {columns.suffixed(NEGATIVE, name): "bool" for name, _ in self._scorer.directions}
         new = {name: Value(types.get(name, "float32")) for name in self.columns}
         return Features({**features, **new})
 
@@ -158,29 +157,25 @@ class LegendMarginFn:
             ValueError: Not called with `batched=True`, or a column would be overwritten.
             RowError: A row cannot be read (with `on_error="raise"`); no text of the batch has been read then.
         """
-        if rank is not None and not isinstance(rank, int):
-            raise ValueError(
-                f"`rank` is a {type(rank).__name__}: this looks like `map(..., with_indices=True)`, whose second "
-                "argument is a list of row numbers; leave `with_indices` out, or use `with_rank=True`"
-            )
+        columns.check_rank(rank)
         self.check_free(batch)
         pairs = pairs_from_batch(batch, self._columns)
         readings = [(scoring, encode_pairs(scoring.opened, pairs)) for scoring in self._scorer.open(rank)]
-        refusals = [_first_refusal(row) for row in zip(*(texts for _, texts in readings), strict=True)]
-        if self._on_error == "raise":
+        refusals = [columns.first_refusal(row) for row in zip(*(texts for _, texts in readings), strict=True)]
+        if not self.skips:
             for refusal in refusals:
                 if refusal is not None:
                     raise refusal
         good = [row for row, refusal in enumerate(refusals) if refusal is None]
-        columns: dict[str, Any] = {}
+        made: dict[str, Any] = {}
         for scoring, texts in readings:
             sides = [side for row in good for side in _sides(texts[row])]
             for name, scores in scoring.score(sides).items():
-                columns.update(self._columns_of(name, scores, good, len(pairs)))
-        columns = {name: columns[name] for name in self.columns if name != STATUS}
-        if self._on_error == "skip":
-            columns[STATUS] = [OK if refusal is None else refusal.status for refusal in refusals]
-        return columns
+                made.update(self._columns_of(name, scores, good, len(pairs)))
+        made = {name: made[name] for name in self.columns if name != STATUS}
+        if self.skips:
+            made[STATUS] = [columns.OK if refusal is None else refusal.status for refusal in refusals]
+        return made
 
     def check(self, batch: Mapping[str, Any], *, first_row: int = 0) -> RowError | None:
         """Finds the first row of a batch that cannot be read, without reading any.
@@ -191,20 +186,15 @@ class LegendMarginFn:
         """
         pairs = pairs_from_batch(batch, self._columns, first_row=first_row)
         encoded = [encode_pairs(scoring.opened, pairs, first_row=first_row) for scoring in self._scorer.open()]
-        return next((r for row in zip(*encoded, strict=True) if (r := _first_refusal(row)) is not None), None)
+        return next((r for row in zip(*encoded, strict=True) if (r := columns.first_refusal(row)) is not None), None)
 
-    def check_free(self, columns: Collection[str]) -> None:
+    def check_free(self, there: Collection[str]) -> None:
         """Refuses to overwrite columns unless asked to.
 
         Raises:
             ValueError: A column exists and `overwrite` is False.
         """
-        taken = [name for name in self.columns if name in columns]
-        if taken and not self._overwrite:
-            raise ValueError(
-                f"the dataset already has {', '.join(f'`{name}`' for name in taken)}; rename or remove what is there, "
-                "or pass `overwrite=True`"
-            )
+        columns.check_free(self.columns, there, overwrite=self._overwrite)
 
     def fingerprint(self) -> str:
         """Hash of all that decides the columns, and of nothing that only says where to compute them."""
@@ -257,7 +247,7 @@ class LegendMarginFn:
             values |= {column: np.maximum(values[column], 0) for column in ("margin", "margin_bin") if column in values}
         if self._negative == "flag":
             values[NEGATIVE] = raw < 0
-        return {_suffixed(column, name): numbers for column, numbers in values.items()}
+        return {columns.suffixed(column, name): numbers for column, numbers in values.items()}
 
 
 def encode_pairs(
@@ -286,10 +276,6 @@ def _rebuild(state: str, vectors: tuple[bytes, ...]) -> LegendMarginFn:
     return fn
 
 
-def _first_refusal(row: Sequence[tuple[Tokens, Tokens] | RowError]) -> RowError | None:
-    return next((entry for entry in row if isinstance(entry, RowError)), None)
-
-
 def _sides(entry: tuple[Tokens, Tokens] | RowError) -> tuple[Tokens, Tokens]:
     assert not isinstance(entry, RowError)
     return entry
@@ -315,15 +301,6 @@ def _check_held(direction: Direction, name: str, scale: str | None, add: Sequenc
             )
 
 
-def _check_distinct(names: Collection[str]) -> None:
-    """Refuses names of directions with which one column would mean two things."""
-    each = [*COLUMNS, *ADDED, NEGATIVE]
-    columns = [*each, STATUS, *(_suffixed(column, name) for name in names if name for column in each)]
-    twice = sorted({column for column in columns if columns.count(column) > 1})
-    if twice:
-        raise ValueError(f"`direction` maps {list(names)}: `{twice[0]}` would mean two things; give other names")
-
-
 def _check_finite(written: np.ndarray, direction: Direction) -> None:
     if not np.isfinite(written).all():
         bad = int((~np.isfinite(written)).any(axis=0).sum())
@@ -331,7 +308,3 @@ def _check_finite(written: np.ndarray, direction: Direction) -> None:
             f"the model's hidden states are not finite in {direction.reader.dtype}: {bad} of "
             f'{written.shape[1]} margins would be NaN or infinite; fit with `dtype="float32"` or `"bfloat16"`'
         )
-
-
-def _suffixed(column: str, name: str) -> str:
-    return f"{column}_{name}" if name else column

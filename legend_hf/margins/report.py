@@ -25,8 +25,9 @@ from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import Direction
 from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.hub import cards
+from legend_hf.margins.columns import OK
 from legend_hf.margins.ladder import LadderCheck, ladder_check
-from legend_hf.margins.margin_fn import OK, STATUS
+from legend_hf.margins.margin_fn import STATUS
 from legend_hf.margins.measure import (
     NO_CATEGORY,
     UNKNOWN,

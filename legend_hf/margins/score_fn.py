@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.margin_fn import OK
+from legend_hf.margins import columns
 from legend_hf.margins.scoring import GivenDirection, Scorer, load_directions, scorer_from_state
 from legend_hf.reading.formats import Columns, Conversation, RowError, responses_from_batch
 from legend_hf.reading.forward import Way
@@ -102,13 +102,12 @@ class LegendScoreFn:
     ) -> None:
         if isinstance(add, str) or not set(add) <= set(ADDED):
             raise ValueError(f"`add` is {add!r}; allowed is {list(ADDED)}, or nothing")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
+        columns.check_on_error(on_error)
         where = Scorer((), device, batch_tokens, route, trust_remote_code, None if store is None else os.fspath(store))
         self._scorer = replace(where, directions=load_directions(direction, revision=revision, model=model))
         for name, d in self._scorer.directions:
             _check_held(d, name, add)
-        _check_distinct([name for name, _ in self._scorer.directions])
+        columns.check_distinct([*COLUMNS, *ADDED], STATUS, [name for name, _ in self._scorer.directions])
         self._add = tuple(column for column in ADDED if column in add)
         self._on_error = on_error
         self._overwrite = overwrite
@@ -127,7 +126,7 @@ class LegendScoreFn:
     @property
     def columns(self) -> list[str]:
         """Names of the columns this writes, in order."""
-        names = [_suffixed(c, name) for name, _ in self._scorer.directions for c in (*COLUMNS, *self._add)]
+        names = [columns.suffixed(c, name) for name, _ in self._scorer.directions for c in (*COLUMNS, *self._add)]
         return names + ([STATUS] if self.skips else [])
 
     def features(self, features: Features) -> Features:
@@ -136,7 +135,11 @@ class LegendScoreFn:
 
         types = {SCORES: List(Value("float32")), RANKING: List(Value("int32")), BEST: Value("int32")}
         types[PROBS] = List(Value("float32"))
-        each = {_suffixed(column, name): kind for name, _ in self._scorer.directions for column, kind in types.items()}
+        each = {
+            columns.suffixed(column, name): kind
+            for name, _ in self._scorer.directions
+            for column, kind in types.items()
+        }
         each[STATUS] = Value("string")
         return Features({**features, **{name: each[name] for name in self.columns}})
 
@@ -154,18 +157,14 @@ class LegendScoreFn:
             ValueError: Not called with `batched=True`, or a column would be overwritten.
             RowError: A row cannot be read (with `on_error="raise"`); no text of the batch has been read then.
         """
-        if rank is not None and not isinstance(rank, int):
-            raise ValueError(
-                f"`rank` is a {type(rank).__name__}: this looks like `map(..., with_indices=True)`, whose second "
-                "argument is a list of row numbers; leave `with_indices` out, or use `with_rank=True`"
-            )
+        columns.check_rank(rank)
         self.check_free(batch)
         rows = responses_from_batch(batch, self._columns)
         readings = [
             (scoring, encode_responses(scoring.opened, rows, self._columns.responses))
             for scoring in self._scorer.open(rank)
         ]
-        refusals = [_first_refusal(row) for row in zip(*(texts for _, texts in readings), strict=True)]
+        refusals = [columns.first_refusal(row) for row in zip(*(texts for _, texts in readings), strict=True)]
         if not self.skips:
             for refusal in refusals:
                 if refusal is not None:
@@ -175,15 +174,15 @@ class LegendScoreFn:
             _how_many(cell) if isinstance(row, RowError) else len(row)
             for row, cell in zip(rows, _cells(batch[self._columns.responses]), strict=True)
         ]
-        columns: dict[str, Any] = {}
+        made: dict[str, Any] = {}
         for scoring, texts in readings:
             flat = [text for row in good for text in _texts(texts[row])]
             for name, scores in scoring.score(flat).items():
-                columns.update(self._columns_of(name, scores, good, counts))
-        columns = {name: columns[name] for name in self.columns if name != STATUS}
+                made.update(self._columns_of(name, scores, good, counts))
+        made = {name: made[name] for name in self.columns if name != STATUS}
         if self.skips:
-            columns[STATUS] = [OK if refusal is None else refusal.status for refusal in refusals]
-        return columns
+            made[STATUS] = [columns.OK if refusal is None else refusal.status for refusal in refusals]
+        return made
 
     def check(self, batch: Mapping[str, Any], *, first_row: int = 0) -> RowError | None:
         """Finds the first row of a batch that cannot be read, without reading any.
@@ -197,20 +196,15 @@ class LegendScoreFn:
             encode_responses(scoring.opened, rows, self._columns.responses, first_row=first_row)
             for scoring in self._scorer.open()
         ]
-        return next((r for row in zip(*encoded, strict=True) if (r := _first_refusal(row)) is not None), None)
+        return next((r for row in zip(*encoded, strict=True) if (r := columns.first_refusal(row)) is not None), None)
 
-    def check_free(self, columns: Collection[str]) -> None:
+    def check_free(self, there: Collection[str]) -> None:
         """Refuses to overwrite columns unless asked to.
 
         Raises:
             ValueError: A column exists and `overwrite` is False.
         """
-        taken = [name for name in self.columns if name in columns]
-        if taken and not self._overwrite:
-            raise ValueError(
-                f"the dataset already has {', '.join(f'`{name}`' for name in taken)}; rename or remove what is there, "
-                "or pass `overwrite=True`"
-            )
+        columns.check_free(self.columns, there, overwrite=self._overwrite)
 
     def fingerprint(self) -> str:
         """Hash of all that decides the columns, and of nothing that only says where to compute them."""
@@ -255,12 +249,12 @@ class LegendScoreFn:
         orders = [np.argsort(-row, kind="stable").astype(np.int32) for row in written]
         for row in good:
             best[row] = orders[row][0]
-        columns: dict[str, Any] = {SCORES: written, RANKING: orders, BEST: best}
+        made: dict[str, Any] = {SCORES: written, RANKING: orders, BEST: best}
         if PROBS in self._add:
             logit = direction.calibration.logit
             assert logit is not None  # `_check_held`
-            columns[PROBS] = [_shares(logit * row.astype(np.float64)) for row in written]
-        return {_suffixed(column, name): values for column, values in columns.items()}
+            made[PROBS] = [_shares(logit * row.astype(np.float64)) for row in written]
+        return {columns.suffixed(column, name): values for column, values in made.items()}
 
 
 def encode_responses(
@@ -321,10 +315,6 @@ def _how_many(cell: Any) -> int:
     return len(held) if isinstance(held, Sized) and not isinstance(held, str | bytes | Mapping) else 0
 
 
-def _first_refusal(row: Sequence[tuple[Tokens, ...] | RowError]) -> RowError | None:
-    return next((entry for entry in row if isinstance(entry, RowError)), None)
-
-
 def _texts(entry: tuple[Tokens, ...] | RowError) -> tuple[Tokens, ...]:
     assert not isinstance(entry, RowError)
     return entry
@@ -340,14 +330,6 @@ def _check_held(direction: Direction, name: str, add: Sequence[str]) -> None:
         )
 
 
-def _check_distinct(names: Collection[str]) -> None:
-    """Refuses names of directions with which one column would mean two things."""
-    columns = [STATUS, *(_suffixed(column, name) for name in names for column in (*COLUMNS, *ADDED))]
-    twice = sorted({column for column in columns if columns.count(column) > 1})
-    if twice:
-        raise ValueError(f"`direction` maps {list(names)}: `{twice[0]}` would mean two things; give other names")
-
-
 def _check_finite(scores: np.ndarray, direction: Direction) -> None:
     bad = int((~np.isfinite(scores)).sum())
     if bad:
@@ -355,7 +337,3 @@ def _check_finite(scores: np.ndarray, direction: Direction) -> None:
             f"the model's hidden states are not finite in {direction.reader.dtype}: {bad} of {len(scores)} scores "
             'would be NaN or infinite; fit with `dtype="float32"` or `"bfloat16"`'
         )
-
-
-def _suffixed(column: str, name: str) -> str:
-    return f"{column}_{name}" if name else column

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.hub import cards
-from legend_hf.margins.margin_fn import OK, STATUS
+from legend_hf.margins.columns import OK
+from legend_hf.margins.margin_fn import STATUS
 from legend_hf.preferences.export import like_margin, numbers_of, splits_of
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.directions import resample
-from legend_hf.margins.margin_fn import OK, STATUS
+from legend_hf.margins.columns import OK
+from legend_hf.margins.margin_fn import STATUS
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, OK, STATUS
+from legend_hf.margins.columns import OK
+from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from legend_hf.margins.margin_fn import OK
+from legend_hf.margins.columns import OK, check_on_error
 from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
 from legend_hf.margins.score_fn import STATUS as SCORES_STATUS
 from legend_hf.preferences.similarity import (
@@ -31,7 +31,6 @@ from legend_hf.preferences.similarity import (
     MAX_LENGTH,
     STATUS,
     Embedder,
-    check_on_error,
     cosine,
     embedder_of,
     unit_rows,

@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.margin_fn import OK
+from legend_hf.margins.columns import OK, check_free, check_on_error, check_rank
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, Conversation, Pair, RowError, pairs_from_batch
 from legend_hf.reading.reader import Reader, Runtime, describe_model, open_reader, resolve_device, with_layer
@@ -261,12 +261,8 @@ class PairSimilarityFn:
             ValueError: Not called with `batched=True`, or a column would be overwritten.
             RowError: A row cannot be read (with `on_error="raise"`); no text of the batch has been read then.
         """
-        if rank is not None and not isinstance(rank, int):
-            raise ValueError(
-                f"`rank` is a {type(rank).__name__}: this looks like `map(..., with_indices=True)`, whose second "
-                "argument is a list of row numbers; leave `with_indices` out, or use `with_rank=True`"
-            )
-        self._check_free(batch)
+        check_rank(rank)
+        check_free(self.columns, batch, overwrite=self._overwrite)
         rows = self._encode(pairs_from_batch(batch, self._columns), rank)
         if self._on_error == "raise":
             for row in rows:
@@ -306,14 +302,6 @@ class PairSimilarityFn:
             result[row] = bad[0] if bad else (chosen, rejected)
         return result
 
-    def _check_free(self, columns: Collection[str]) -> None:
-        taken = [name for name in self.columns if name in columns]
-        if taken and not self._overwrite:
-            raise ValueError(
-                f"the dataset already has {', '.join(f'`{name}`' for name in taken)}; rename or remove what is there, "
-                "or pass `overwrite=True`"
-            )
-
 
 def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Cosine of each row of `one [n, d]` with the same row of `other [n, d]`: `[n]`, float64, in [-1, 1].
@@ -334,12 +322,6 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
     unit: np.ndarray = scaled / np.where(lengths == 0.0, 1.0, lengths)
     return unit
-
-
-def check_on_error(on_error: str) -> None:
-    """Refuses an `on_error` that is none."""
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
 
 
 def _rebuild(state: str) -> PairSimilarityFn:
