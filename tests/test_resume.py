@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import random
@@ -162,12 +163,32 @@ def test_a_second_run_reads_nothing_whatever_changed(direction, rows, tmp_path, 
     assert sum(read) == 0
 
     # The control: a direction of other numbers finds nothing.
-    import dataclasses
-
     other = dataclasses.replace(direction, vector=-direction.vector)
     with pytest.raises(ValueError, match="not finite"):  # nothing was read, so nothing is known
         annotate(rows, LegendMarginFn(other, store=store))
     assert sum(read) == distinct_texts(rows)
+
+
+def test_weights_in_a_folder_of_their_own_have_scores_of_their_own(direction, rows, tmp_path, tiny_llama):
+    """A Hub model's name says nothing of the weights in a folder that is given in its place."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tuned = AutoModel.from_pretrained(tiny_llama)
+    with torch.no_grad():
+        for weights in tuned.parameters():
+            weights += 0.05 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
+    tuned.save_pretrained(tmp_path / "tuned")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "tuned")
+    reader = dataclasses.replace(direction.reader, model="you/model", revision="0" * 40, model_sha256=None)
+    given = [dataclasses.replace(direction, reader=reader, model_path=str(p)) for p in (tiny_llama, tmp_path / "tuned")]
+    store = tmp_path / "s.sqlite"
+    kept = [np.array(annotate(rows, LegendMarginFn(d, store=store))["margin_raw"]) for d in given]
+    fresh = [np.array(annotate(rows, LegendMarginFn(d))["margin_raw"]) for d in given]
+    assert np.abs(fresh[0] - fresh[1]).max() > 0.01
+    for one, other in zip(kept, fresh, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * other.std())
+    assert LegendMarginFn(given[0]).fingerprint() != LegendMarginFn(given[1]).fingerprint()
 
 
 def test_workers_share_the_store(run, rows):

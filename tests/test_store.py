@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +90,163 @@ def test_processes_write_at_once_and_nothing_is_lost(path, method):
     assert open_store(path).find(A, [key(i) for i in range(600)]) == expected
     (kept,) = open_store(path).contents()
     assert kept.scores == len(expected) == 500
+
+
+def _write_and_close(path: str, number: int, together: Any) -> None:
+    together.wait()
+    for first in (0, 20):
+        store = Store(path)
+        store.keep(A, {key(number * 1000 + i): float(i) for i in range(first, first + 20)}, label="a")
+        store.close()
+
+
+@pytest.mark.parametrize("state", ["absent", "no database", "noise"])
+def test_many_processes_open_one_store_at_the_same_time(path, state):
+    """Nobody is refused, a damaged file is set aside once, and no committed score is in the file that was."""
+    for _ in range(4):
+        if state != "absent":
+            store = Store(path)
+            store.keep(A, {key(10**9 + i): 1.0 for i in range(500)}, label="a")
+            store.close()  # with its log written back, or that would mend the file
+            content = path.read_bytes()
+            path.write_bytes(b"not a database" * 999 if state == "no database" else content[:4096] + b"x" * 20000)
+        context = multiprocessing.get_context("fork")
+        together = context.Barrier(12)
+        workers = [context.Process(target=_write_and_close, args=(str(path), n, together)) for n in range(12)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert [worker.exitcode for worker in workers] == [0] * 12
+        store = Store(path)
+        assert len(store.find(A, [key(n * 1000 + i) for n in range(12) for i in range(40)])) == 480
+        store.close()
+        aside = [p for p in path.parent.iterdir() if ".damaged-" in p.name and not p.name.endswith(("-wal", "-shm"))]
+        assert len(aside) == (state != "absent")
+        for file in path.parent.iterdir():
+            file.unlink()
+
+
+def test_a_fork_beside_threads_that_write_hangs_nobody(path):
+    store = open_store(path)
+    stop = threading.Event()
+
+    def write(first: int) -> None:
+        while not stop.is_set():
+            store.keep(A, {key(first): 1.0}, label="a")
+            first += 1
+
+    threads = [threading.Thread(target=write, args=(n * 10**6,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    codes = []
+    for _ in range(15):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(10)  # a child that waits for ever is killed
+            os._exit(0 if store._connection is None and open_store(path).find(A, [key(1)]) is not None else 1)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert codes == [0] * 15
+
+
+def test_an_exception_out_of_a_signal_harms_no_healthy_store(path, monkeypatch):
+    """It may come in the middle of a transaction; the store is neither locked for others nor taken for damaged."""
+    store = Store(path)
+    store.keep(A, {key(1): 1.0}, label="a")
+
+    class Late(Exception):
+        pass
+
+    def late(*_: object) -> None:
+        raise Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        for moment in ("while it waits to begin", "in the transaction"):
+            holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            if moment == "in the transaction":
+                monkeypatch.setattr(store_module, "_find", lambda *_: time.sleep(1))
+            else:
+                holder.execute("BEGIN IMMEDIATE")
+                threading.Timer(0.5, holder.execute, ["ROLLBACK"]).start()
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(Late):
+                store.keep(A, {key(2): 2.0}, label="a")
+            monkeypatch.undo()
+            holder.close()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    other = Store(path)
+    other.keep(A, {key(3): 3.0}, label="a")
+    assert store.find(A, [key(1), key(2), key(3)]) == {key(1): 1.0, key(3): 3.0}
+    other.close()
+    assert not [p for p in path.parent.iterdir() if ".damaged-" in p.name]
+
+
+def test_two_spellings_of_one_file_are_one_store(path, tmp_path):
+    Store(path).check()
+    (tmp_path / "link").symlink_to(path.parent)
+    other = tmp_path / "link" / path.name
+    assert open_store(other) is open_store(path)
+
+
+def test_a_second_connection_of_a_process_leaves_the_first_its_locks(path):
+    """To open and close the file itself would drop them, and another process would then delete the log in use."""
+    one = Store(path)
+    one.keep(A, {key(1): 1.0}, label="a")
+    two = Store(path)
+    two.check()
+    two.close()
+    program = f"from legend_hf.margins.store import Store; s = Store({str(path)!r}); s.check(); s.close()"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    one.keep(A, {key(2): 2.0}, label="a")
+    program = f"from legend_hf.margins.store import Store; print(Store({str(path)!r}).contents()[0].scores)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"2\n"
+
+
+@given(st.data())
+@settings(max_examples=100)
+def test_no_damage_stops_the_work(tmp_path_factory, data):
+    """Whatever is broken, and wherever it shows: the work is done, or the file is refused as another's."""
+    path = tmp_path_factory.mktemp("store") / "s.sqlite"
+    store = Store(path)
+    store.keep(A, {key(i): 1.0 for i in range(40)}, label="model a")
+    store.close()
+    content = bytearray(path.read_bytes())
+    start = data.draw(st.integers(100, len(content) - 1))
+    noise = data.draw(st.binary(min_size=1, max_size=64))
+    content[start : start + len(noise)] = noise
+    path.write_bytes(content)
+    store = Store(path)
+    store.contents()
+    assert store.keep(A, {key(i): 2.0 for i in range(80)}, label="model a").keys() == {key(i) for i in range(80)}
+    assert store.merge(Store(path.with_name("other.sqlite"))) == 0
+    store.prune()
+    assert store.contents() == []
+
+
+def test_a_database_that_cannot_be_understood_is_left_alone(tmp_path):
+    """Such as one that a later SQLite made: its tables cannot be read, and it is somebody's."""
+    path = tmp_path / "orders.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE orders (id INTEGER)")
+        connection.execute("PRAGMA application_id = 7")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = 'CREATE TABLE orders (id INTEGER) IN SOME LATER WAY'")
+    connection.close()
+    with pytest.raises(StoreError, match="is a SQLite file of something else"):
+        Store(path).check()
+    assert [p.name for p in tmp_path.iterdir()] == ["orders.sqlite"]
+
+
+def test_an_automounted_network_disk_is_one(path, monkeypatch):
+    mounts = "/dev/sda / ext4 rw 0 0\nsystemd-1 /net autofs rw 0 0\nserver:/x /net nfs4 rw 0 0\n"
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: mounts)
+    assert store_module._is_network(Path("/net/scores.sqlite"))
+    assert not store_module._is_network(Path("/home/scores.sqlite"))
 
 
 def test_a_fork_closes_the_connection_first(path):

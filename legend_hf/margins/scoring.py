@@ -20,7 +20,15 @@ from legend_hf.directions.direction import Direction
 from legend_hf.margins.stopping import finish_batches, settle_in_worker
 from legend_hf.margins.store import Store, check_path, open_store
 from legend_hf.reading.forward import Way
-from legend_hf.reading.reader import OpenReader, Reader, Runtime, open_reader, resolve_device, with_layer
+from legend_hf.reading.reader import (
+    OpenReader,
+    Reader,
+    Runtime,
+    folder_sha256,
+    open_reader,
+    resolve_device,
+    with_layer,
+)
 from legend_hf.reading.templates import Tokens
 
 # A change that alters numbers raises this: it is part of the pickled state and of the store's keys. An imported class
@@ -226,7 +234,10 @@ class Scoring:
 
 def _identity(direction: Direction) -> list[Any]:
     """What a score depends on besides the text; the calibration is made of scores, not the other way."""
-    return [direction.reader.to_dict(), direction.vector.tobytes().hex()]
+    reader, path = direction.reader, direction.model_path
+    # A Hub model's name says nothing of the weights in a folder that is given in its place.
+    folder = folder_sha256(path) if path is not None and reader.model_sha256 is None else None
+    return [reader.to_dict(), direction.vector.tobytes().hex(), *([folder] if folder is not None else [])]
 
 
 def _digest(direction: Direction) -> bytes:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -21,9 +21,11 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _EVERY_SECONDS = 0.5
+_TWICE_SECONDS = 1.0  # Launchers may pass on a Ctrl-C that the terminal has sent already.
 
 
 _watched = -1  # The process whose watcher runs; a fork copies the number and not the thread.
+_speaker = -1  # The process in which `stopping_in_order` is around the run.
 _watching_for: int | None = None  # While workers run: the process that they must not outlive.
 
 
@@ -44,34 +46,45 @@ def finish_batches(how_to_go_on: str) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     came: list[int] = []
+    since = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
+        nonlocal since
+        if number == signal.SIGINT and number in came and time.monotonic() - since > _TWICE_SECONDS:
+            put_back()
+            signal.raise_signal(number)  # a second Ctrl-C: at once
+            return
+        if not came:
+            since = time.monotonic()
+            if _worker() is None:  # not by `logging`, which may be in the middle of a line
+                os.write(2, b"\nstopping after the batch at hand; Ctrl-C again stops at once\n")
         came.append(number)
 
     # A handler that Python did not install reads as None and could not be put back: such a signal is left alone.
     before = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
-    for number in before:
-        signal.signal(number, note)
 
     def put_back() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        with ExitStack() as stack:  # all of them, even if a signal that comes in between raises
+            for number, handler in before.items():
+                stack.callback(signal.signal, number, handler)
 
     def batch_is_done() -> None:
         if came:
             put_back()
             number = came[0]
             came.clear()
-            if _worker() is None:  # the main process speaks for its workers
+            if _worker() is None and _speaker != os.getpid():  # whoever is around the whole run speaks at its end
                 logger.warning("stopped by %s; %s", signal.Signals(number).name, how_to_go_on)
             signal.raise_signal(number)
 
     try:
+        for number in before:
+            signal.signal(number, note)
         yield batch_is_done
     finally:
         put_back()
-    batch_is_done()
+        batch_is_done()  # even if the batch failed: a signal that was noted is not lost
 
 
 @contextmanager
@@ -86,7 +99,7 @@ def stopping_in_order(how_to_go_on: str, *, workers: bool) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: After SIGINT, whatever became of it on its way out. SIGTERM ends the process.
     """
-    global _watching_for
+    global _speaker, _watching_for
     owner = os.getpid()
     came: list[int] = []
 
@@ -101,22 +114,23 @@ def stopping_in_order(how_to_go_on: str, *, workers: bool) -> Iterator[None]:
     before = {number: handler for number, handler in usual.items() if main and signal.getsignal(number) is handler}
     for number in before:
         signal.signal(number, unwind)
+    if before:
+        _speaker = owner
     if workers:
         _watching_for = owner
     try:
         yield
-    except BaseException as error:
+    except BaseException:
         if not came:
             raise
-        if workers:  # without them, `finish_batches` has said so
-            logger.warning("stopped by %s; %s", signal.Signals(came[0]).name, how_to_go_on)
+        logger.warning("stopped by %s; %s", signal.Signals(came[0]).name, how_to_go_on)
         if came[0] == signal.SIGINT:  # `datasets` may have turned it into the time-out of a worker
-            raise KeyboardInterrupt from error
+            raise KeyboardInterrupt from None
     finally:
-        _watching_for = None
+        _speaker, _watching_for = -1, None
         for number, handler in before.items():
             signal.signal(number, handler)
-        if signal.SIGTERM in came[:1]:
+        if signal.SIGTERM in came:
             signal.raise_signal(signal.SIGTERM)
 
 

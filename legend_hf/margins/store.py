@@ -17,7 +17,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -43,7 +43,10 @@ CREATE TABLE scores (
 _SCORE = struct.Struct("<dI")  # A float64, and the checksum that ties it to its key.
 _AT_ONCE = 500  # Keys in one query; SQLite takes 999 everywhere.
 # A write-ahead log needs memory that all processes share, which file systems over a network do not have.
-_NETWORK = {"afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs", "9p"}
+_NETWORK = {
+    *("9p", "afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "ncpfs"),
+    *("nfs", "nfs4", "orangefs", "panfs", "smb3", "smbfs", "wekafs"),
+}
 
 
 class StoreError(OSError):
@@ -77,7 +80,8 @@ class Store:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = check_path(path)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may fork in the middle of `_safely`
+        self._depth = 0
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
 
@@ -116,7 +120,10 @@ class Store:
                     "ON CONFLICT (digest) DO UPDATE SET used = excluded.used",
                     (direction, label, time.time()),
                 )
-                (number,) = connection.execute("SELECT id FROM directions WHERE digest = ?", (direction,)).fetchone()
+                row = connection.execute("SELECT id FROM directions WHERE digest = ?", (direction,)).fetchone()
+                if row is None or row[0] is None:
+                    raise _Damaged("a direction that was just written is not there")
+                (number,) = row
                 there = _find(connection, direction, list(scores))
                 connection.executemany(
                     "INSERT INTO scores (direction, text, score) VALUES (?, ?, ?)",
@@ -128,13 +135,7 @@ class Store:
 
     def contents(self) -> list[Kept]:
         """What is held for each direction, the last used first."""
-        rows = self._safely(
-            lambda connection: connection.execute(
-                "SELECT digest, label, (SELECT COUNT(*) FROM scores WHERE direction = directions.id), used "
-                "FROM directions ORDER BY used DESC"
-            ).fetchall()
-        )
-        return [Kept(bytes(d).hex(), label, count, datetime.fromtimestamp(used, UTC)) for d, label, count, used in rows]
+        return self._safely(_contents)
 
     def prune(self, *, unused_days: float = 0.0) -> int:
         """Forgets directions that were not written to for some days, and gives their space back.
@@ -181,38 +182,53 @@ class Store:
     def _safely(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Works with the connection; a damaged file is set aside, once, and the work done on a new one."""
         with self._lock:
+            self._depth += 1
             try:
-                return work(self._connect())
-            except _Damaged as damage:
-                self._set_aside(damage)
-            except sqlite3.Error as error:
-                if _code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+                try:
+                    return work(self._connect())
+                except _DAMAGE as damage:
+                    self._set_aside(damage)
+                except sqlite3.Error as error:
+                    if _code(error) not in _DAMAGE_CODES:
+                        raise self._refusal(error) from error
+                    self._set_aside(error)
+                try:
+                    return work(self._connect())
+                except (sqlite3.Error, *_DAMAGE) as error:
                     raise self._refusal(error) from error
-                self._set_aside(error)
-            try:
-                return work(self._connect())
-            except sqlite3.Error as error:
-                raise self._refusal(error) from error
+            finally:
+                self._depth -= 1
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is not None:
             if _inode(self.path) == self._inode:
+                if self._connection.in_transaction:  # left by an exception out of a signal's handler
+                    self._connection.execute("ROLLBACK")
                 return self._connection
-            # The file was set aside or removed under this connection. Closing it would take the new file's log along.
-            _ABANDONED.append(self._connection)
-            self._connection = None
+            self._abandon()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # private: whose texts these are can be guessed
         except OSError as error:
             raise self._refusal(error) from error
-        connection = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
-        try:
-            _prepare(connection, self.path)
-        except BaseException:
-            connection.close()
-            raise
-        self._connection, self._inode = connection, _inode(self.path)
+        with _alone(self.path):
+            try:
+                # Private: whose texts these are can be guessed. A file that is there must not be opened: closing it
+                # again would drop the locks of every other connection of this process.
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            except FileExistsError:
+                if not os.access(self.path, os.R_OK | os.W_OK):  # SQLite would refuse the first score, not the file
+                    raise self._refusal(PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None
+            except OSError as error:
+                raise self._refusal(error) from error
+            self._inode = _inode(self.path)
+            connection = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+            connection.text_factory = partial(str, encoding="utf-8", errors="replace")  # of a damaged file
+            try:
+                _patiently(lambda: _prepare(connection, self.path))
+            except BaseException:
+                connection.close()
+                raise
+        self._connection = connection
         return connection
 
     def _drop(self) -> None:
@@ -220,20 +236,36 @@ class Store:
             self._connection.close()
             self._connection = None
 
+    def _abandon(self) -> None:
+        """Forgets a connection whose file is another's or gone. Closing it could take the new file's log along."""
+        if self._connection is not None:
+            _ABANDONED.append(self._connection)
+            self._connection = None
+
+    def _before_fork(self) -> None:
+        self._lock.acquire()  # until after the fork: a child must find no lock held, and no connection
+        if self._depth == 0:
+            self._drop()
+
+    def _after_fork(self) -> None:
+        self._lock = threading.RLock()
+        self._abandon()  # only where the fork came out of the middle of `_safely`
+
     def _set_aside(self, damage: Exception) -> None:
         """Renames a damaged file, with its log, so that work can go on and nothing is deleted."""
-        inode = self._inode if self._connection is not None else _inode(self.path)
-        self._drop()
-        if _inode(self.path) != inode:
-            return  # another process was quicker
         aside = self.path.with_name(f"{self.path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}")
-        for ending in ("", "-wal", "-shm"):
-            try:
-                os.rename(f"{self.path}{ending}", f"{aside}{ending}")
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise self._refusal(error) from error
+        with _alone(self.path):
+            if _inode(self.path) != self._inode:  # another process was quicker
+                self._abandon()
+                return
+            self._drop()
+            for ending in ("", "-wal", "-shm"):
+                try:
+                    os.rename(f"{self.path}{ending}", f"{aside}{ending}")
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise self._refusal(error) from error
         logger.warning(
             "the store %s is damaged (%s); it was set aside as %s and a new one begun: what it held is read again",
             self.path, damage, aside.name,
@@ -260,7 +292,17 @@ class _Damaged(Exception):
     """A value that its checksum does not fit."""
 
 
+# A decode error is how sqlite3 fails to say that a schema is malformed where it is not even text.
+_DAMAGE = (_Damaged, UnicodeDecodeError)
+# The last three: no statement of this file can break a constraint of a sound store.
+_DAMAGE_CODES = (
+    *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB),
+    *(sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG),
+)
+
+
 _OPEN: dict[Path, Store] = {}
+_FORKING: list[Store] = []
 _ABANDONED: list[sqlite3.Connection] = []
 
 
@@ -272,13 +314,30 @@ def open_store(path: str | os.PathLike[str]) -> Store:
 
 def close_stores() -> None:
     """Closes every connection of this process; the next use opens a new one."""
-    for store in _OPEN.values():
+    for store in list(_OPEN.values()):
         store.close()
 
 
-# SQLite's locks belong to a process: a connection must not be carried into a forked worker.
+def _before_fork() -> None:
+    for store in list(_OPEN.values()):
+        store._before_fork()
+        _FORKING.append(store)
+
+
+def _after_fork_in_parent() -> None:
+    while _FORKING:
+        _FORKING.pop()._lock.release()
+
+
+def _after_fork_in_child() -> None:
+    while _FORKING:
+        _FORKING.pop()._after_fork()
+
+
+# SQLite's locks belong to a process: a connection must not be carried into a forked worker. Nor a lock of a thread that
+# does not exist there.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=close_stores)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def default_store() -> Path:
@@ -297,7 +356,7 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     given = os.fspath(path)
     if not isinstance(given, str) or "://" in given or "\0" in given or not given.endswith(SUFFIX):
         raise ValueError(f"`store` is {path!r}; give the path of a file on a local disk that ends in `{SUFFIX}`")
-    absolute = Path(os.path.abspath(os.path.expanduser(given)))
+    absolute = Path(os.path.realpath(os.path.expanduser(given)))  # one file, one connection
     if absolute.is_dir():
         raise ValueError(f"`store` is {path!r}, a folder; give the path of a file that ends in `{SUFFIX}`")
     return absolute
@@ -305,22 +364,33 @@ def check_path(path: str | os.PathLike[str]) -> Path:
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Makes an empty file a store, and refuses one of another kind or a later format."""
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if tables and application != _APPLICATION:
+    try:
+        schema = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")}
+        # After the tables: whoever made them in between had written this with them.
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        if _is_another(connection):
+            given = f"the store {str(path)!r} is a SQLite file of something else"
+            raise StoreError(f"{given}; give another path") from error
+        if isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_ERROR:
+            raise _Damaged(str(error)) from error
+        raise
+    if schema and application != _APPLICATION:
+        tables = sorted(name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'"))
         raise StoreError(
-            f"the store {str(path)!r} is a SQLite file of something else, with the tables "
-            f"{', '.join(sorted(tables)[:5])}; give another path"
+            f"the store {str(path)!r} is a SQLite file of something else, with the tables {', '.join(tables[:5])}; "
+            "give another path"
         )
     if _is_network(path):
         logger.warning(
             "the store %s lies on a network disk, where SQLite is slow and its locks may not hold; better are local "
             "ones, one on each machine, and `legend-hf store merge` at the end", path
         )  # fmt: skip
-    else:
+        connection.execute("PRAGMA journal_mode = DELETE")  # it may have been made on a local disk
+    elif connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
-    if not tables:
+    if not schema:
         with _transaction(connection):
             # Another process may have been first while this one waited.
             if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -334,18 +404,71 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             f"the store {str(path)!r} has format {version}, this version of legend_hf writes {FORMAT}; update "
             "legend_hf, or name another file with `store=`"
         )
+    if schema and schema != {statement.strip() for statement in _SCHEMA.split(";") if statement.strip()}:
+        raise _Damaged("its tables are not those of a store")
+
+
+def _is_another(connection: sqlite3.Connection) -> bool:
+    """Whether a file whose tables cannot be read is sound SQLite of another program, or of a later version of this."""
+    try:
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.Error:
+        return False
+    return application != _APPLICATION or version != FORMAT
+
+
+def _patiently(work: Callable[[], None]) -> None:
+    """Some of SQLite's locks, such as that of a change of journal, are refused at once and not waited for."""
+    end = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return work()
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keeps other processes from opening or setting aside a store of this folder meanwhile, where the system can."""
+    try:
+        import fcntl
+
+        folder = os.open(path.parent, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows, which does not rename a file that is open
+        yield
+        return
+    try:
+        with suppress(OSError):  # a disk without such locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")  # a later upgrade from reading to writing could not wait for others
     try:
+        connection.execute("BEGIN IMMEDIATE")  # a later upgrade from reading to writing could not wait for others
         yield
+        connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
+
+
+def _contents(connection: sqlite3.Connection) -> list[Kept]:
+    rows = connection.execute(
+        "SELECT digest, label, (SELECT COUNT(*) FROM scores WHERE direction = directions.id), used "
+        "FROM directions ORDER BY used DESC"
+    ).fetchall()
+    try:
+        return [Kept(d.hex(), str(label), count, datetime.fromtimestamp(used, UTC)) for d, label, count, used in rows]
+    except (AttributeError, TypeError, ValueError, OverflowError, OSError) as error:
+        raise _Damaged("a direction is not readable") from error
 
 
 def _find(connection: sqlite3.Connection, direction: bytes, texts: Sequence[bytes]) -> dict[bytes, float]:
@@ -357,7 +480,7 @@ def _find(connection: sqlite3.Connection, direction: bytes, texts: Sequence[byte
             f"AND text IN ({', '.join('?' * len(part))})",
             (direction, *part),
         )
-        found.update((bytes(text), _opened(direction, text, sealed)) for text, sealed in rows)
+        found.update([(text, _opened(direction, text, sealed)) for text, sealed in rows])
     return found
 
 
@@ -367,7 +490,8 @@ def _find_after(connection: sqlite3.Connection, direction: bytes, after: bytes) 
         f"ORDER BY text LIMIT {_AT_ONCE}",
         (direction, after),
     )
-    return {bytes(text): _opened(direction, text, sealed) for text, sealed in rows}
+    found = [(text, _opened(direction, text, sealed)) for text, sealed in rows]
+    return dict(found)
 
 
 def _sealed(direction: bytes, text: bytes, score: float) -> bytes:
@@ -405,5 +529,6 @@ def _is_network(path: Path) -> bool:
     mounts = [line.split()[1:3] for line in lines if len(line.split()) > 2]
     real = Path(os.path.realpath(path))
     under = [(m.replace("\\040", " "), kind) for m, kind in mounts if real.is_relative_to(m.replace("\\040", " "))]
-    kind = max(under, key=lambda entry: len(entry[0]), default=("", ""))[1]
+    # The last of equals: an automounter's own mount comes before the disk that it mounts there.
+    kind = max(reversed(under), key=lambda entry: len(entry[0]), default=("", ""))[1]
     return kind in _NETWORK or kind.startswith("fuse.")
