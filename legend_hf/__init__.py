@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from legend_hf.directions.fit import fit_direction as fit_direction
     from legend_hf.directions.induce import induce_pairs as induce_pairs
     from legend_hf.directions.induce import pairs_from_labels as pairs_from_labels
+    from legend_hf.directions.induce import sample_questions as sample_questions
     from legend_hf.margins.annotate import annotate as annotate
     from legend_hf.margins.ladder import ladder_check as ladder_check
     from legend_hf.margins.margin_fn import LegendMarginFn as LegendMarginFn
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from legend_hf.preferences.corr_at_k import CorrAtK as CorrAtK
     from legend_hf.preferences.corr_at_k import compute_corr_at_k as compute_corr_at_k
     from legend_hf.preferences.corr_at_k import corr_at_k as corr_at_k
+    from legend_hf.preferences.corr_at_k import refusal_judge as refusal_judge
     from legend_hf.preferences.corrections import correction_ladders as correction_ladders
     from legend_hf.preferences.corrections import ladder_pairs as ladder_pairs
     from legend_hf.preferences.curriculum import curriculum as curriculum
@@ -65,6 +67,8 @@ _HOME = {
     "make_pairs": "legend_hf.preferences.pairs",
     "pairs_from_labels": "legend_hf.directions.induce",
     "push_annotated": "legend_hf.publish",
+    "refusal_judge": "legend_hf.preferences.corr_at_k",
+    "sample_questions": "legend_hf.directions.induce",
     "save_annotated": "legend_hf.publish",
     "select_pairs": "legend_hf.preferences.pairs",
 }
