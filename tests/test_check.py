@@ -160,8 +160,8 @@ BREAKING = {
     "margin None": (
         lambda: made(explicit, margin=[None, *MARGINS[1:]]), TypeError, r"missing, NaN or infinite in 1 of 8 rows \(first: 0\)",
     ),
-    "margin all None": (lambda: made(explicit, margin=[None] * 8), TypeError, "`margin` is null"),
-    "margin of words": (lambda: made(explicit, margin=["much"] * 8), ValueError, "`margin` is string"),
+    "margin all None": (lambda: made(explicit, margin=[None] * 8), TypeError, "`margin` is null, .*it is empty, so annotate anew"),
+    "margin of words": (lambda: made(explicit, margin=["much"] * 8), ValueError, "`margin` is string, .*they say numbers `cast_column"),
     "no rows": (lambda: made(explicit).select([]), StopIteration, "no rows"),
     "no rejected": (lambda: made(explicit).remove_columns("rejected"), KeyError, "no `chosen` and `rejected`"),
     "chosen None": (
@@ -356,6 +356,32 @@ def test_prompts_glued_to_their_responses_are_told(tokenizer):
     assert not check_for_trl(apart, tokenizer).warnings
 
 
+def test_glued_prompts_of_several_splits_are_told_once_and_in_their_order(tokenizer):
+    from datasets import DatasetDict
+
+    glued, apart = made(explicit, prompt=["What is tea?"] * 8), made(explicit)
+    check = check_for_trl(DatasetDict(train=glued, dev=apart, alpha=glued.select(range(4))), tokenizer)
+    assert [split.split for split in check.splits] == ["train", "dev", "alpha"]
+    (warning,) = check.warnings
+    assert warning.startswith("`train`, `alpha`: 12 of 12 rows (100.0%) join prompt and response without a space")
+
+
+def test_remedies_for_margins_that_are_no_numbers_work(tokenizer):
+    from datasets import Value
+
+    words = made(explicit, margin=["0.5", "-1"] * 4)
+    (error,) = check_for_trl(words, tokenizer).errors
+    assert error.endswith('where they say numbers `cast_column("margin", Value("float32"))`, else annotate anew')
+    assert check_for_trl(words.cast_column("margin", Value("float32")), tokenizer).ok
+    nothing = made(explicit, margin=[None] * 8).cast_column("margin", Value("float32"))
+    for empty in (nothing, made(explicit, margin=[None] * 8)):
+        (error,) = check_for_trl(empty, tokenizer).errors
+        assert error.endswith("annotate anew")
+        assert "take the number out" not in error
+    (error,) = check_for_trl(made(explicit, margin=[[0.1]] * 8), tokenizer).errors
+    assert "; take the number out of it" in error
+
+
 def test_rows_that_were_not_measured_are_told(tokenizer):
     dataset = made(explicit, margin_status=["ok"] * 6 + ["too long"] * 2)
     assert any("2 of 8 rows (25.0%) have a `margin_status`" in w for w in check_for_trl(dataset, tokenizer).warnings)
@@ -501,7 +527,12 @@ def test_arguments_that_are_not_allowed(tokenizer):
 
     with pytest.raises(ValueError, match="`max_length` is 0; allowed is at least 1"):
         check_for_trl(made(explicit), tokenizer, max_length=0)
-    with pytest.raises(ValueError, match="of type IterableDataset; allowed are `Dataset` and `DatasetDict`"):
+    with pytest.raises(ValueError, match="`dataset` is an IterableDataset; allowed are `Dataset` and `DatasetDict`"):
         check_for_trl(made(explicit).to_iterable_dataset(), tokenizer)
+    for no_tokenizer, what in ((None, "None"), (7, "an int")):
+        with pytest.raises(
+            ValueError, match=f"`tokenizer` is {what}; allowed are a tokenizer, or the folder or Hub id"
+        ):
+            check_for_trl(made(explicit), no_tokenizer)
     with pytest.raises(ValueError, match="has no splits"):
         check_for_trl(DatasetDict(), tokenizer)

@@ -216,8 +216,13 @@ def test_judges_of_one_mind(model, verdict):
     [
         (lambda *given: ["yes"] * len(given[0]), "`judge` gives 'yes' as verdict 0; allowed are True and False"),
         (lambda *given: [True, None] * 2, "`judge` gives None as verdict 1"),
-        (lambda *given: [True], "`judge` was given 4 continuations and gave .True.; it must give one verdict for each"),
-        (lambda *given: "1010", "gave '1010'; it must give one verdict for each"),
+        (lambda *given: [True], "`judge` was given 4 continuations and gave .True.; .* one verdict for each"),
+        (lambda *given: "1010", "gave '1010'; .* one verdict for each"),
+        (
+            lambda *given: True,
+            r"gave True; `judge\(requests, prefixes, continuations\)` must give one verdict for each",
+        ),
+        (lambda *given: np.array(1), r"gave array\(1\); `judge\(requests"),
     ],
 )
 def test_judges_that_give_something_else(model, judge, message):
@@ -226,10 +231,27 @@ def test_judges_that_give_something_else(model, judge, message):
 
 
 @pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        (None, r"`judge` is None; give a function: `judge\(requests, prefixes, continuations\)`"),
+        ("refusal", "`judge` is 'refusal'; give a function"),
+        (lambda text: True, r"`judge` takes \(text\), not three lists; `judge\(requests, prefixes, continuations\)`"),
+    ],
+)
+def test_judges_that_cannot_be_asked_are_refused_before_generation(model, monkeypatch, judge, message):
+    monkeypatch.setattr(Continuer, "__call__", lambda *_: pytest.fail("generated first"))
+    with pytest.raises(ValueError, match=message):
+        compute(model, judge)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ks": ()}, r"`ks` is \(\); give different numbers of words"),
-        ({"ks": (10, 10)}, "`ks` is .*; give different numbers of words, each at least 1"),
+        ({"ks": ()}, r"`ks` is \(\); give a list of different numbers of words"),
+        ({"ks": 10}, r"`ks` is 10; give a list of different numbers of words, each at least 1, such as `\[10\]`"),
+        ({"ks": "10"}, "`ks` is '10'; give a list"),
+        ({"ks": (10.5, 20)}, r"`ks` is \(10.5, 20\); give a list"),
+        ({"ks": (10, 10)}, "`ks` is .*; give a list of different numbers of words, each at least 1"),
         ({"ks": (0, 10)}, "each at least 1"),
         ({"samples": 0}, "`samples` is 0; it must be at least 1"),
         ({"temperature": 0.0}, "`temperature` is 0.0; it must be above 0"),

@@ -294,8 +294,10 @@ def test_columns_in_the_way_and_other_kinds_of_data_are_refused():
         ladders_of({**ROWS, "cuts": [1, 2]})
     with pytest.raises(ValueError, match="has `chosen`, `margin` already"):
         ladder_pairs(ladders_of({**ROWS, "chosen": ["a", "b"], "margin": [1, 2]}))
-    with pytest.raises(ValueError, match="given a `DatasetDict`; allowed is a `Dataset`: take one split"):
+    with pytest.raises(ValueError, match="given a DatasetDict; allowed is a `Dataset`: take one split"):
         correction_ladders(DatasetDict({"train": Dataset.from_dict(ROWS)}), continue_fn=aligned)
+    with pytest.raises(ValueError, match="given an IterableDataset; allowed is a `Dataset`"):
+        correction_ladders(Dataset.from_dict(ROWS).to_iterable_dataset(), continue_fn=aligned)
     with pytest.raises(ValueError, match="and not `responses`"):
         ladder_pairs(Dataset.from_dict(ROWS))
     with pytest.raises(RowError, match=r"row 1, column `responses`: given \['b'\]; allowed is a list of at least two"):

@@ -598,14 +598,40 @@ def test_what_is_no_dataset():
     from datasets import DatasetDict
 
     ds = dataset([("a", 1)])
-    with pytest.raises(TypeError, match=r"`dataset` has the splits 'train', 'test'; give one of them: `curriculum\("):
+    with pytest.raises(ValueError, match=r"`dataset` has the splits 'train', 'test'; give one of them: `curriculum\("):
         curriculum(DatasetDict({"train": ds, "test": ds}))
     with pytest.raises(
-        TypeError, match="`dataset` is a IterableDataset; give a `datasets.Dataset`: .* a streaming one as"
+        ValueError, match="`dataset` is an IterableDataset; give a `datasets.Dataset`: .* a streaming one as"
     ):
         curriculum(ds.to_iterable_dataset())
-    with pytest.raises(TypeError, match="`dataset` is a list; give a `datasets.Dataset`: rows as `Dataset.from_list"):
+    with pytest.raises(ValueError, match="`dataset` is a list; give a `datasets.Dataset`: rows as `Dataset.from_list"):
         curriculum(list(ds))
+
+
+def test_pairs_of_own_scores_are_told_their_column():
+    raw = dataset([("a", 1), ("b", 2)]).rename_column("margin", "margin_raw")
+    with pytest.raises(ValueError, match=r'`by=\'margin\'` names no column; .*; pass `by="margin_raw"`'):
+        curriculum(raw)
+    assert rows_of(curriculum(raw, by="margin_raw")) == [[0, 1]]
+    with pytest.raises(ValueError, match="`by='gap'` names no column; .*make margins first"):
+        curriculum(raw, by="gap")
+
+
+@pytest.mark.parametrize(("order", "stage"), [("easy_first", "stage_1"), ("hard_first", "stage_2")])
+def test_a_crowded_first_stage_is_told(order, stage, caplog):
+    alone = [(f"p{i}", i) for i in range(19)]
+    with caplog.at_level(logging.WARNING):
+        curriculum(dataset([*alone, ("p0", -1)]), order=order)
+    (record,) = caplog.records
+    assert f"19 of 20 pairs are in `{stage}`, the easiest: most prompts have one pair only" in record.getMessage()
+    assert '`mode="global"` orders all pairs' in record.getMessage()
+    # The controls: where there is an order, and where one stage or another mode was asked for.
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        curriculum(dataset([*alone, *[("p0", -i) for i in range(1, 4)]]), order=order)
+        curriculum(dataset(alone), order=order, stages=1)
+        curriculum(dataset(alone), order=order, mode="global")
+    assert not caplog.records
 
 
 def test_turns_of_one_dialogue_are_prompts_of_their_own():

@@ -284,6 +284,28 @@ def test_pairs_are_checked_before_the_model_is_touched(tiny_llama):
     assert fit_direction(bad, model=str(tiny_llama), on_error="skip").facts.skipped == 1
 
 
+def test_what_are_no_rows_is_refused_before_the_model_is_touched():
+    from datasets import Dataset, DatasetDict
+
+    ds = Dataset.from_list(PAIRS)
+    streams = DatasetDict(train=ds, test=ds)
+    columns = {name: [row[name] for row in PAIRS] for name in PAIRS[0]}
+    for wrong, message in [
+        (streams, r"`pairs` has the splits 'train', 'test'; choose one: `fit_direction\(pairs\['train'\], \.\.\.\)`"),
+        (columns, "`pairs` is a dict with the keys 'prompt', 'chosen', 'rejected'; give rows: `Dataset.from_dict"),
+        ("you/pairs", "`pairs` is a str; give a `Dataset` or rows: `load_dataset"),
+        (ds.to_pandas(), r"`pairs` is a DataFrame; .*`Dataset.from_pandas\(frame\)`"),
+        (None, "`pairs` is None; give a `Dataset` or rows"),
+        (["one", "two"], "row 0: given 'one'; allowed is a dict with `chosen` and `rejected`"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fit_direction(wrong, model="/there/is/no/model")
+    # The control: rows of each kind get as far as the model.
+    for rows in (ds, PAIRS, iter(PAIRS), streams["train"].to_iterable_dataset()):
+        with pytest.raises((ValueError, OSError), match="/there/is/no/model"):
+            fit_direction(rows, model="/there/is/no/model")
+
+
 def test_too_few_prompts_and_equal_sides_are_refused(tiny_llama):
     with pytest.raises(ValueError, match="no pair is left to fit on"):
         fit_direction([], model=str(tiny_llama))

@@ -325,6 +325,20 @@ def test_errors_name_what_was_given_and_what_to_do(direction, monkeypatch, chang
         ladder_check(direction, change(dataset(made(3))), **options)
 
 
+def test_a_direction_may_be_given_by_its_folder(direction, tiny_llama, tmp_path, monkeypatch):
+    ladders = dataset(made(3))
+    direction.save_pretrained(tmp_path)
+    load = Direction.from_pretrained
+    monkeypatch.setattr(Direction, "from_pretrained", lambda source: replace(load(source), model_path=str(tiny_llama)))
+    assert ladder_check(str(tmp_path), ladders) == ladder_check(tmp_path, ladders) == ladder_check(direction, ladders)
+    monkeypatch.undo()
+    monkeypatch.setattr(ladder.Scorer, "open", lambda *_: pytest.fail("loaded a model first"))
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        ladder_check(str(tmp_path / "nowhere"), ladders)
+    with pytest.raises(ValueError, match="`ladders` is an IterableDataset; give one `Dataset`"):
+        ladder_check(str(tmp_path / "nowhere"), ladders.to_iterable_dataset())
+
+
 def test_scores_that_are_not_finite_are_refused(direction, monkeypatch):
     monkeypatch.setattr(Direction, "project", lambda _, hidden: np.full(len(hidden), np.inf))
     with pytest.raises(ValueError, match="not finite in float32: 12 of 12 scores would be NaN"):

@@ -160,7 +160,7 @@ def test_misuse_of_select_pairs_is_refused():
         select_pairs(ds, by="prompt")
     with pytest.raises(ValueError, match="row 1, column `pair_similarity`: no finite number"):
         select_pairs(table([0.1, None]))
-    with pytest.raises(TypeError, match="given a IterableDataset; allowed are `Dataset` and `DatasetDict`"):
+    with pytest.raises(ValueError, match="`dataset` is an IterableDataset; allowed are `Dataset` and `DatasetDict`"):
         select_pairs(ds.to_iterable_dataset())
 
 
@@ -609,5 +609,19 @@ def test_misuse_of_make_pairs_is_refused(ds, tiny_llama):
         make_pairs(ds.add_column("question", ["x"] * 5), rule="best", prompt_column="question")
     with pytest.raises(ValueError, match="`prompt` is .*; allowed is a list column"):
         make_pairs(ds, rule="best", responses_column="prompt", prompt_column="id")
-    with pytest.raises(TypeError, match="`make_pairs` was given a IterableDataset"):
+    with pytest.raises(ValueError, match="`dataset` is an IterableDataset; allowed are `Dataset` and `DatasetDict`"):
         make_pairs(ds.to_iterable_dataset(), rule="best")
+    with pytest.raises(ValueError, match="`dataset` is a list; .*`Dataset.from_list"):
+        make_pairs(ds.to_list(), rule="best")
+
+
+def test_a_direction_may_be_given_by_its_folder(ds, tiny_llama, tmp_path, monkeypatch):
+    reader = describe_model(str(tiny_llama))
+    direction = Direction(np.eye(1, 32, dtype=np.float32)[0], reader, Calibration("unit", scale=2.0))
+    direction.save_pretrained(tmp_path)
+    loaded = make_pairs(ds, rule="best", direction=str(tmp_path), on_error="skip")
+    assert loaded[:] == make_pairs(ds, rule="best", direction=direction, on_error="skip")[:]
+    assert "margin" in loaded.column_names
+    monkeypatch.setattr(pairs, "_read_rows", lambda *_, **__: pytest.fail("read rows first"))
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        make_pairs(ds, rule="best", direction=tmp_path / "nowhere")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from legend_hf.directions.calibrate import RAW
 from legend_hf.directions.direction import Direction
+from legend_hf.margins.annotate import annotate
 from legend_hf.preferences.similarity import PairSimilarityFn, cosine
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.reader import OpenReader, describe_model
@@ -298,6 +299,61 @@ def test_misuse_is_refused(fn, tiny_llama, ds):
     with pytest.raises(ValueError, match="already has `pair_similarity`; .* `overwrite=True`"):
         done.map(fn, batched=True)
     assert done.map(PairSimilarityFn(tiny_llama, overwrite=True), batched=True).column_names == done.column_names
+
+
+def test_annotate_is_map_with_every_row_checked_and_empty_splits_kept(fn, ds, monkeypatch):
+    from datasets import DatasetDict, IterableDataset
+
+    splits = annotate(DatasetDict(train=ds, test=ds.select([])), fn)
+    plain = ds.map(fn, batched=True)
+    np.testing.assert_array_equal(splits["train"]["pair_similarity"][:], plain["pair_similarity"][:])
+    assert splits["test"].features == splits["train"].features == fn.features(ds.features)
+    assert len(splits["test"]) == 0
+    stream = annotate(ds.to_iterable_dataset(), fn)
+    assert isinstance(stream, IterableDataset)
+    assert stream.features == fn.features(ds.features)
+    assert len(list(stream)) == len(ds)
+    with pytest.raises(ValueError, match="already has `pair_similarity`; .* `overwrite=True`"):
+        annotate(splits, fn)
+    assert "nothing was kept" in fn.how_to_go_on
+    # A row of the last split is found before a row of the first is read.
+    bad = ds.map(lambda row, i: {"chosen": row["chosen"] if i != 11 else " "}, with_indices=True)
+    monkeypatch.setattr(OpenReader, "read", lambda *_, **__: pytest.fail("read a text first"))
+    with pytest.raises(RowError, match="row 11, column `chosen`") as caught:
+        annotate(DatasetDict(train=ds, test=bad), fn, batch_size=5)
+    assert "in split 'test'" in caught.value.__notes__
+
+
+def test_annotate_skips_rows_and_finds_a_fingerprint_of_what_decides(fn, tiny_llama):
+    from datasets import Dataset
+
+    bad = Dataset.from_list([ROWS[0], {**ROWS[1], "rejected": ""}])
+    skipping = PairSimilarityFn(tiny_llama, on_error="skip")
+    done = annotate(bad, skipping)
+    assert done["pair_similarity_status"][0] == "ok"
+    assert done["pair_similarity_status"][1].startswith("column `rejected`")
+    assert PairSimilarityFn(tiny_llama, batch_tokens=40).fingerprint() == fn.fingerprint()
+    others = [skipping, PairSimilarityFn(tiny_llama, layer=1), PairSimilarityFn(tiny_llama, max_length=9)]
+    assert len({one.fingerprint() for one in (fn, *others)}) == 4
+
+
+def test_annotate_takes_directions_by_their_names(ds, tiny_llama):
+    vector = np.eye(1, 32, dtype=np.float32)[0]
+    direction = Direction(vector, describe_model(str(tiny_llama)), RAW, model_path=str(tiny_llama))
+    done = annotate(ds, {"one": direction, "two": direction})
+    assert done["margin_one"][:] == done["margin_two"][:] == annotate(ds, direction)["margin"][:]
+
+
+def test_annotate_says_what_a_dataset_is(ds, monkeypatch):
+    monkeypatch.setattr(Direction, "from_pretrained", lambda *_, **__: pytest.fail("loaded a direction first"))
+    for wrong, what in (
+        (ds.to_list(), "a list"),
+        ("you/pairs", "a str"),
+        (ds.to_pandas(), "a DataFrame"),
+        (None, "None"),
+    ):
+        with pytest.raises(ValueError, match=f"`dataset` is {what}; allowed are `Dataset`, .*`Dataset.from_list"):
+            annotate(wrong, "you/direction")
 
 
 def test_rows_that_cannot_be_read(fn, tiny_llama):

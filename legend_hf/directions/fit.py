@@ -122,10 +122,11 @@ def fit_direction(
         The direction, not yet saved.
 
     Raises:
-        ValueError: An argument contradicts the preset, a pair cannot be read, the sides do not differ, or there are
-            too few prompts to hold any out.
+        ValueError: `pairs` are no rows, an argument contradicts the preset, a pair cannot be read, the sides do not
+            differ, or there are too few prompts to hold any out.
         RowError: A row is none of the accepted shapes (a ValueError).
     """
+    _check_pairs(pairs)
     choice = _choose(
         preset,
         template=template,
@@ -195,6 +196,26 @@ def _choose(preset: str | None, **given: Any) -> dict[str, Any]:
     return {**DEFAULTS, **chosen, **fixed}
 
 
+def _check_pairs(pairs: Any) -> None:
+    """Refuses what holds no rows: splits or columns by their names, a name, a table of another kind."""
+    if isinstance(pairs, Mapping):
+        from datasets import DatasetDict, IterableDatasetDict
+
+        names = ", ".join(map(repr, pairs)) or "none"
+        if isinstance(pairs, DatasetDict | IterableDatasetDict):
+            one = repr(next(iter(pairs), "train"))
+            raise ValueError(f"`pairs` has the splits {names}; choose one: `fit_direction(pairs[{one}], ...)`")
+        raise ValueError(
+            f"`pairs` is a {type(pairs).__name__} with the keys {names}; give rows: `Dataset.from_dict(pairs)` where "
+            "the keys are columns, one of the values where they are splits"
+        )
+    if isinstance(pairs, str) or not isinstance(pairs, Iterable) or hasattr(pairs, "iterrows"):
+        raise ValueError(
+            f"`pairs` is {'None' if pairs is None else f'a {type(pairs).__name__}'}; give a `Dataset` or rows: "
+            '`load_dataset(id, split="train")`, `Dataset.from_pandas(frame)`, or a list of dicts'
+        )
+
+
 def _check(choice: Mapping[str, Any], on_error: str) -> None:
     if choice["estimator"] not in ("auto", *ESTIMATORS):
         raise ValueError(
@@ -229,7 +250,9 @@ def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterable[tuple[int, dict[str,
     names: list[str] = []
     chunk: list[Mapping[str, Any]] = []
     first = 0
-    for row in rows:
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise RowError(number, None, f"given {row!r:.60}; allowed is a dict with `chosen` and `rejected`")
         names += [name for name in row if name not in names]
         chunk.append(row)
         if len(chunk) == ROWS_AT_ONCE:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.margin_fn import LegendMarginFn
+from legend_hf.margins.scoring import GivenDirection
 from legend_hf.margins.stopping import stopping_in_order
 from legend_hf.reading.formats import RowError
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Transform(Protocol):
-    """What `annotate` needs of a transform: `LegendMarginFn` and `LegendScoreFn` are such."""
+    """What `annotate` needs of a transform: `LegendMarginFn`, `LegendScoreFn` and `PairSimilarityFn` are such."""
 
     @property
     def skips(self) -> bool:
@@ -50,12 +51,12 @@ class Transform(Protocol):
 
 def annotate(
     dataset: AnyDataset,
-    direction: Transform | Direction | str | os.PathLike[str],
+    direction: Transform | GivenDirection | Mapping[str, GivenDirection],
     *,
     batch_size: int = 200,
     num_proc: int | None = None,
 ) -> AnyDataset:
-    """Adds margin columns to every split in one call.
+    """Adds a transform's columns, such as margins, to every split in one call.
 
     Beyond `map` with the transform: checks every row of every split before the first one is read and names the row
     that cannot be, gives empty splits their columns, sets the columns' types, and finds its cached result again when
@@ -65,7 +66,8 @@ def annotate(
 
     Args:
         dataset: A `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`.
-        direction: A `LegendMarginFn` or `LegendScoreFn`, for its options, or what the former takes as direction.
+        direction: A `LegendMarginFn` or `LegendScoreFn`, for its options, or what the former takes as direction; or a
+            `PairSimilarityFn`.
         batch_size: Rows in one call of the transform, after each of which the progress bar moves.
         num_proc: Processes.
 
@@ -74,17 +76,33 @@ def annotate(
 
     Raises:
         RowError: A row cannot be read, unless the transform has `on_error="skip"`.
-        ValueError: A column exists already.
+        ValueError: `dataset` is something else, or a column exists already.
     """
-    from datasets import DatasetDict, IterableDatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-    fn = LegendMarginFn(direction) if isinstance(direction, Direction | str | os.PathLike) else direction
+    if not isinstance(dataset, Dataset | DatasetDict | IterableDataset | IterableDatasetDict):
+        raise ValueError(
+            f"`dataset` is {kind_of(dataset)}; allowed are `Dataset`, `DatasetDict`, `IterableDataset` and "
+            "`IterableDatasetDict`; make one: `Dataset.from_list(rows)`, `Dataset.from_pandas(frame)`, "
+            "`DatasetDict(splits)` or `load_dataset(id)`"
+        )
+    if isinstance(direction, Direction | str | os.PathLike | Mapping):
+        direction = LegendMarginFn(direction)
+    fn: Transform = direction
     splits = dataset if isinstance(dataset, DatasetDict | IterableDatasetDict) else {None: dataset}
-    for name, split in splits.items():
-        _check_split(split, fn, name, batch_size)
     with stopping_in_order(fn.how_to_go_on, workers=num_proc is not None):
+        for name, split in splits.items():
+            _check_split(split, fn, name, batch_size)
         done = {name: _annotate_split(split, fn, batch_size, num_proc) for name, split in splits.items()}
     return type(dataset)(done) if None not in done else done[None]
+
+
+def kind_of(given: Any) -> str:
+    """What somebody gave, for a message: "an IterableDataset", "a list", "None"."""
+    if given is None:
+        return "None"
+    name = type(given).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _check_split(split: Any, fn: Transform, name: str | None, batch_size: int) -> None:

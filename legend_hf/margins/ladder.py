@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from legend_hf.directions.direction import Direction
+from legend_hf.margins.annotate import kind_of
 from legend_hf.margins.measure import Estimate, agreement, kendall_tau, means_of, renumbered
-from legend_hf.margins.scoring import Scorer
+from legend_hf.margins.scoring import GivenDirection, Scorer
 from legend_hf.reading.formats import (
     Columns,
     Conversation,
@@ -143,7 +144,7 @@ class LadderCheck:
 
 
 def ladder_check(
-    direction: Direction,
+    direction: GivenDirection,
     ladders: Dataset,
     *,
     responses_column: str = "responses",
@@ -159,7 +160,7 @@ def ladder_check(
     along the ladder is a hypothesis of ours, see the head of this file; nothing is asserted.
 
     Args:
-        direction: What scores.
+        direction: What scores: a `Direction`, or what `Direction.from_pretrained` takes.
         ladders: Rows with a list of two or more responses, best first, in any shape of `responses_from_batch`.
         responses_column: Name of the responses' column.
         prompt_column: Name of the prompts' column; without a column `prompt`, responses hold whole conversations.
@@ -174,6 +175,7 @@ def ladder_check(
     Raises:
         ValueError: An argument is not possible, or the scores are not finite.
         RowError: A row cannot be read (with `on_error="raise"`).
+        OSError: The direction cannot be loaded.
     """
     from datasets import Dataset
     from datasets.utils import tqdm
@@ -182,13 +184,15 @@ def ladder_check(
         raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
     if not isinstance(ladders, Dataset):
         raise ValueError(
-            f"`ladders` is a {type(ladders).__name__}; give one `Dataset`: a split of a dictionary of them, or "
+            f"`ladders` is {kind_of(ladders)}; give one `Dataset`: a split of a dictionary of them, or "
             "`Dataset.from_list(rows)`"
         )
-    scorer = Scorer((("", direction),), device=device, batch_tokens=batch_tokens)
     columns = Columns(prompt=prompt_column, responses=responses_column)
     plain = ladders.with_format(None)
-    responses_from_batch(plain[:0], columns)  # refuses other columns before a model is loaded
+    responses_from_batch(plain[:0], columns)  # refuses other columns before anything is loaded
+    if not isinstance(direction, Direction):
+        direction = Direction.from_pretrained(direction)
+    scorer = Scorer((("", direction),), device=device, batch_tokens=batch_tokens)
     (scoring,) = scorer.open()
     if on_error == "raise":
         # Encoded twice, here and below: the token ids of all ladders might not fit into memory.

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.hub import cards
+from legend_hf.margins.annotate import kind_of
 from legend_hf.margins.columns import OK
 from legend_hf.margins.margin_fn import STATUS
-from legend_hf.preferences.export import like_margin, numbers_of, splits_of
+from legend_hf.preferences.export import like_margin, numbers_of, remedy_for, splits_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -142,32 +143,39 @@ def check_for_trl(
         trust_remote_code: Run code that comes with the tokenizer.
 
     Returns:
-        The figures of each split, the errors and the warnings.
+        The figures of each split, in the dataset's order, the errors and the warnings.
 
     Raises:
-        ValueError: `dataset` is neither a `Dataset` nor a `DatasetDict`, or `max_length` is below 1.
+        ValueError: `dataset` is neither a `Dataset` nor a `DatasetDict`, `tokenizer` no tokenizer, or `max_length` is
+            below 1.
         OSError: The tokenizer cannot be loaded.
     """
     if max_length is not None and max_length < 1:
         raise ValueError(f"`max_length` is {max_length}; allowed is at least 1, or None for no limit")
+    if not isinstance(tokenizer, str | os.PathLike) and not hasattr(tokenizer, "eos_token"):
+        raise ValueError(
+            f"`tokenizer` is {kind_of(tokenizer)}; allowed are a tokenizer, or the folder or Hub id of the model that "
+            "will be trained"
+        )
     splits = splits_of(dataset)
     if isinstance(tokenizer, str | os.PathLike):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=trust_remote_code)
     errors: list[str] = []
-    warnings = _across(splits)
+    warnings: list[str] = []
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         errors.append(
             "the tokenizer has neither a padding nor an EOS token, and TRL needs one of them; set `pad_token`"
         )
     checked = []
+    glued: dict[str, np.ndarray] = {}
     for name, split in splits.items():
-        figures, wrong, doubtful = _split(name, split.with_format(None), tokenizer, max_length)
+        figures, glued[name], wrong, doubtful = _split(name, split.with_format(None), tokenizer, max_length)
         checked.append(figures)
         errors += [f"{cards.as_code(name)}: {line}" for line in wrong]
         warnings += [f"{cards.as_code(name)}: {line}" for line in doubtful]
-    return TrlCheck(max_length, tuple(checked), tuple(errors), tuple(warnings))
+    return TrlCheck(max_length, tuple(checked), tuple(errors), (*_across(splits), *_glued(glued), *warnings))
 
 
 def token_ids(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -219,18 +227,30 @@ def _across(splits: Mapping[str, Dataset]) -> list[str]:
     return []
 
 
+def _glued(glued: Mapping[str, np.ndarray]) -> list[str]:
+    """One warning for all splits: it is how the dataset is written, and has one remedy."""
+    found = {name: rows for name, rows in glued.items() if rows.any()}
+    if not found:
+        return []
+    return [
+        f"{', '.join(map(cards.as_code, found))}: {_some(np.concatenate(list(found.values())))} join prompt and "
+        "response without a space between, since TRL adds none; add one, or make messages of them with "
+        "`export_for(dataset, messages=True)`"
+    ]
+
+
 # -- One split -----------------------------------------------------------------------------------------------
 
 
 def _split(
     name: str, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None
-) -> tuple[SplitCheck, list[str], list[str]]:
-    """A split's figures, errors and warnings."""
+) -> tuple[SplitCheck, np.ndarray, list[str], list[str]]:
+    """A split's figures, which rows are glued `[n]`, errors and warnings."""
     errors: list[str] = []
     warnings: list[str] = []
     if not len(split):
         errors.append("it has no rows, and TRL fails at an empty split; leave it out of the training")
-    lengths, same, same_cut, refused = _read(split, tokenizer, max_length, errors, warnings)
+    lengths, same, same_cut, refused, glued = _read(split, tokenizer, max_length, errors, warnings)
     removed = np.zeros(len(split), dtype=bool) if max_length is None else lengths > max_length
     trained = ~removed & ~refused
     if removed.any():
@@ -263,6 +283,7 @@ def _split(
             not_finite=0 if margins is None else int((~np.isfinite(margins)).sum()),
             **at_the_start,
         ),
+        glued,
         errors,
         warnings,
     )
@@ -274,12 +295,12 @@ def _read(
     max_length: int | None,
     errors: list[str],
     warnings: list[str],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tokenises a split: per row the longer side `[n]`, whether the sides are equal, equal if cut, and refused."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokenises a split: per row the longer side `[n]`; are the sides equal, equal if cut; is it refused, glued."""
     from datasets.utils import tqdm
 
     lengths = np.zeros(len(split), dtype=np.int64)
-    same, same_cut, refused = (np.zeros(len(split), dtype=bool) for _ in range(3))
+    same, same_cut, refused, glued = (np.zeros(len(split), dtype=bool) for _ in range(4))
     ids = _ids_columns(split)
     if ids is not None:
         warnings.append(
@@ -291,10 +312,9 @@ def _read(
             "it has no `chosen` and `rejected`, which TRL needs by these names; `export_for(dataset)` gives them"
         )
         refused[:] = True
-        return lengths, same, same_cut, refused
+        return lengths, same, same_cut, refused, glued
     reasons: Counter[str] = Counter()
     firsts: dict[str, tuple[int, str]] = {}  # of each reason: the first row, and what was said there
-    glued = np.zeros(len(split), dtype=bool)
     expected = ""  # the kind that TRL takes all rows for
     wanted = [*_TELLING, "tools", "chat_template_kwargs"] if ids is None else ids
     texts = split.select_columns([column for column in wanted if column in split.column_names])
@@ -325,12 +345,7 @@ def _read(
     for reason, count in reasons.items():
         first, said = firsts[reason]
         errors.append(reason.format(f"{count} of {len(split)} rows (first: row {first})") + said)
-    if glued.any():
-        warnings.append(
-            f"{_some(glued)} join prompt and response without a space between, since TRL adds none; add one, or make "
-            "messages of them with `export_for(dataset, messages=True)`"
-        )
-    return lengths, same, same_cut, refused
+    return lengths, same, same_cut, refused, glued
 
 
 def _reason(
@@ -408,16 +423,17 @@ def _margins(split: Dataset, errors: list[str], warnings: list[str]) -> np.ndarr
     if values is None:
         errors.append(
             f"`margin` is {kind}, allowed is one number a row, float32: lists of one number mix every pair of a batch "
-            "with every margin of it, a wrong loss without an error, and other types stop the training; take the "
-            "number out of it"
+            "with every margin of it, a wrong loss without an error, and other types stop the training; "
+            f"{remedy_for(split, 'margin')}"
         )
         return None
     bad = ~np.isfinite(values)
     if bad.any():
         rows = ", ".join(map(str, np.flatnonzero(bad)[:_SHOWN_ROWS]))
+        remedy = "annotate anew" + ("" if bad.all() else ", or drop them with `Dataset.filter`")
         errors.append(
             f"`margin` is missing, NaN or infinite in {int(bad.sum())} of {len(split)} rows (first: {rows}): None "
-            "stops the training, NaN makes the loss of its batch NaN; annotate anew, or drop them with `Dataset.filter`"
+            f"stops the training, NaN makes the loss of its batch NaN; {remedy}"
         )
     if len(values) > 1 and (values == values[0]).all():
         warnings.append(f"every `margin` is {values[0]:g}, so it tells no pair from another; annotate anew")

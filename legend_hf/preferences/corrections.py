@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.directions.generate import key_of
+from legend_hf.margins.annotate import kind_of
 from legend_hf.preferences.continuations import Continuer, Decoding, open_continuer
 from legend_hf.reading.formats import RowError
 
@@ -416,7 +417,7 @@ def check_columns(dataset: Any, needed: Sequence[str], added: Sequence[str]) -> 
 
     if not isinstance(dataset, Dataset):
         raise ValueError(
-            f"given a `{type(dataset).__name__}`; allowed is a `Dataset`: take one split, or use `Dataset.from_list`"
+            f"given {kind_of(dataset)}; allowed is a `Dataset`: take one split, or use `Dataset.from_list`"
         )
     lacking = [f"`{name}`" for name in needed if name not in dataset.column_names]
     if lacking:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.directions import resample
+from legend_hf.margins.annotate import kind_of
 from legend_hf.margins.columns import OK
 from legend_hf.margins.margin_fn import STATUS
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 GLOBAL_STAGES = 3
 ROWS_AT_ONCE = 1000
+# Ours: from this share of pairs in the easiest stage on, ordering within prompts has ordered next to nothing.
+CROWDED = 0.9
 
 
 def curriculum(
@@ -84,13 +87,13 @@ def curriculum(
 
     Returns:
         `stage_1` to `stage_T`, none of them empty. Each row is in exactly one stage, unless it was left out as said
-        above. A stage keeps all columns, their types, the dataset's format and the order of the rows.
+        above. A stage keeps all columns, their types, the dataset's format and the order of the rows. Where
+        `mode="per_prompt"` leaves over 90 % of the pairs in the easiest stage, a warning says so.
 
     Raises:
-        TypeError: `dataset` is not one `Dataset`.
         RowError: A value of `by` is missing or not a finite number, or, with `mode="per_prompt"`, a row cannot be read.
-        ValueError: A column is missing, an argument is not one of those allowed, no row is left, or there are fewer
-            pairs than stages.
+        ValueError: `dataset` is not one `Dataset`, a column is missing, an argument is not one of those allowed, no row
+            is left, or there are fewer pairs than stages.
     """
     _check_arguments(dataset, by, stages, mode=mode, order=order, negative=negative)
     rows = _annotated_rows(dataset)
@@ -114,6 +117,13 @@ def curriculum(
     else:
         columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
         stage = _dealt(place, _prompts(dataset, rows, columns), stages)
+        easiest = int((stage == 0).sum())
+        if stages != 1 and easiest > CROWDED * len(stage):
+            logger.warning(
+                "%d of %d pairs are in `stage_%d`, the easiest: most prompts have one pair only, and "
+                '`mode="per_prompt"` orders the pairs of a prompt; `mode="global"` orders all pairs',
+                easiest, len(stage), 1 if order == "easy_first" else int(stage.max()) + 1,
+            )  # fmt: skip
     return _selected(dataset, rows, stage, order, f"by `{by}`, {mode}, {order}, {dropped} negative dropped")
 
 
@@ -164,10 +174,10 @@ def _check_arguments(dataset: Any, by: str, stages: int | None, **choices: str) 
 
     if isinstance(dataset, DatasetDict | IterableDatasetDict):
         splits = ", ".join(map(repr, dataset)) or "none"
-        raise TypeError(f"`dataset` has the splits {splits}; give one of them: `curriculum(dataset[split], ...)`")
+        raise ValueError(f"`dataset` has the splits {splits}; give one of them: `curriculum(dataset[split], ...)`")
     if not isinstance(dataset, Dataset):
-        raise TypeError(
-            f"`dataset` is a {type(dataset).__name__}; give a `datasets.Dataset`: rows as `Dataset.from_list(rows)`, a "
+        raise ValueError(
+            f"`dataset` is {kind_of(dataset)}; give a `datasets.Dataset`: rows as `Dataset.from_list(rows)`, a "
             "streaming one as `Dataset.from_generator(lambda: iter(ds), features=ds.features)`"
         )
     allowed = {
@@ -183,10 +193,10 @@ def _check_arguments(dataset: Any, by: str, stages: int | None, **choices: str) 
         raise ValueError(f"`stages` is {stages!r}; give a whole number of at least 1, or None")
     if by not in dataset.column_names:
         there = ", ".join(f"`{name}`" for name in dataset.column_names) or "no columns"
-        raise ValueError(
-            f"`by={by!r}` names no column; the dataset has {there}; name one of these, or make margins first: "
-            "`annotate(dataset, direction)`"
-        )
+        remedy = "name one of these, or make margins first: `annotate(dataset, direction)`"
+        if by == "margin" and "margin_raw" in dataset.column_names:  # pairs of scores that are not a direction's
+            remedy = 'pass `by="margin_raw"`, which orders pairs as well'
+        raise ValueError(f"`by={by!r}` names no column; the dataset has {there}; {remedy}")
 
 
 def _annotated_rows(dataset: Dataset) -> np.ndarray:

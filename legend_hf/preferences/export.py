@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from legend_hf.margins.annotate import kind_of
 from legend_hf.margins.columns import OK
 from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
@@ -173,8 +174,8 @@ def splits_of(dataset: Any) -> dict[str, Any]:
         return {str(dataset.split or "dataset"): dataset}
     if not isinstance(dataset, DatasetDict):
         raise ValueError(
-            f"`dataset` is of type {type(dataset).__name__}; allowed are `Dataset` and `DatasetDict`; load a streaming "
-            "dataset without `streaming=True`"
+            f"`dataset` is {kind_of(dataset)}; allowed are `Dataset` and `DatasetDict`, for all rows are needed at "
+            "once; load a streaming one without `streaming=True`, make one of rows with `Dataset.from_list(rows)`"
         )
     if not dataset:
         raise ValueError("`dataset` has no splits; allowed is a `DatasetDict` with at least one; check how it was made")
@@ -191,6 +192,16 @@ def numbers_of(split: Dataset, column: str) -> np.ndarray | None:
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         return None
     return pc.fill_null(pc.cast(values, pa.float64()), float("nan")).to_numpy()
+
+
+def remedy_for(split: Dataset, column: str) -> str:
+    """What to do about a column that `numbers_of` finds to hold something else than numbers."""
+    kind = getattr(split.features[column], "dtype", None)
+    if kind == "null":
+        return "it is empty, so annotate anew"
+    if kind in ("string", "large_string"):
+        return f'where they say numbers `cast_column("{column}", Value("float32"))`, else annotate anew'
+    return "take the number out of it, or annotate anew"
 
 
 def like_margin(columns: Iterable[str]) -> list[str]:
@@ -211,7 +222,7 @@ def _check_numbers(name: str, split: Dataset, rows: np.ndarray, columns: Sequenc
         if values is None:
             raise ValueError(
                 f"split {name!r}: `{column}` is {split.features[column]}; allowed is one number a row (a list of one "
-                "number mixes the pairs of a batch with each other); take the number out of it, or annotate anew"
+                f"number mixes the pairs of a batch with each other); {remedy_for(split, column)}"
             )
         values = values[rows]
         wrong = ~np.isfinite(values) if column == "margin" else ~((values >= 0) & (values <= 1))

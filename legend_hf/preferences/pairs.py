@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from legend_hf.directions.direction import Direction
 from legend_hf.margins.columns import OK, check_on_error
 from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
 from legend_hf.margins.score_fn import STATUS as SCORES_STATUS
+from legend_hf.preferences.export import splits_of
 from legend_hf.preferences.similarity import (
     COLUMN,
     MAX_LENGTH,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
     from datasets import Dataset, DatasetDict
 
-    from legend_hf.directions.direction import Direction
+    from legend_hf.margins.scoring import GivenDirection
     from legend_hf.reading.reader import Reader
 
     Rows = TypeVar("Rows", Dataset, DatasetDict)
@@ -82,14 +84,14 @@ def select_pairs(
         The same kind, with fewer rows.
 
     Raises:
-        ValueError: An argument that is not allowed, no such column, or a row without a number in it.
-        TypeError: Not a `Dataset` or `DatasetDict`: a stream cannot be sorted.
+        ValueError: An argument that is not allowed (a stream too, which cannot be sorted), no such column, or a row
+            without a number in it.
     """
     if keep not in KEEPS:
         raise ValueError(f"`keep` is {keep!r}; allowed are {', '.join(map(repr, KEEPS))}")
     if not 0 < fraction <= 1:
         raise ValueError(f"`fraction` is {fraction}; it must be above 0 and at most 1")
-    splits = _splits(dataset, "select_pairs")
+    splits = _splits(dataset)
     for split in splits.values():
         if by not in split.column_names:
             remedy = "add it first: `ds.map(PairSimilarityFn(model), batched=True)`" if by == COLUMN else "name another"
@@ -113,7 +115,7 @@ def make_pairs(
     scores_column: str = "scores",
     responses_column: str = "responses",
     prompt_column: str = "prompt",
-    direction: Direction | None = None,
+    direction: GivenDirection | None = None,
     on_error: str = "raise",
     seed: int = 0,
 ) -> Rows:
@@ -151,22 +153,23 @@ def make_pairs(
         scores_column: Name of the scores' column.
         responses_column: Name of the responses' column.
         prompt_column: Name of the prompts' column, which is called `prompt` in the result; there need not be one.
-        direction: The direction whose raw scores these are; its calibration then makes `margin` of `margin_raw`.
-            Without it there is no `margin`.
+        direction: The direction whose raw scores these are, or what `Direction.from_pretrained` takes; its calibration
+            then makes `margin` of `margin_raw`. Without it there is no `margin`.
         on_error: `"raise"` at the first row that cannot be read, before any is embedded, or `"skip"` (drop and count)
             such rows. Rows that `LegendScoreFn` skipped (their `scores_status` is not `"ok"`) are always skipped.
         seed: Of `"random"`, and of where k-means starts for more than 12 responses.
 
     Returns:
         The same kind, with `prompt` (if there was one), `chosen`, `rejected`, `chosen_score`, `rejected_score` and
-        `margin_raw` (their difference, above 0), maybe `margin`, maybe `pair_similarity` (all float32), `chosen_index`
-        and `rejected_index` (their places among the responses, int64) and every further column as it stands. In the
-        order of the rows.
+        `margin_raw` (their difference, above 0, in the units of the scores: hidden-state units where a direction gave
+        them, those of a rating or a reward model where that did), maybe `margin`, maybe `pair_similarity` (all
+        float32), `chosen_index` and `rejected_index` (their places among the responses, int64) and every further column
+        as it stands. In the order of the rows.
 
     Raises:
         ValueError: An argument that is not allowed, a missing column, or one that would be overwritten.
         RowError: A row that cannot be read: responses, or scores that are not one finite number each.
-        TypeError: Not a `Dataset` or `DatasetDict`.
+        OSError: The direction or the model cannot be loaded.
     """
     if rule not in RULES:
         raise ValueError(f"`rule` is {rule!r}; allowed are {', '.join(map(repr, RULES))}")
@@ -176,10 +179,15 @@ def make_pairs(
             f'`rule="{rule}"` compares embeddings and needs `model`: a Hub id, a folder, a `Reader` or a `Direction`; '
             'give one, or take `rule="random"`, `"best"` or `"all"`'
         )
-    splits = _splits(dataset, "make_pairs")
+    splits = _splits(dataset)
     columns = Columns(prompt=prompt_column, responses=responses_column)
     named = {"scores_column": scores_column, "responses_column": responses_column}
-    plans = {name: _layout(split, named, prompt_column, model, direction) for name, split in splits.items()}
+    plans = {
+        name: _layout(split, named, prompt_column, embedded=model is not None, scaled=direction is not None)
+        for name, split in splits.items()
+    }
+    if direction is not None and not isinstance(direction, Direction):
+        direction = Direction.from_pretrained(direction)
     embedder = None
     if model is not None:
         embedder = embedder_of(
@@ -427,9 +435,7 @@ class _Layout:
     prompt: str | None
 
 
-def _layout(
-    split: Dataset, named: Mapping[str, str], prompt_column: str, model: Any, direction: Direction | None
-) -> _Layout:
+def _layout(split: Dataset, named: Mapping[str, str], prompt_column: str, *, embedded: bool, scaled: bool) -> _Layout:
     """Refuses columns that are missing or would be overwritten, and says what the result will look like."""
     from datasets import Features, Value
 
@@ -449,8 +455,8 @@ def _layout(
     number, index = Value("float32"), Value("int64")
     new = {"chosen": inner, "rejected": inner}
     new |= dict.fromkeys(("chosen_score", "rejected_score", "margin_raw"), number)
-    new |= {"margin": number} if direction is not None else {}
-    new |= {COLUMN: number} if model is not None else {}
+    new |= {"margin": number} if scaled else {}
+    new |= {COLUMN: number} if embedded else {}
     new |= {"chosen_index": index, "rejected_index": index}
     drop = list(named.values())
     kept = {name: feature for name, feature in split.features.items() if name not in drop}
@@ -608,15 +614,12 @@ def _first_least(values: np.ndarray) -> int:
     return int(np.flatnonzero(values <= values.min() + _SAME)[0])
 
 
-def _splits(dataset: Any, function: str) -> dict[str | None, Dataset]:
-    from datasets import Dataset, DatasetDict
+def _splits(dataset: Any) -> dict[str | None, Dataset]:
+    """The splits by name; an only one has none."""
+    from datasets import Dataset
 
-    if not isinstance(dataset, Dataset | DatasetDict):
-        raise TypeError(
-            f"`{function}` was given a {type(dataset).__name__}; allowed are `Dataset` and `DatasetDict`; all rows are "
-            "needed at once, so load them without `streaming=True`"
-        )
-    return dict(dataset) if isinstance(dataset, DatasetDict) else {None: dataset}
+    splits: dict[Any, Dataset] = splits_of(dataset)
+    return {None: dataset} if isinstance(dataset, Dataset) else splits
 
 
 def _like(dataset: Any, splits: Mapping[str | None, Dataset]) -> Any:

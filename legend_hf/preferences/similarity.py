@@ -11,10 +11,11 @@ responses lose what is beyond 512 tokens (its dialogue data) or 128 (its forum d
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,14 @@ import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.columns import OK, check_free, check_on_error, check_rank
+from legend_hf.margins.stopping import settle_in_worker
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, Conversation, Pair, RowError, pairs_from_batch
 from legend_hf.reading.reader import Reader, Runtime, describe_model, open_reader, resolve_device, with_layer
 from legend_hf.reading.templates import TextError, Tokens
 
 if TYPE_CHECKING:
-    from datasets import Features
+    from datasets import Dataset, Features
 
 # A change that alters numbers raises this; it is part of the pickled state, by which `map` finds cached results.
 SIMILARITY_VERSION = 1
@@ -101,6 +103,7 @@ class Embedder:
         return vectors[[place[text] for text in texts]]
 
     def _open(self, rank: int | None) -> Any:
+        settle_in_worker()
         device = resolve_device(self.device, rank)
         return open_reader(self.reader, Runtime(self.path, device, self.batch_tokens, self.trust_remote_code))
 
@@ -164,7 +167,7 @@ def embedder_of(
 
 
 class PairSimilarityFn:
-    """Adds `pair_similarity` to a preference dataset: `ds.map(PairSimilarityFn("your/base-model"), batched=True)`.
+    """Adds `pair_similarity` to a preference dataset: `annotate(ds, PairSimilarityFn("your/base-model"))`.
 
     The cosine of the two responses' embeddings, float32, in [-1, 1], never null: near 1 where the two say nearly the
     same, exactly 1 where they are the same (in the tokens that are read), 0 where the model gives one of two different
@@ -177,7 +180,8 @@ class PairSimilarityFn:
     A response longer than `max_length` loses its end, as the method has it (`LegendMarginFn` cuts the prompt instead,
     and refuses a response that does not fit).
 
-    Works with `Dataset`, `DatasetDict` and `IterableDataset` (pass `features=fn.features(ds.features)`), any
+    It is a `datasets.map` transform, `ds.map(fn, batched=True)`, for `Dataset`, `DatasetDict` and `IterableDataset`
+    (pass `features=fn.features(ds.features)`); `annotate` checks every row first. Any
     `batch_size`, `num_proc` and `with_rank=True`. It is plain data and pickles to the same bytes before and after it
     was used.
 
@@ -238,7 +242,17 @@ class PairSimilarityFn:
     @property
     def columns(self) -> list[str]:
         """Names of the columns this writes, in order."""
-        return [COLUMN, *([STATUS] if self._on_error == "skip" else [])]
+        return [COLUMN, *([STATUS] if self.skips else [])]
+
+    @property
+    def skips(self) -> bool:
+        """Whether rows that cannot be read are skipped."""
+        return self._on_error == "skip"
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to do after a run was stopped."""
+        return "nothing was kept, for similarities have no store: the next run reads all rows again"
 
     def features(self, features: Features) -> Features:
         """The features of a dataset after this transform, which streaming needs."""
@@ -262,9 +276,9 @@ class PairSimilarityFn:
             RowError: A row cannot be read (with `on_error="raise"`); no text of the batch has been read then.
         """
         check_rank(rank)
-        check_free(self.columns, batch, overwrite=self._overwrite)
+        self.check_free(batch)
         rows = self._encode(pairs_from_batch(batch, self._columns), rank)
-        if self._on_error == "raise":
+        if not self.skips:
             for row in rows:
                 if isinstance(row, RowError):
                     raise row
@@ -273,9 +287,39 @@ class PairSimilarityFn:
         similarity = np.zeros(len(rows), dtype=np.float32)
         similarity[good] = cosine(vectors[0::2], vectors[1::2])
         columns: dict[str, Any] = {COLUMN: similarity}
-        if self._on_error == "skip":
+        if self.skips:
             columns[STATUS] = [row.status if isinstance(row, RowError) else OK for row in rows]
         return columns
+
+    def check(self, batch: Mapping[str, Any] | Dataset, *, first_row: int = 0) -> RowError | None:
+        """Finds the first row of a batch that cannot be read, without reading any.
+
+        Args:
+            batch: Columns of one batch.
+            first_row: Number of its first row in the dataset, for the message.
+        """
+        rows = self._encode(pairs_from_batch(batch, self._columns, first_row=first_row), None, first_row=first_row)
+        return next((row for row in rows if isinstance(row, RowError)), None)
+
+    def check_free(self, there: Collection[str]) -> None:
+        """Refuses to overwrite columns unless asked to.
+
+        Raises:
+            ValueError: A column exists and `overwrite` is False.
+        """
+        check_free(self.columns, there, overwrite=self._overwrite)
+
+    def fingerprint(self) -> str:
+        """Hash of all that decides the columns, and of nothing that only says where to compute them."""
+        embedder = self._embedder
+        decides = [
+            SIMILARITY_VERSION,
+            embedder.reader.to_dict(),
+            embedder.max_length,
+            self._on_error,
+            asdict(self._columns),
+        ]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as one string, so that equal transforms give equal bytes. No model is in it: workers load theirs."""
@@ -288,14 +332,16 @@ class PairSimilarityFn:
         }
         return _rebuild, (json.dumps(state, sort_keys=True),)
 
-    def _encode(self, pairs: Sequence[Pair | RowError], rank: int | None) -> list[tuple[Tokens, Tokens] | RowError]:
+    def _encode(
+        self, pairs: Sequence[Pair | RowError], rank: int | None, *, first_row: int = 0
+    ) -> list[tuple[Tokens, Tokens] | RowError]:
         """Tokenises both responses of every pair; a row that cannot be read is a `RowError`."""
         good = [(row, pair) for row, pair in enumerate(pairs) if isinstance(pair, Pair)]
         texts = self._embedder.encode([side for _, pair in good for side in (pair.chosen, pair.rejected)], rank=rank)
         result: list[Any] = list(pairs)
         for (row, pair), chosen, rejected in zip(good, texts[0::2], texts[1::2], strict=True):
             bad = [
-                RowError(row, name, str(text))
+                RowError(first_row + row, name, str(text))
                 for name, text in zip(pair.columns, (chosen, rejected), strict=True)
                 if isinstance(text, TextError)
             ]

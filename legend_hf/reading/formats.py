@@ -106,6 +106,7 @@ class Columns:
 
 
 _DEFAULT_COLUMNS = Columns()
+_SKIP = ', or skip such rows with `on_error="skip"`'
 
 
 class RowError(ValueError):
@@ -130,7 +131,8 @@ class RowError(ValueError):
     @property
     def status(self) -> str:
         """The same without the row: what a column that stands beside the row says of it."""
-        return self.reason if self.column is None else f"column `{self.column}`: {self.reason}"
+        reason = self.reason.removesuffix(_SKIP)  # which is what was done
+        return reason if self.column is None else f"column `{self.column}`: {reason}"
 
 
 def pairs_from_batch(batch: Any, columns: Columns = _DEFAULT_COLUMNS, *, first_row: int = 0) -> list[Pair | RowError]:
@@ -256,7 +258,7 @@ class _Refusal(Exception):
         column: str | None,
         given: str,
         allowed: str,
-        remedy: str = 'fill it in, or skip such rows with `on_error="skip"`',
+        remedy: str = "fill it in" + _SKIP,
     ) -> None:
         super().__init__(column, given, allowed, remedy)
         self.column = column
