@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from tiny_causal import CHAT, save_tiny_causal
 from typer.testing import CliRunner
 
@@ -25,7 +26,7 @@ from legend_hf import (
     select_pairs,
 )
 from legend_hf.cli import app
-from legend_hf.cli.options import save, write_whole
+from legend_hf.cli.options import IN_SHELL, in_shell, load, save, write_whole
 from legend_hf.directions.calibrate import fit_calibration
 from legend_hf.margins.store import open_store
 
@@ -86,14 +87,15 @@ def scored(files, tiny_llama):
         "score", files / "responses.jsonl", files / "direction", "--model", tiny_llama, "--output", files / "scored",
         "--add", "choice_probs", "--store", files / "scores.sqlite",
     )  # fmt: skip
-    assert f"Saved in {files / 'scored'}" in told.stdout
+    assert told.stdout.endswith(f'Saved in {files / "scored"}; load_dataset("{files / "scored"}") gives it back\n')
+    assert "6 rows scored\n" in told.stdout
     return files / "scored"
 
 
 def test_select_is_select_pairs(files, tiny_llama, tmp_path):
     rows = Dataset.from_list(PAIRS).map(PairSimilarityFn(tiny_llama), batched=True)
     told = done("select", files / "pairs.jsonl", "--model", tiny_llama, "--output", tmp_path / "half")
-    got = load_from_disk(str(tmp_path / "half"))["train"]
+    got = load_dataset(str(tmp_path / "half"))["train"]
     assert got.to_list() == select_pairs(rows).to_list()
     similarity = np.sort(rows["pair_similarity"][:])
     low, high = similarity[:3].mean(), similarity[3:].mean()
@@ -102,7 +104,7 @@ def test_select_is_select_pairs(files, tiny_llama, tmp_path):
     rows.save_to_disk(tmp_path / "measured")
     options = ["--keep", "random", "--fraction", "0.34", "--seed", "3"]
     told = done("select", tmp_path / "measured", "--model", "nowhere", "--output", tmp_path / "third", *options)
-    got = load_from_disk(str(tmp_path / "third"))["train"]
+    got = load_dataset(str(tmp_path / "third"))["train"]
     assert got.to_list() == select_pairs(rows, keep="random", fraction=0.34, seed=3).to_list()
     assert "nothing was measured with nowhere" in told.stdout
 
@@ -111,12 +113,13 @@ def test_a_slice_is_saved_under_the_name_of_its_split(files, tiny_llama, tmp_pat
     given = ["select", files / "pairs.jsonl", "--split", "train[:4]", "--model", tiny_llama]
     told = done(*given, "--output", tmp_path / "half")
     assert "train: kept 2 pairs" in told.stdout
-    assert list(load_from_disk(str(tmp_path / "half"))) == ["train"]
+    assert list(load_dataset(str(tmp_path / "half"))) == ["train"]
 
 
 def test_select_does_every_split_and_skips_what_cannot_be_read(tiny_llama, tmp_path):
     rows = Dataset.from_list([*PAIRS, {"prompt": "And?", "chosen": "", "rejected": "No."}])
-    save(DatasetDict({"train": rows, "test": rows.select([])}), tmp_path / "splits")
+    splits = DatasetDict({"train": rows, "test": rows.select([])})
+    splits.save_to_disk(tmp_path / "splits", num_shards={"train": 1, "test": 1})
     given = ["select", tmp_path / "splits", "--model", tiny_llama, "--output", tmp_path / "half"]
     refused = run(*given)
     assert refused.exit_code == 2
@@ -125,15 +128,27 @@ def test_select_does_every_split_and_skips_what_cannot_be_read(tiny_llama, tmp_p
     assert "train: kept 3 pairs" in told.stdout
     assert "1 could not be read" in told.stdout
     assert "test: kept 0 pairs, dropped 0" in told.stdout
-    got = load_from_disk(str(tmp_path / "half"))
-    assert got["test"].features == got["train"].features
+    got = load_dataset(str(tmp_path / "half"))
+    assert "test: left out, it has no rows" in told.stdout
+    assert list(got) == ["train"]
     assert set(got["train"]["pair_similarity_status"]) == {"ok"}
+
+
+def test_random_rows_need_no_model(files, tmp_path):
+    told = done("select", files / "pairs.jsonl", "--keep", "random", "--seed", "3", "--output", tmp_path / "some")
+    assert "train: kept 3 pairs, dropped 3\n" in told.stdout
+    got = load_dataset(str(tmp_path / "some"))["train"]
+    rows = Dataset.from_list(PAIRS)
+    assert got.features == rows.features
+    kept = select_pairs(rows.add_column("pair_similarity", [0.5] * 6), keep="random", seed=3)
+    assert got.to_list() == kept.remove_columns("pair_similarity").to_list()
+    assert run("select", files / "pairs.jsonl", "--output", tmp_path / "others").exit_code == 2, "the control"
 
 
 def test_score_is_annotate_with_the_transform(files, scored, tiny_llama):
     direction = Direction.from_pretrained(files / "direction", model=tiny_llama)
     expected = annotate(Dataset.from_list(RESPONSES), LegendScoreFn(direction, add=["choice_probs"]))
-    got = load_from_disk(str(scored))["train"]
+    got = load_dataset(str(scored))["train"]
     assert got.features == expected.features
     assert got.to_list() == expected.to_list()
     assert sum(kept.scores for kept in open_store(files / "scores.sqlite").contents()) == 18
@@ -154,17 +169,17 @@ def test_score_keeps_scores_by_itself_unless_told_not_to(files, tiny_llama, tmp_
 
 
 def test_pairs_is_make_pairs(files, scored, tiny_llama, tmp_path):
-    rows = load_from_disk(str(scored))
+    rows = load_dataset(str(scored))
     told = done("pairs", scored, "--rule", "best", "--direction", files / "direction", "--output", tmp_path / "best")
     direction = Direction.from_pretrained(files / "direction")
     expected = make_pairs(rows, rule="best", direction=direction)["train"]
-    got = load_from_disk(str(tmp_path / "best"))["train"]
+    got = load_dataset(str(tmp_path / "best"))["train"]
     assert got.features == expected.features
     assert got.to_list() == expected.to_list()
     assert "margin" in got.column_names
     assert f"train: {len(expected)} pairs of 6 prompts" in told.stdout
     done("pairs", scored, "--model", tiny_llama, "--output", tmp_path / "dissimilar")
-    got = load_from_disk(str(tmp_path / "dissimilar"))["train"]
+    got = load_dataset(str(tmp_path / "dissimilar"))["train"]
     assert got.to_list() == make_pairs(rows, model=tiny_llama)["train"].to_list()
     assert "pair_similarity" in got.column_names
 
@@ -173,14 +188,29 @@ def test_curriculum_is_curriculum(files, tmp_path):
     given = ["curriculum", files / "annotated", "--split", "train", "--mode", "global"]
     told = done(*given, "--stages", "2", "--negative", "drop", "--output", tmp_path / "stages")
     expected = curriculum(annotated(), mode="global", stages=2, negative="drop")
-    got = load_from_disk(str(tmp_path / "stages"))
+    got = load_dataset(str(tmp_path / "stages"))
     assert {name: rows.to_list() for name, rows in got.items()} == {
         name: rows.to_list() for name, rows in expected.items()
     }
     assert "stage_1: 3 pairs\nstage_2: 2 pairs\nleft out: 1 of 6 pairs\n" in told.stdout
     done(*given, "--order", "hard_first", "--output", tmp_path / "hard")
-    hardest = load_from_disk(str(tmp_path / "hard"))["stage_1"]
+    hardest = load_dataset(str(tmp_path / "hard"))["stage_1"]
     assert sorted(hardest["id"]) == [1, 2]
+
+
+def test_curriculum_hints_at_global_where_prompts_have_one_pair(tmp_path):
+    annotated().to_parquet(tmp_path / "single.parquet")
+    rows = [{**row, "prompt": "Tell me. "} for row in PAIRS]
+    annotated(rows).to_parquet(tmp_path / "several.parquet")
+
+    def said(name, *options):
+        out = tmp_path / f"{name}{len(options)}"
+        return done("curriculum", tmp_path / f"{name}.parquet", *options, "--output", out).stderr
+
+    hint = "most prompts have one pair only, and `--mode per_prompt` orders the pairs of a prompt; `--mode global`"
+    assert said("single").count(hint) == 1
+    assert hint not in said("single", "--mode", "global")
+    assert hint not in said("several")
 
 
 def test_stages_can_be_pushed(files, tiny_llama, tmp_path, hub):
@@ -197,7 +227,7 @@ def test_stages_can_be_pushed(files, tiny_llama, tmp_path, hub):
     done("curriculum", tmp_path / "annotated", *given, "--output", tmp_path / "stages")
     done("push", tmp_path / "stages", "user/cli-stages", files / "direction")
     pushed = load_dataset("user/cli-stages")
-    kept = load_from_disk(str(tmp_path / "stages"))
+    kept = load_dataset(str(tmp_path / "stages"))
     assert list(pushed) == ["stage_1", "stage_2"]
     assert {name: rows.to_list() for name, rows in pushed.items()} == {
         name: rows.to_list() for name, rows in kept.items()
@@ -209,7 +239,9 @@ def test_corrections_are_ladders_and_their_pairs(files, tmp_path):
     written = ["--output", tmp_path / "new" / "ladders.jsonl", "--pairs", tmp_path / "new" / "pairs.jsonl"]
     told = done(*given, *written)
     assert "2 ladders of 4 responses out of 2 rows" in told.stdout
-    assert "Saved 12 pairs in" in told.stdout
+    assert "12 pairs of every two rungs" in told.stdout
+    for file in (written[1], written[3]):
+        assert f'Saved in {file}; load_dataset("json", data_files="{file}") gives it back\n' in told.stdout
     ladders = load_dataset("json", data_files=str(written[1]), split="train")
     assert [row["responses"][-1] for row in ladders] == [row["response"] for row in HARMS]
     pairs = load_dataset("json", data_files=str(written[3]), split="train")
@@ -307,6 +339,15 @@ def test_a_judge_that_fails_keeps_its_traceback(files, judges):
     assert isinstance(told.exception, RuntimeError)
     assert "the judge `cli_judges:broken` failed" in str(told.exception)
     assert isinstance(told.exception.__cause__, ValueError)
+    assert not hasattr(told.exception, "__notes__"), "nothing is kept without a file"
+    told = corr(files, "--judge", "cli_judges:broken", "--output", judges / "records.jsonl")
+    assert (judges / "records.jsonl.answers").is_file()
+    (note,) = told.exception.__notes__  # the traceback ends with it
+    assert f"The continuations are kept beside {judges / 'records.jsonl'}: mend the judge" in note
+    told = run("corr-at-k", "--help")
+    assert "judge(requests, prefixes, continuations) -> list of bool, called once with all" in " ".join(
+        told.output.split()
+    )
 
 
 def talking(rows):
@@ -348,7 +389,7 @@ def test_an_export_is_what_load_dataset_gives_back(trainer, shape, files, tmp_pa
         assert f"{name}: {len(rows)} rows in {file}" in told.stdout
     assert len([path for path in (tmp_path / "out").rglob("*") if path.is_file()]) == len(got), "and nothing else"
     for said in (*expected.flags, *expected.notes, ", ".join(expected.columns)):
-        assert said.replace("`messages=True`", "`--messages`") in told.stdout
+        assert in_shell(said) in told.stdout
 
 
 def test_the_digits_of_json_lines_are_those_of_float32(tmp_path):
@@ -376,7 +417,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 def test_export_passes_its_options_on(tmp_path):
     rows = annotated().add_column("margin_prob", [0.9, 0.4, 0.5, 0.6, 0.7, 0.8]).rename_column("prompt", "question")
-    save(DatasetDict({"train": rows, "test": rows.select([])}), tmp_path / "given")
+    splits = DatasetDict({"train": rows, "test": rows.select([])})
+    splits.save_to_disk(tmp_path / "given", num_shards={"train": 1, "test": 1})
     options = ["--messages", "--weights", "--prompt-column", "question", "--output", tmp_path / "out"]
     told = done("export", tmp_path / "given", "--trainer", "trl", *options)
     assert "test: left out, it has no rows" in told.stdout
@@ -417,6 +459,14 @@ def test_from_responses_to_a_checked_export(files, scored, tiny_llama, tmp_path)
         (["select", "{d}/pairs.jsonl", "--output", "{o}"], "no column `pair_similarity` in the splits train; give `--model`"),
         (["select", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--keep", "best"], "`keep` is 'best'; allowed are"),
         (["select", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--fraction", "1.5"], "`fraction` is 1.5; it must be"),
+        (["select", "{d}/empty.jsonl", "--model", "{m}", "--output", "{o}"], "empty.jsonl' is empty; give rows"),
+        (["select", "nope", "--model", "{m}", "--output", "{o}"], "there is no file or folder 'nope' here, and the Hub says: "),
+        (["select", "{d}/pairs.jsonl", "--model", "nope", "--output", "{o}"], "there is no file or folder 'nope' here, and the Hub says: "),
+        (["pairs", "scored-not", "--output", "{o}"], "there is no file or folder 'scored-not' here, and the Hub says: "),
+        (["check", "{d}/annotated", "--tokenizer", "nope"], "there is no file or folder 'nope' here, and the Hub says: "),
+        (["check", "{d}/annotated", "--tokenizer", "./nope"], "there is no file or folder './nope' here, and the Hub says: "),
+        (["check", "{d}/annotated", "--tokenizer", "user/nope"], "Error: user/nope"),
+        (["score", "{d}/responses.jsonl", "{d}/direction", "--output", "{o}", "--num-proc", "0"], "'--num-proc': Input should be greater than or equal to 1"),
         (["select", "{d}/annotated", "--output", "{d}/annotated"], "which holds files already; give a new folder, or empty it"),
         (["score", "{d}/responses.jsonl", "{d}/direction", "--output", "{o}", "--no-store"], "say where it is: `--model FOLDER`"),
         (["score", "{d}/responses.jsonl", "{d}/direction", "--model", "{m}", "--output", "{o}", "--add", "probs"], "allowed is ['choice_probs']"),
@@ -433,7 +483,7 @@ def test_from_responses_to_a_checked_export(files, scored, tiny_llama, tmp_path)
         (["corrections", "{d}/harms.jsonl", "--model", "{d}/causal", "--output", "{o}.txt"], "give a file that ends in `.jsonl`"),
         (["corrections", "{d}/harms.jsonl", "--model", "{d}/causal", "--output", "{o}.jsonl", "--pairs", "p.csv"], "`--pairs` is 'p.csv'"),
         (["corrections", "{d}/pairs.jsonl", "--model", "{d}/causal", "--output", "{o}.jsonl"], "and not `response`"),
-        (["corr-at-k", "{d}/harms.jsonl", "--model", "{d}/causal", "--k", "0"], "give different numbers of words"),
+        (["corr-at-k", "{d}/harms.jsonl", "--model", "{d}/causal", "--k", "0"], "different numbers of words"),
         (["corr-at-k", "{d}/harms.jsonl", "--model", "{d}/causal", "--output", "{o}"], "give a file that ends in `.jsonl`"),
         (["export", "{d}/annotated", "--trainer", "axolotl", "--output", "{o}"], "`trainer` is 'axolotl'; allowed are"),
         (["export", "{d}/annotated", "--trainer", "openrlhf", "--weights", "--output", "{o}"], "`--weights` is for a subclass of TRL's"),
@@ -446,12 +496,159 @@ def test_from_responses_to_a_checked_export(files, scored, tiny_llama, tmp_path)
 )  # fmt: skip
 def test_user_errors_are_one_line_and_exit_code_2(files, scored, tiny_llama, tmp_path, hub, arguments, message):
     (files / "torn.jsonl").write_text('{"prompt": "So')
+    (files / "empty.jsonl").write_text("")
     told = run(*[a.format(d=files, m=tiny_llama, o=tmp_path / "out", s=scored) for a in arguments])
     assert told.exit_code == 2, told.output
     (line,) = [line for line in told.stderr.splitlines() if line.startswith("Error: ")]
     assert message in line
     assert "Traceback" not in told.output
     assert not (tmp_path / "out").exists(), "nothing is left behind"
+
+
+def test_what_commands_save_has_every_split_and_feature(tmp_path):
+    features = Features(a=Value("int8"), kind=ClassLabel(names=["x", "y"]), turns=[{"role": Value("string")}])
+    rows = Dataset.from_dict({"a": [1, 2], "kind": [0, 1], "turns": [[], [{"role": "user"}]]}, features=features)
+    splits = DatasetDict({"stage_1": rows, "test": rows.select([1])})
+    save(splits, tmp_path / "out")
+    got = load_dataset(str(tmp_path / "out"))
+    assert {name: (one.features, one.to_list()) for name, one in got.items()} == {
+        name: (one.features, one.to_list()) for name, one in splits.items()
+    }
+    for broken, message in (
+        ({"train": rows.select([])}, "no rows left to save"),
+        ({"train": rows, "test": rows.remove_columns("a")}, "differ in their columns"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save(DatasetDict(broken), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def contents(folder):
+    return {
+        p.relative_to(folder): (p.read_bytes() if p.is_file() else None, p.stat().st_mode) for p in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_saved_folder_is_read_and_never_written_to(files, tiny_llama, tmp_path, writable):
+    rows = annotated().cast_column("id", Value("int8"))
+    rows = rows.add_column("kind", [0, 1] * 3).cast_column("kind", ClassLabel(names=["x", "y"]))
+    splits = DatasetDict({"train": rows, "dev": rows.select([4, 1]), "test": rows.select([])})
+    given = tmp_path / "given [1]*"  # which is no pattern
+    splits.save_to_disk(given, num_shards={"train": 2, "dev": 1, "test": 1})
+    if not writable:
+        for path in [given, *given.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+    before = contents(given)
+    got = load(str(given), None, None)
+    assert {name: (one.features, one.to_list()) for name, one in got.items()} == {
+        name: (one.features, one.to_list()) for name, one in splits.items()
+    }
+    assert load(str(given / "train"), None, None).to_list() == rows.to_list()
+    bare = ["--model", tiny_llama, "--output"]
+    done("annotate", given, files / "direction", "--overwrite", "--no-store", *bare, tmp_path / "margins")
+    done("select", given, *bare, tmp_path / "half")
+    done("report", given)
+    assert contents(given) == before
+    assert load_dataset(str(tmp_path / "margins"))["train"].num_rows == 6
+    # The control: the usual way of loading writes there, and the folder then loads with rows that are not its own.
+    if writable:
+        load_from_disk(str(given))["dev"].map(lambda row: {"new": row["id"]})
+        assert contents(given) != before
+        assert load(str(given), None, None)["dev"].to_list() == splits["dev"].to_list(), "only its own files are read"
+
+
+def test_a_folder_that_is_gone_is_not_read_from_the_cache(tmp_path, monkeypatch, hub):
+    (tmp_path / "gone_rows").mkdir()
+    annotated().to_parquet(tmp_path / "gone_rows" / "train.parquet")
+    monkeypatch.chdir(tmp_path)
+    assert len(load("gone_rows", None, "train")) == 6
+    (tmp_path / "gone_rows").rename(tmp_path / "elsewhere")
+    assert len(load_dataset("gone_rows", split="train")) == 6, "the control: `datasets` remembers it by its name"
+    told = run("curriculum", "gone_rows", "--output", tmp_path / "out")
+    assert told.exit_code == 2
+    assert "there is no file or folder 'gone_rows' here, and the Hub has no such dataset" in told.stderr
+
+
+def test_a_folder_under_use_is_no_output(files, tmp_path):
+    annotated().save_to_disk(tmp_path / "saved")
+    (tmp_path / "plain").mkdir()
+    annotated().to_parquet(tmp_path / "plain" / "train.parquet")
+    (tmp_path / "link").symlink_to(tmp_path / "plain")
+    before = contents(tmp_path)
+    for source, output, message in (
+        ("plain", "plain", "is the dataset that is read"),
+        ("plain", "link", "is the dataset that is read"),
+        ("plain", "saved", "holds a dataset of `save_to_disk` (`state.json`)"),
+    ):
+        told = run("annotate", tmp_path / source, "no/such-direction", "--output", tmp_path / output)
+        assert told.exit_code == 2
+        assert message in told.stderr, "before anything is read"
+    assert contents(tmp_path) == before
+
+
+def test_annotate_and_score_count_what_they_skipped(files, tiny_llama, tmp_path):
+    Dataset.from_list([*PAIRS, {"prompt": "And?", "chosen": "", "rejected": "No."}]).to_json(tmp_path / "pairs.jsonl")
+    Dataset.from_list([*RESPONSES, {"prompt": "And?", "responses": ["", "No."], "id": 9}]).to_json(
+        tmp_path / "responses.jsonl"
+    )
+    rest = ["--model", tiny_llama, "--on-error", "skip", "--no-store", "--output"]
+    out = tmp_path / "margins"
+    told = done("annotate", tmp_path / "pairs.jsonl", files / "direction", *rest, out)
+    end = f'Saved in {out}; load_dataset("{out}") gives it back\n'
+    assert told.stdout.endswith("6 rows annotated, 1 skipped (margin_status says why)\n" + end)
+    told = done("score", tmp_path / "responses.jsonl", files / "direction", *rest, tmp_path / "scored")
+    assert "6 rows scored, 1 skipped (scores_status says why)\n" in told.stdout
+
+
+def test_what_the_library_says_in_python_is_said_in_options(files, tiny_llama, tmp_path, caplog):
+    for said in IN_SHELL:
+        assert in_shell(f"use {said} now") == f"use {IN_SHELL[said]} now", "an entry before it takes a part of it"
+    Dataset.from_list([{"prompt": "And?", "chosen": "", "rejected": "No."}]).to_json(tmp_path / "pairs.jsonl")
+    given = [tmp_path / "pairs.jsonl", files / "direction", "--model", tiny_llama, "--output", tmp_path / "out"]
+    told = run("annotate", *given)
+    assert "`--on-error skip`" in told.stderr
+    assert "on_error=" not in told.stderr
+    glued = [{"chosen": "Yes.", "rejected": "No.", "prompt": "And?", "margin": 0.5}]
+    Dataset.from_list(glued).cast_column("margin", Value("float32")).to_parquet(tmp_path / "glued.parquet")
+    told = run("check", tmp_path / "glued.parquet", "--tokenizer", tiny_llama, "--output", tmp_path / "check.md")
+    assert "`legend-hf export --messages`" in told.stdout
+    assert "export_for" not in told.stdout + (tmp_path / "check.md").read_text()
+
+
+def test_warnings_of_the_library_are_said_in_options(monkeypatch):
+    def warns(*arguments, **options):
+        logging.getLogger("legend_hf.margins").warning("name another with `store=`")
+        raise ValueError("enough")
+
+    monkeypatch.setattr(Direction, "from_pretrained", warns)
+    assert run("inspect", "there").stderr == "name another with `--store`\nError: enough\n"
+    assert not logging.getLogger("legend_hf").handlers
+
+
+def test_ctrl_c_is_answered(files, tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Direction, "from_pretrained", stop)
+    told = run("inspect", files / "direction")
+    assert (told.exit_code, told.stderr) == (130, "Stopped.\n")
+    out = tmp_path / "out.jsonl"
+    commands = {
+        "induce": "legend_hf.directions.induce.induce_pairs",
+        "corrections": "legend_hf.preferences.corrections.correction_ladders",
+        "corr-at-k": "legend_hf.preferences.corr_at_k.compute_corr_at_k",
+    }
+    for function in commands.values():
+        monkeypatch.setattr(function, stop)
+    for kept in (False, True):
+        if kept:
+            (tmp_path / "out.jsonl.answers").write_text("")
+        line = f"What was generated is kept beside {out}: run the same again to go on.\n" if kept else ""
+        for command in commands:
+            told = run(command, files / "harms.jsonl", "--model", files / "causal", "--output", out)
+            assert told.exit_code == 130
+            assert told.stderr.endswith("Stopped.\n" + line)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -38,8 +38,11 @@ from legend_hf.cli.options import (
     load,
     new_folder,
     one_split,
+    other_folder,
     public_name,
     save,
+    say_read,
+    say_saved,
     user_errors,
 )
 
@@ -73,7 +76,7 @@ def induce(
     device: DeviceOption = None,
 ) -> None:
     """Let a model answer questions and put a refusal against each answer: contrastive pairs for `fit`."""
-    with user_errors():
+    with user_errors(questions, model, kept=output):
         from legend_hf.directions import induce as induction
 
         rows = one_split(load(questions, config, split), "questions")
@@ -98,7 +101,7 @@ def induce(
             output=output,
         )
         typer.echo(pairs.info.description)
-        typer.echo(f"Saved in {output}")
+        say_saved(output)
 
 
 @app.command(epilog="Example: legend-hf fit pairs.jsonl --model HuggingFaceTB/SmolLM2-135M --output direction")
@@ -129,7 +132,7 @@ def fit(
     batch_tokens: BatchTokensOption = None,
 ) -> None:
     """Fit a direction on contrastive pairs and save it with its card."""
-    with user_errors():
+    with user_errors(pairs, model):
         from legend_hf import fit_direction
 
         rows = one_split(load(pairs, config, split), "pairs")
@@ -182,10 +185,12 @@ def annotate(
     no_store: NoStoreOption = False,
 ) -> None:
     """Add margin columns to every split and save the result with its card; a stopped run goes on where it was."""
-    with user_errors():
+    with user_errors(dataset, direction):
         from legend_hf import Direction, LegendMarginFn, save_annotated
         from legend_hf import annotate as annotate_dataset
+        from legend_hf.margins.margin_fn import STATUS
 
+        other_folder(output, dataset)
         keeps = chosen_store(store, no_store)
         loaded = Direction.from_pretrained(direction, revision=revision, model=model)
         fn = LegendMarginFn(
@@ -204,7 +209,8 @@ def annotate(
         )
         annotated = annotate_dataset(load(dataset, config, split), fn, num_proc=num_proc)
         save_annotated(annotated, output, direction=loaded, source=public_name(dataset))
-        typer.echo(f"Saved in {output}")
+        say_read(annotated, "annotated", STATUS if fn.skips else None)
+        say_saved(output)
 
 
 @app.command(
@@ -231,9 +237,10 @@ def score(
     no_store: NoStoreOption = False,
 ) -> None:
     """Score lists of responses: adds `scores`, `ranking` and `best_response` to every split, for `pairs`."""
-    with user_errors():
+    with user_errors(dataset, direction):
         from legend_hf import Direction, LegendScoreFn
         from legend_hf import annotate as annotate_dataset
+        from legend_hf.margins.score_fn import STATUS
 
         new_folder(output)
         keeps = chosen_store(store, no_store)
@@ -249,6 +256,7 @@ def score(
             responses_column=responses_column,
         )
         scored = annotate_dataset(all_splits(load(dataset, config, split)), fn, num_proc=num_proc)
+        say_read(scored, "scored", STATUS if fn.skips else None)
         save(scored, output)
 
 
@@ -282,7 +290,7 @@ def report(
     device: DeviceOption = None,
 ) -> None:
     """Say how good the margins of a dataset are: agreement, length, calibration, suspicious rows."""
-    with user_errors():
+    with user_errors(dataset, direction, stability_pairs, ladders):
         from legend_hf import Direction
         from legend_hf.margins.report import report as make_report
 
@@ -319,7 +327,7 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
     """Push an annotated dataset to the Hub, every split, with its card."""
-    with user_errors():
+    with user_errors(direction):
         from legend_hf import Direction, push_annotated
 
         loaded = Direction.from_pretrained(direction, revision=revision)
@@ -341,7 +349,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """Show what a direction is and what is known of its fit."""
-    with user_errors():
+    with user_errors(direction):
         from legend_hf import Direction
 
         loaded = Direction.from_pretrained(direction, revision=revision)

@@ -1,7 +1,7 @@
 """From margins to what is trained on: `select`, `pairs`, `curriculum`, `corrections`, `corr-at-k`, `export`, `check`.
 
-In: arguments. Out: what one function of the library did, in words, and saved datasets. This file knows how an export
-lies in a folder, and which functions a user may name as a judge, but no trainer and no judge itself.
+In: arguments. Out: what one function of the library did, in words, and saved datasets. This file knows which
+functions a user may name as a judge, but no judge itself and no trainer.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from legend_hf.cli.options import (
     new_folder,
     one_split,
     save,
+    say_saved,
     user_errors,
     write_whole,
 )
@@ -72,14 +73,17 @@ def select(
     batch_tokens: BatchTokensOption = None,
 ) -> None:
     """Keep the share of the rows whose two responses are least (or most) alike, by the column `pair_similarity`."""
-    with user_errors():
+    with user_errors(dataset, model):
         from legend_hf import PairSimilarityFn, select_pairs
         from legend_hf.preferences.similarity import COLUMN
 
         new_folder(output)
         splits = all_splits(load(dataset, config, split))
         bare = [name for name, rows in splits.items() if COLUMN not in rows.column_names]
-        if bare:
+        if bare and model is None and keep == "random":
+            for name in bare:  # nothing is compared, and a column to go by is all that is asked for
+                splits[name] = splits[name].add_column(COLUMN, [0.0] * len(splits[name]))
+        elif bare:
             if model is None:
                 raise ValueError(
                     f"there is no column `{COLUMN}` in the splits {', '.join(bare)}; give `--model`, which measures it"
@@ -104,9 +108,12 @@ def select(
             few, all_of_them = kept[name][COLUMN][:], readable[name][COLUMN][:]
             dropped = len(all_of_them) - len(few)
             unread = len(rows) - len(all_of_them)
+            means = _mean(sum(few), len(few)), _mean(sum(all_of_them) - sum(few), dropped)
+            if name in bare and model is None:
+                kept[name], means = kept[name].remove_columns(COLUMN), ("", "")
             typer.echo(
-                f"{name}: kept {len(few)} pairs{_mean(sum(few), len(few))}, dropped {dropped}"
-                f"{_mean(sum(all_of_them) - sum(few), dropped)}" + (f", {unread} could not be read" if unread else "")
+                f"{name}: kept {len(few)} pairs{means[0]}, dropped {dropped}{means[1]}"
+                + (f", {unread} could not be read" if unread else "")
             )
         save(kept, output)
 
@@ -133,7 +140,7 @@ def pairs(
     batch_tokens: BatchTokensOption = None,
 ) -> None:
     """Make preference pairs out of several scored responses per prompt, such as those of `score`."""
-    with user_errors():
+    with user_errors(dataset, model, direction):
         from legend_hf import Direction, make_pairs
 
         new_folder(output)
@@ -173,7 +180,7 @@ def curriculum(
     rejected_column: RejectedColumnOption = "rejected",
 ) -> None:
     """Divide pairs into stages to train on one after the other, from clear to close; each stage is a split."""
-    with user_errors():
+    with user_errors(dataset):
         from legend_hf import curriculum as make_curriculum
 
         new_folder(output)
@@ -224,7 +231,7 @@ def corrections(
     device: DeviceOption = None,
 ) -> None:
     """Make ladders of responses out of full harmful ones: the earlier a response turns back, the better its rank."""
-    with user_errors():
+    with user_errors(dataset, model, kept=output):
         from legend_hf.preferences import corrections as ladders
 
         new_file(output, "--output")
@@ -247,11 +254,12 @@ def corrections(
             output=output,
         )
         typer.echo(made.info.description)
-        typer.echo(f"Saved in {output}")
+        say_saved(output)
         if pairs is not None:
             paired = ladders.ladder_pairs(made)
             write_whole(pairs, paired.to_json)
-            typer.echo(f"Saved {len(paired)} pairs in {pairs}")
+            typer.echo(f"{len(paired)} pairs of every two rungs")
+            say_saved(pairs)
 
 
 @app.command(
@@ -264,7 +272,8 @@ def corr_at_k(
     judge: Annotated[
         str | None,
         typer.Option(
-            help="Your judge, `module:function` (modules of this folder, too); crude phrases of refusal when left out."
+            help="Your judge, `module:function` (modules of this folder, too): judge(requests, prefixes, "
+            "continuations) -> list of bool, called once with all. Crude phrases of refusal when left out."
         ),
     ] = None,
     output: Annotated[
@@ -291,10 +300,10 @@ def corr_at_k(
     device: DeviceOption = None,
 ) -> None:
     """Measure how often a model turns back from a harmful response of which k words were written for it: Corr@k."""
-    with user_errors():
+    with user_errors(dataset, model, kept=output):
         from legend_hf.preferences import corr_at_k as correction
 
-        verdict = correction.refusal_judge if judge is None else _judge(judge)
+        verdict = correction.refusal_judge if judge is None else _judge(judge, output)
         if output is not None:
             new_file(output, "--output")
         found, records = correction.compute_corr_at_k(
@@ -330,7 +339,7 @@ def corr_at_k(
         typer.echo(f"  mean  {_rate(found.mean, found.mean_interval)}")
         if output is not None:
             write_whole(output, records.to_json)
-            typer.echo(f"Saved in {output}")
+            say_saved(output)
 
 
 @app.command(epilog="Example: legend-hf export annotated --trainer trl --messages --output for-trl")
@@ -351,7 +360,7 @@ def export(
     rejected_column: RejectedColumnOption = "rejected",
 ) -> None:
     """Write the columns that a trainer reads: Parquet for TRL, JSON lines for the others, a file for each split."""
-    with user_errors():
+    with user_errors(dataset):
         from legend_hf import export_for
 
         new_folder(output)
@@ -364,15 +373,12 @@ def export(
             chosen_column=chosen_column,
             rejected_column=rejected_column,
         )
-        (output / "data").mkdir(parents=True)
-        for name, rows in made.dataset.items():
-            _write_split(rows, name, output, "parquet" if trainer == "trl" else "jsonl")
         typer.echo(f"Columns: {', '.join(made.columns)}")
         if made.flags:
             typer.echo(f"Flags: {' '.join(made.flags)}")
         for note in made.notes:
             typer.echo(f"- {in_shell(note)}")
-        typer.echo(f'`load_dataset("{output}")` gives the splits back')
+        save(made.dataset, output, "parquet" if trainer == "trl" else "jsonl")
 
 
 @app.command(epilog="Example: legend-hf check for-trl --tokenizer Qwen/Qwen2.5-0.5B-Instruct --output check.md")
@@ -386,7 +392,7 @@ def check(
     output: Annotated[Path | None, typer.Option(help="File for the same text.", dir_okay=False)] = None,
 ) -> None:
     """Say what TRL's RewardTrainer would do with a dataset; exit code 1 if it would not train on it as it is."""
-    with user_errors():
+    with user_errors(dataset, tokenizer):
         from legend_hf.preferences import check as checking
 
         found = checking.check_for_trl(
@@ -395,10 +401,11 @@ def check(
             max_length=checking.MAX_LENGTH if max_length is None else max_length,
             revision=model_revision,
         )
-        typer.echo(found.to_markdown())
+        said = in_shell(found.to_markdown())
+        typer.echo(said)
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(found.to_markdown(), encoding="utf-8")
+            output.write_text(said, encoding="utf-8")
             typer.echo(f"Saved in {output}")
         if not found.ok:
             raise typer.Exit(1)
@@ -422,18 +429,7 @@ def _rate(value: float, interval: tuple[float, float]) -> str:
     return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
-def _write_split(rows: Any, name: str, folder: Path, kind: str) -> None:
-    """Writes one split where `load_dataset(folder)` finds it under its name; one without rows has no place there."""
-    if not len(rows):
-        typer.echo(f"{name}: left out, it has no rows")
-        return
-    file = folder / "data" / f"{name}-00000-of-00001.{kind}"
-    # As many digits as float32 has, which are not the default.
-    write_whole(file, rows.to_parquet if kind == "parquet" else lambda path: rows.to_json(path, double_precision=15))
-    typer.echo(f"{name}: {len(rows)} rows in {file}")
-
-
-def _judge(name: str) -> Callable[[list[str], list[str], list[str]], Sequence[Any]]:
+def _judge(name: str, output: Path | None) -> Callable[[list[str], list[str], list[str]], Sequence[Any]]:
     """The user's own judge out of `module:function`, where the current folder's modules are found, too."""
     module, _, function = name.partition(":")
     if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
@@ -459,8 +455,14 @@ def _judge(name: str) -> Callable[[list[str], list[str], list[str]], Sequence[An
     def judged(requests: list[str], prefixes: list[str], continuations: list[str]) -> Sequence[Any]:
         try:
             verdicts: Sequence[Any] = judge(requests, prefixes, continuations)
-        except (ValueError, OSError, ImportError) as error:  # whose line, without its traceback, would not help
-            raise RuntimeError(f"the judge `{name}` failed") from error
+        except Exception as error:  # some of these would become a line without a traceback, which would not help
+            failed = RuntimeError(f"the judge `{name}` failed")
+            if output is not None:
+                failed.add_note(
+                    f"The continuations are kept beside {output}: mend the judge and run the same again, and none is "
+                    "made anew."
+                )
+            raise failed from error
         return verdicts
 
     return judged
