@@ -827,7 +827,7 @@ def test_pickling_can_fail():  # control of the test above
 
 def test_the_status_is_the_error_without_the_row():
     error = one({**Q, "chosen": ""})
-    assert f"row 0, {error.status}" == str(error)
+    assert f'row 0, {error.status}, or skip such rows with `on_error="skip"`' == str(error)
     assert error.status.startswith("column `chosen`: the response '' is empty")
     assert RowError(3, None, "why").status == "why"
 
