@@ -170,7 +170,7 @@ def main() -> None:
     if given.json:
         given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     if given.results:
-        replace_section(given.results, text)
+        replace_section(given.results, text, BEGIN, END)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -458,12 +458,12 @@ def introduction(seeds: int) -> str:
     )
 
 
-def replace_section(file: Path, text: str) -> None:
+def replace_section(file: Path, text: str, begin: str, end: str) -> None:
     """Writes the text between its marks, at the end of the file if they are not there yet."""
     old = file.read_text(encoding="utf-8") if file.exists() else "# Results\n"
-    section = f"{BEGIN}\n{text}\n{END}"
-    if BEGIN in old and END in old:
-        before, after = old.split(BEGIN)[0], old.split(END)[1]
+    section = f"{begin}\n{text}\n{end}"
+    if begin in old and end in old:
+        before, after = old.split(begin)[0], old.split(end)[1]
         new = before + section + after
     else:
         new = old.rstrip("\n") + "\n\n" + section + "\n"

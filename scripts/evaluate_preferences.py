@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from benchmark import ARCHITECTURES, machine, make_model
 from datasets import Dataset
-from evaluate_direction import DEMO, ENCODER, estimate, find_encoder
+from evaluate_direction import DEMO, ENCODER, estimate, find_encoder, replace_section
 from tqdm.auto import tqdm
 from train_demo_annotator import fold, opening, read_jsonl
 from transformers.utils import logging as transformers_logging
@@ -109,7 +109,7 @@ def main() -> None:
     if given.json:
         given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     if given.results:
-        write_section(given.results, "\n\n".join(sections))
+        replace_section(given.results, "\n\n".join(sections), BEGIN, END)
 
 
 # -- Labelled responses --------------------------------------------------------------------------------------
@@ -543,20 +543,6 @@ def similarity_table(title: str, numbers: Mapping[str, Any]) -> str:
     ]
     lines.append(f"| dissimilar less similar | | {' | '.join(written)} |")
     return "\n".join(lines)
-
-
-# -- Telling -------------------------------------------------------------------------------------------------
-
-
-def write_section(file: Path, text: str) -> None:
-    """Writes the text between its marks, at the end of the file if they are not there yet."""
-    old = file.read_text(encoding="utf-8") if file.exists() else "# Results\n"
-    section = f"{BEGIN}\n{text}\n{END}"
-    if BEGIN in old and END in old:
-        new = old.split(BEGIN)[0] + section + old.split(END)[1]
-    else:
-        new = old.rstrip("\n") + "\n\n" + section + "\n"
-    file.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import numpy as np
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.annotate import kind_of
 from legend_hf.margins.measure import Estimate, agreement, kendall_tau, means_of, renumbered
-from legend_hf.margins.scoring import GivenDirection, Scorer
+from legend_hf.margins.scoring import GivenDirection, Scorer, check_finite
 from legend_hf.reading.formats import (
     Columns,
     Conversation,
@@ -209,7 +209,7 @@ def ladder_check(
             good = [(first + i, *entry) for i, entry in enumerate(encoded) if not isinstance(entry, RowError)]
             # Together, so that a prompt is read once for all its responses and a response that stands twice once.
             read = scoring.score([text for _, _, texts in good for text in texts])[""]
-            _check_finite(read, direction)
+            check_finite(read, direction)
             following = iter(read.tolist())
             for number, responses, texts in good:
                 row.append(number)
@@ -285,15 +285,6 @@ def _encoded(
             else:
                 entries.append((row, [text for text in read if isinstance(text, Tokens)]))
         yield entries
-
-
-def _check_finite(scores: np.ndarray, direction: Direction) -> None:
-    bad = int((~np.isfinite(scores)).sum())
-    if bad:
-        raise ValueError(
-            f"the model's hidden states are not finite in {direction.reader.dtype}: {bad} of {len(scores)} scores "
-            'would be NaN or infinite; fit with `dtype="float32"` or `"bfloat16"`'
-        )
 
 
 def _padded(ladders: Sequence[Sequence[float]]) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 from legend_hf.directions.calibrate import KINDS
 from legend_hf.directions.direction import Direction
 from legend_hf.margins import columns
-from legend_hf.margins.scoring import Scorer, load_directions, scorer_from_state
+from legend_hf.margins.scoring import Scorer, check_finite, load_directions, scorer_from_state
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
 from legend_hf.reading.forward import Way
 from legend_hf.reading.reader import OpenReader
@@ -234,7 +234,7 @@ class LegendMarginFn:
         written = np.zeros((3, rows), dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # checked in the next line
             written[:, good] = chosen - rejected, chosen, rejected
-        _check_finite(written, direction)
+        check_finite(written, direction, "margins")
         # All that is made of the raw margin is made of the float32 that is written, so that it can be made of it again.
         raw, calibration = written[0].astype(np.float64), direction.calibration
         values = dict(zip(COLUMNS[1:], written, strict=True))
@@ -299,12 +299,3 @@ def _check_held(direction: Direction, name: str, scale: str | None, add: Sequenc
                 f"`{column}` needs a direction with a {kinds} calibration, {which} has {held}; {anew}, or leave the "
                 "column out of `add`"
             )
-
-
-def _check_finite(written: np.ndarray, direction: Direction) -> None:
-    if not np.isfinite(written).all():
-        bad = int((~np.isfinite(written)).any(axis=0).sum())
-        raise ValueError(
-            f"the model's hidden states are not finite in {direction.reader.dtype}: {bad} of "
-            f'{written.shape[1]} margins would be NaN or infinite; fit with `dtype="float32"` or `"bfloat16"`'
-        )

@@ -19,7 +19,7 @@ import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins import columns
-from legend_hf.margins.scoring import GivenDirection, Scorer, load_directions, scorer_from_state
+from legend_hf.margins.scoring import GivenDirection, Scorer, check_finite, load_directions, scorer_from_state
 from legend_hf.reading.formats import Columns, Conversation, RowError, responses_from_batch
 from legend_hf.reading.forward import Way
 from legend_hf.reading.reader import OpenReader
@@ -239,7 +239,7 @@ class LegendScoreFn:
         direction = dict(self._scorer.directions)[name]
         with np.errstate(over="ignore"):  # checked in the next line
             narrow = scores.astype(np.float32)
-        _check_finite(narrow, direction)
+        check_finite(narrow, direction)
         written = [np.zeros(count, dtype=np.float32) for count in counts]
         ends = np.cumsum([counts[row] for row in good])
         for row, end in zip(good, ends, strict=True):
@@ -327,13 +327,4 @@ def _check_held(direction: Direction, name: str, add: Sequence[str]) -> None:
         raise ValueError(
             f"`{PROBS}` needs a direction with a `logit` calibration, {name or 'this one'} has {held}; fit the "
             "direction anew, on pairs that it can tell apart, or leave the column out of `add`"
-        )
-
-
-def _check_finite(scores: np.ndarray, direction: Direction) -> None:
-    bad = int((~np.isfinite(scores)).sum())
-    if bad:
-        raise ValueError(
-            f"the model's hidden states are not finite in {direction.reader.dtype}: {bad} of {len(scores)} scores "
-            'would be NaN or infinite; fit with `dtype="float32"` or `"bfloat16"`'
         )

@@ -184,8 +184,9 @@ class Scoring:
     digests: Mapping[str, bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Hashes the directions once."""
-        object.__setattr__(self, "digests", {name: _digest(direction) for name, direction in self.directions})
+        """Hashes the directions once, for a store; each batch makes one of these."""
+        digests = {} if self.store is None else {name: _digest(direction) for name, direction in self.directions}
+        object.__setattr__(self, "digests", digests)
 
     def score(self, texts: Sequence[Tokens]) -> dict[str, np.ndarray]:
         """Scores texts, each distinct one at most once.
@@ -230,6 +231,25 @@ class Scoring:
         label = f"{direction.reader.name}, layer {direction.reader.layer}"
         standing = self.store.keep(self.digests[name], finite, label=label)
         return np.array([standing.get(key, score) for key, score in zip(keys, read, strict=True)])
+
+
+def check_finite(scores: np.ndarray, direction: Direction, what: str = "scores") -> None:
+    """Refuses numbers that the model's dtype could not hold.
+
+    Args:
+        scores: `[n]`, or several for each of `[k, n]`.
+        direction: The direction that they are of.
+        what: What there are n of, for the message.
+
+    Raises:
+        ValueError: One is NaN or infinite.
+    """
+    bad = int((~np.isfinite(np.atleast_2d(scores))).any(axis=0).sum())
+    if bad:
+        raise ValueError(
+            f"the model's hidden states are not finite in {direction.reader.dtype}: {bad} of {scores.shape[-1]} {what} "
+            'would be NaN or infinite; fit with `dtype="float32"` or `"bfloat16"`'
+        )
 
 
 def _identity(direction: Direction) -> list[Any]:
