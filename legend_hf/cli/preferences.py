@@ -164,7 +164,7 @@ def pairs(
         save(made, output)
 
 
-@app.command(epilog="Example: legend-hf curriculum annotated --stages 3 --negative drop --output stages")
+@app.command(epilog="Example: legend-hf curriculum annotated --mode global --stages 3 --output stages")
 def curriculum(
     dataset: DatasetArgument,
     output: FolderOption,
