@@ -26,7 +26,7 @@ from legend_hf.reading.reader import Reader, Runtime, folder_sha256, open_reader
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
+FORMAT = 2
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "direction.safetensors"
 CARD_FILE = "README.md"

@@ -33,7 +33,7 @@ from legend_hf.reading.templates import Tokens
 
 # A change that alters numbers raises this: it is part of the pickled state and of the store's keys. An imported class
 # is hashed by its name alone, so a `map` cache would otherwise survive the upgrade.
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 
 GivenDirection = Direction | str | os.PathLike[str]
 

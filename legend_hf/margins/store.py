@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SUFFIX = ".sqlite"
-FORMAT = 1
+FORMAT = 2
 WAIT_SECONDS = 60.0
 """How long a write waits for those of other processes."""
 
