@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from legend_hf._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from legend_hf.directions.direction import ArtifactError as ArtifactError
     from legend_hf.directions.direction import Direction as Direction
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
     from legend_hf.publish import save_annotated as save_annotated
     from legend_hf.reading.formats import RowError as RowError
     from legend_hf.reading.reader import Reader as Reader
-
-__version__ = "0.1.0"
 
 _HOME = {
     "ArtifactError": "legend_hf.directions.direction",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
 from legend_hf.hub import cards, transfer
@@ -520,8 +521,6 @@ def _card(
     from datasets.splits import SplitDict, SplitInfo
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCardData
-
-    from legend_hf import __version__
 
     there = cards.front_matter(existing)
     data = DatasetCardData(dataset_info=there.get("dataset_info"), configs=there.get("configs"))

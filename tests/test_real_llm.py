@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-
 from conftest import ROOT
 
 SCRIPT = ROOT / "scripts" / "demo" / "real_llm.py"

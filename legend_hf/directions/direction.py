@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Bins, Calibration, Link
 from legend_hf.hub import cards, transfer
 from legend_hf.reading.formats import Message, conversation
@@ -285,8 +286,6 @@ class Direction:
 
     def to_config(self) -> dict[str, Any]:
         """What `config.json` holds, but for the digest."""
-        from legend_hf import __version__
-
         return {
             "format": FORMAT,
             "library": f"legend_hf {__version__}",

