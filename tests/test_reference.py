@@ -1,8 +1,9 @@
 """`preset="reference"` against a straight-line script that does what the paper's public code does.
 
-The script below is written from the description of colfeng/Legend@02ba9af: the Alpaca prompt, a newline before the answer
-while the vector is built and none while margins are computed, the last token of the last hidden state, one text at a
-time, float32, differences averaged in float64, a signed projection without scaling.
+The script below is written from the description of colfeng/Legend@02ba9af: its prompt, which is Alpaca's without
+"appropriately", a newline before the answer while the vector is built and none while margins are computed, strings as
+they stand, the last token of the last hidden state, one text at a time, float32, differences averaged in float64, a
+signed projection without scaling.
 """
 
 from __future__ import annotations
@@ -13,16 +14,27 @@ import numpy as np
 import pytest
 
 from legend_hf import LegendMarginFn, fit_direction
-from legend_hf.directions.induce import pairs_with_refusal
+from legend_hf.directions import induce
+from legend_hf.directions.fit import PRESETS
+from legend_hf.directions.induce import REFERENCE_REFUSAL, pairs_with_refusal
+from legend_hf.preferences import corr_at_k, corrections
+from legend_hf.reading.formats import conversation
+from legend_hf.reading.reader import Runtime, open_reader
+from legend_hf.reading.templates import ALPACA
 
+# SMV.py and annotation.py, line 16 of both, in one piece: the package must not share a constant with its test.
 PREAMBLE = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n"
+    "Below is an instruction that describes a task. Write a response that completes the request.\n\n### Instruction:\n"
 )
-HARMFUL = [{"prompt": f"How do I spoil {t}?", "harmful": f"Just pour salt into {t}, lots of it."} for t in ("soup", "tea", "jam", "pie")]  # fmt: skip
+ALPACAS = PREAMBLE.replace("that completes", "that appropriately completes")
+HARMFUL = [
+    {"prompt": f"How do I spoil {thing}?", "harmful": f"{space}Just pour salt into {thing}, lots of it.{end}"}
+    for thing, space, end in (("soup", "", ""), ("tea", " ", ""), ("jam", "", " \n"), ("pie", "\n", " "))
+]
 ROWS = [
     {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello, how are you?", "rejected": " Go away"},
     {"prompt": "What {is} tea?", "chosen": "A drink.", "rejected": "I will not say, ask somebody else."},
+    {"prompt": "What is tea? ", "chosen": "A drink. ", "rejected": " Ask somebody else.\n\n"},
     {
         "prompt": "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:",
         "chosen": " D",
@@ -39,21 +51,21 @@ def last_state(model, tokenizer, text):
     return states[-1][0, -1, :].numpy()
 
 
-def straight_line(folder, harmful, rows, fit_joiner="\n"):
+def straight_line(folder, harmful, rows, fit_joiner="\n", preamble=PREAMBLE):
     """Margins the public code's way."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     differences = []
     for row in harmful:
-        start = PREAMBLE + row["prompt"] + "\n\n### Response:" + fit_joiner
+        start = preamble + row["prompt"] + "\n\n### Response:" + fit_joiner
         refused = last_state(model, tokenizer, start + "I can\u2019t answer that.")
         answered = last_state(model, tokenizer, start + row["harmful"])
         differences.append(refused.astype(np.float64) - answered)
     vector = np.mean(differences, axis=0)
     margins = []
     for row in rows:
-        start = PREAMBLE + row["prompt"] + "\n\n### Response:"
+        start = preamble + row["prompt"] + "\n\n### Response:"
         chosen = last_state(model, tokenizer, start + row["chosen"])
         rejected = last_state(model, tokenizer, start + row["rejected"])
         margins.append((chosen.astype(np.float64) - rejected) @ vector / np.linalg.norm(vector))
@@ -67,12 +79,84 @@ def ours(folder, harmful, rows):
     return np.array(Dataset.from_list(rows).map(LegendMarginFn(direction), batched=True)["margin"][:])
 
 
-def test_reference_preset_reproduces_the_public_code(tiny_llama):
-    expected = straight_line(tiny_llama, HARMFUL, ROWS)
-    got = ours(tiny_llama, HARMFUL, ROWS)
+@pytest.fixture(scope="module", params=["as they are", "without spaces"])
+def folder(tiny_llama, tmp_path_factory, request):
+    """A model whose tokenizer gives tokens their places in the text as they are, or (as Pythia's) without spaces."""
+    if request.param == "as they are":
+        return tiny_llama
+    import shutil
+
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("reference") / "trimming"
+    shutil.copytree(tiny_llama, folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    bos = ("<s>", tokenizer.bos_token_id)
+    tokenizer._tokenizer.post_processor = processors.Sequence(
+        [processors.ByteLevel(trim_offsets=True), processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])]
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_reference_preset_reproduces_the_public_code(folder):
+    expected = straight_line(folder, HARMFUL, ROWS)
+    got = ours(folder, HARMFUL, ROWS)
     assert np.abs(got - expected).max() <= 1e-4 * expected.std()
-    # The control: without the public code's odd newline the numbers are others.
-    assert np.abs(straight_line(tiny_llama, HARMFUL, ROWS, fit_joiner="") - expected).max() > 1e-2 * expected.std()
+
+
+@pytest.mark.parametrize("change", [{"fit_joiner": ""}, {"preamble": ALPACAS}], ids=str)
+def test_a_quirk_less_is_other_numbers(tiny_llama, change):  # control of the test above
+    expected = straight_line(tiny_llama, HARMFUL, ROWS)
+    assert np.abs(straight_line(tiny_llama, HARMFUL, ROWS, **change) - expected).max() > 1e-2 * expected.std()
+
+
+@pytest.mark.parametrize("space", ["", " ", "\n", "  "])
+@pytest.mark.parametrize("prompt", ["What {is} tea?", "\n\nHuman: Tea?\n\nAssistant:", "Human: Tea?\n\nAssistant: "])
+def test_the_model_reads_the_public_codes_text_to_the_letter(tiny_llama, prompt, space):
+    from transformers import AutoTokenizer
+
+    direction = fit_direction(pairs_with_refusal(HARMFUL), model=str(tiny_llama), preset="reference")
+    opened, tokenizer = (
+        open_reader(direction.reader, Runtime(path=str(tiny_llama))),
+        AutoTokenizer.from_pretrained(tiny_llama),
+    )
+    asked = f"{PREAMBLE}{prompt}\n\n### Response:"
+    for response in ("A drink.", "I can\u2019t answer that."):
+        talk = conversation(prompt, space + response)
+        for fitting, text in ((True, f"{asked}\n{space}{response}"), (False, f"{asked}{space}{response}")):
+            (tokens,) = opened.encode([talk], fitting=fitting)
+            assert list(tokens.ids) == tokenizer(text)["input_ids"]
+            assert tokens.last == len(tokens.ids) - 1
+
+
+def test_constants_that_are_somebodys_are_theirs_to_the_letter():
+    """What other code is said to hold, written down here once more."""
+    # tatsu-lab/stanford_alpaca, train.py, `prompt_no_input`.
+    assert ALPACA == ALPACAS + "{prompt}\n\n### Response:"
+    # colfeng/Legend@02ba9af, SMV.py: a typographic apostrophe, a full stop.
+    assert [hex(ord(c)) for c in REFERENCE_REFUSAL if not c.isascii()] == ["0x2019"]
+    assert REFERENCE_REFUSAL.replace("\u2019", "'") == "I can't answer that."
+    assert dict(PRESETS["reference"]) == {
+        "template": PREAMBLE + "{prompt}\n\n### Response:",
+        "joiner": "",
+        "fit_joiner": "\n",
+        "eos": "none",
+        "layer": -1,
+        "pooling": "last",
+        "estimator": "mean_difference",
+        "debias": None,
+        "dtype": "float32",
+        "max_length": 1 << 30,
+        "calibration": "raw",
+    }
+    assert induce.MAX_NEW_TOKENS == 1024  # infer.py, greedily
+    # pillowsofwind/Course-Correction@44da12c: evaluation and synthesis.
+    assert corr_at_k.KS == (10, 20, 30, 40, 50, 60, 70, 80)
+    assert (corr_at_k.MAX_NEW_TOKENS, corr_at_k.TEMPERATURE, corr_at_k.TOP_P) == (32, 0.8, 0.7)
+    assert (corrections.CUTS, corrections.MAX_NEW_TOKENS) == (4, 128)
+    assert {*',.!:;?-"()[]{}'} <= {*corrections.DELIMITERS}
 
 
 def test_reference_preset_on_real_rows(shared_data, tiny_llama):

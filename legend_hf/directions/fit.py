@@ -22,7 +22,7 @@ from legend_hf.directions.direction import Direction, Facts
 from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.reading.formats import Columns, Pair, RowError, opening, pairs_from_batch, response_length
 from legend_hf.reading.reader import OpenReader, Reader, Runtime, describe_model, open_reader, with_layer
-from legend_hf.reading.templates import Tokens
+from legend_hf.reading.templates import REFERENCE, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 1000
 # What the public code does, field by field (colfeng/Legend@02ba9af; SMV.py fits, annotation.py scores).
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "reference": {
-        "template": "alpaca",
+        "template": REFERENCE,
         "joiner": "",
         "fit_joiner": "\n",
         "eos": "none",

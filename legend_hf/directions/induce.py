@@ -86,9 +86,9 @@ def induce_pairs(
         questions: Strings, or rows (a `Dataset`, say) with a prompt: a string or a message list.
         model: Hub id or folder of the annotator, a causal language model with its head.
         revision: Branch, tag or commit of a Hub model; resolved to a commit.
-        template: As in `fit_direction`; the paper's annotators were trained with `"alpaca"`. The annotator sees what a
-            Reader sees up to the response, without trailing spaces; a chat template opens the assistant's turn as it
-            does for generation.
+        template: As in `fit_direction`; the paper's annotators were trained with Alpaca's, and its public code asks
+            them with `templates.REFERENCE`. The annotator sees what a Reader sees up to the response, without trailing
+            spaces; a chat template opens the assistant's turn as it does for generation.
         joiner: What stands between a plain template and the answer; None takes the template's own.
         chat_template_kwargs: Passed to the chat template, and kept as a column so that reading passes it too;
             `{"enable_thinking": False}`, say.

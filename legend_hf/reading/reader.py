@@ -238,7 +238,12 @@ class OpenReader:
         for conversation in conversations:
             try:
                 one = templates.render(
-                    conversation, self.tokenizer, template=reader.template, joiner=joiner, date=reader.date
+                    conversation,
+                    self.tokenizer,
+                    template=reader.template,
+                    joiner=joiner,
+                    date=reader.date,
+                    verbatim=reader.fit_joiner is not None,  # only the reference has one
                 )
             except TextError as error:
                 result.append(error)

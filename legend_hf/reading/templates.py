@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 CHAT = "chat"
 DIALOGUE = "dialogue"
-# The Alpaca prompt without input, which the paper's public code uses. `{prompt}` takes the instruction.
+# Alpaca's prompt without input (tatsu-lab/stanford_alpaca, train.py). `{prompt}` takes the instruction.
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n{prompt}\n\n### Response:"
+)
+# What the paper's public code has in its place (colfeng/Legend@02ba9af: SMV.py, annotation.py): no "appropriately".
+REFERENCE = (
+    "Below is an instruction that describes a task. Write a response that completes the request."
     "\n\n### Instruction:\n{prompt}\n\n### Response:"
 )
 DEFAULT_JOINER = {CHAT: "", DIALOGUE: " ", "alpaca": "\n"}
@@ -90,6 +95,7 @@ def render(
     template: str,
     joiner: str,
     date: str,
+    verbatim: bool = False,
 ) -> Rendered:
     """Writes one conversation as the text a model reads.
 
@@ -99,6 +105,7 @@ def render(
         template: `"chat"`, `"dialogue"` (the markers of hh-rlhf), `"alpaca"`, or a string that contains `{prompt}`.
         joiner: What stands between a plain template's last character and the response.
         date: ISO date that chat templates print as today's.
+        verbatim: A string's own space behind a dialogue's marker stays beside the joiner, as in the public code.
 
     Raises:
         TextError: The chat template refuses the messages, or writes the response so differently that its place in
@@ -114,7 +121,7 @@ def render(
         return _render_dialogue(conversation, joiner)
     before, _, after = (ALPACA if template == "alpaca" else template).partition("{prompt}")
     head = before + _instruction(conversation) + after + joiner
-    response = _response(conversation, joiner)
+    response = _response(conversation, stands_alone=not joiner or verbatim)
     return Rendered(head + response, ((len(head), len(head) + len(response)),), specials=True)
 
 
@@ -250,9 +257,9 @@ def _locate(
 ) -> Tokens | TextError:
     """Finds the content tokens of one text and cuts it to `max_length`."""
     start, end = rendered.spans[0][0], rendered.spans[-1][1]
-    content = [i for i, (a, b) in enumerate(offsets) if b > start and a < end and b > a]
+    content = [i for i, place in enumerate(offsets) if _inside(place, start, end)]
     if len(rendered.spans) > 1:  # several turns: what stands between the assistant's contents is not content
-        content = [i for i in content if any(offsets[i][1] > a and offsets[i][0] < b for a, b in rendered.spans)]
+        content = [i for i in content if any(_inside(offsets[i], *span) for span in rendered.spans)]
     if not content:
         return TextError("the response has no tokens; give it some text, or drop the row")
     eos_id = tokenizer.eos_token_id
@@ -277,6 +284,15 @@ def _locate(
     if pooling == "mean_all":
         content = list(range(len(ids)))
     return Tokens(tuple(ids), tuple(content), last)
+
+
+def _inside(token: tuple[int, int], start: int, end: int) -> bool:
+    """Whether a token ends past the start and begins before the end.
+
+    Some tokenizers leave spaces out of their offsets; a token of nothing else then has no width, and stands at its end.
+    """
+    a, b = token
+    return b > start and (a < end or a == b == end)
 
 
 def _render_dialogue(conversation: Conversation, joiner: str) -> Rendered:
@@ -306,16 +322,16 @@ def _instruction(conversation: Conversation) -> str:
     return "".join(_MARKERS[m["role"]] + " " + _content(m) for m in messages) + _MARKERS["assistant"]
 
 
-def _response(conversation: Conversation, joiner: str) -> str:
+def _response(conversation: Conversation, *, stands_alone: bool) -> str:
     """The response as a plain template takes it.
 
-    Without a joiner the row's own leading space is the only thing that separates it from the template and stays, as in
-    the public code; with one, it would stand twice.
+    The space that follows a dialogue's marker is no part of what was said. It `stands_alone` where no joiner separates
+    the response from the template.
     """
-    if conversation.text is not None:
-        response = conversation.text[1]
-        return response.removeprefix(" ") if joiner else response
     first, *rest = conversation.response
+    if conversation.text is not None:
+        response, said = conversation.text[1], _content(first)
+        return response if stands_alone or (said and response.startswith(said)) else response.removeprefix(" ")
     return _content(first) + "".join(_MARKERS[m["role"]] + " " + _content(m) for m in rest)
 
 
