@@ -27,7 +27,7 @@ from datasets import Dataset, DatasetDict, Image, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from legend_hf import LegendMarginFn, RowError, annotate, fit_direction, save_annotated
+from legend_hf import LegendMarginFn, LegendScoreFn, PairSimilarityFn, RowError, annotate, fit_direction, save_annotated
 from legend_hf.margins.report import report
 from legend_hf.reading import reader, templates
 from legend_hf.reading.formats import conversation, pairs_from_batch, responses_from_batch
@@ -854,3 +854,60 @@ def test_a_batch_that_lacks_a_column_is_refused_or_read_without(direction, reads
             fn(fewer)
         assert not isinstance(caught.value, RowError)
         assert len(reads) == read
+
+
+# Numbers that a model cannot hold: one text's own fault, and no other's.
+
+
+@pytest.fixture(scope="module")
+def overflowing(tiny_llama, tmp_path_factory):
+    """The same model with weights for which any text with a tilde is beyond float32, and no other text is."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("overflowing")
+    model, tokenizer = AutoModel.from_pretrained(tiny_llama), AutoTokenizer.from_pretrained(tiny_llama)
+    with torch.no_grad():
+        model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("~")] = torch.inf
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _transforms(direction, model):
+    rows = [{**row, "responses": [row["chosen"], row["rejected"]]} for row in PAIRS]
+    rows[3] = {"prompt": "Why?", "chosen": "A ~ b.", "rejected": "No.", "responses": ["So.", "A ~ b."]}
+    return Dataset.from_list(rows), {
+        "margin": lambda on_error: LegendMarginFn(direction, on_error=on_error),
+        "scores": lambda on_error: LegendScoreFn(direction, on_error=on_error),
+        "pair_similarity": lambda on_error: PairSimilarityFn(model, on_error=on_error),
+    }
+
+
+@pytest.mark.parametrize("column", ["margin", "scores", "pair_similarity"])
+def test_a_row_that_is_not_finite_is_skipped_alone(direction, overflowing, column):
+    good = fit_direction(PAIRS, model=overflowing)
+    ds, transforms = _transforms(good, overflowing)
+    made = ds.map(transforms[column]("skip"), batched=True, batch_size=5, load_from_cache_file=False)
+    status = made[f"{column}_status"]
+    assert [said == "ok" for said in status] == [i != 3 for i in range(len(ds))]
+    assert "not finite in float32 for this text; take a lower `layer`" in status[3]
+    assert "skip" not in status[3]
+    assert "float32`" not in status[3], "what is read in float32 already is not advised to be"
+    assert np.isfinite(np.concatenate([np.ravel(value) for value in made[column]])).all()
+    assert not np.any(made[column][3])
+    assert np.any(made[column][2]), "its neighbours in the batch have their numbers"
+    with pytest.raises(RowError, match=r"row 3: the model's hidden states are not finite in float32"):
+        ds.map(transforms[column]("raise"), batched=True, batch_size=len(ds), load_from_cache_file=False)
+
+
+def test_a_pair_that_is_not_finite_is_left_out_of_a_fit(overflowing):
+    bad = [*PAIRS[:4], {"prompt": "Why?", "chosen": "A ~ b.", "rejected": "No."}, *PAIRS[4:]]
+    expected = fit_direction(PAIRS, model=overflowing, layer=2)
+    got = fit_direction(bad, model=overflowing, layer=2, on_error="skip")
+    np.testing.assert_array_equal(got.vector, expected.vector)
+    assert (got.facts.pairs, got.facts.skipped) == (len(PAIRS), 1)
+
+
+@pytest.mark.parametrize(("dtype", "advice"), [("float16", '`dtype="bfloat16"`'), ("bfloat16", "a lower `layer`")])
+def test_the_advice_for_numbers_that_are_not_finite_fits_the_dtype(tiny_llama, dtype, advice):
+    assert advice in reader.describe_model(str(tiny_llama), dtype=dtype).not_finite

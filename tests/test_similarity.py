@@ -383,7 +383,7 @@ def test_hidden_states_that_are_not_finite_are_refused(fn, monkeypatch):
     import torch
 
     monkeypatch.setattr(
-        OpenReader, "read", lambda self, texts, layers, **_: iter([(range(len(texts)), torch.full((1, 1, 32), torch.inf))])
+        OpenReader, "read", lambda self, texts, layers, **_: iter([(range(len(texts)), torch.full((len(texts), 1, 32), torch.inf))])
     )  # fmt: skip
     with pytest.raises(ValueError, match="hidden states are not finite in float32"):
         mapped(fn, ROWS[:2])

@@ -165,6 +165,13 @@ def fit_direction(
     _check_enough(groups, choice["calibration"])
     layers, estimators = _candidates(choice, reader, len(np.unique(groups)))
     differences = read_differences(opened, texts, layers, batch_tokens=runtime.batch_tokens)  # [layers, n, d_model]
+    lost = _not_finite(differences) if on_error == "skip" else set()
+    if lost:
+        differences = np.delete(differences, sorted(lost), axis=1)
+        kept = [pair for row, pair in enumerate(kept) if row not in lost]
+        groups = resample.groups_of([opening(pair.chosen) for pair in kept])
+        skipped += len(lost)
+        _check_enough(groups, choice["calibration"])
     lengths = _log_lengths(kept) if choice["debias"] == "length" else None
     chosen = None
     if len(np.unique(groups)) > 1:
@@ -277,6 +284,12 @@ def _encode(
             column, error = ("chosen", c) if not isinstance(c, Tokens) else ("rejected", r)
             raise RowError(row, column, str(error))
     return kept, texts, len(pairs) - len(kept)
+
+
+def _not_finite(differences: np.ndarray) -> set[int]:
+    """Pairs that are not finite in a layer in which most are; a layer that is beyond a dtype is no pair's fault."""
+    finite = np.stack([np.isfinite(layer).all(axis=1) for layer in differences])  # [layers, n]
+    return set(np.flatnonzero(~finite[finite.mean(axis=1) > 0.5].all(axis=0)).tolist())
 
 
 def _check_enough(groups: np.ndarray, calibration: str) -> None:

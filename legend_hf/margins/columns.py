@@ -6,7 +6,7 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from legend_hf.reading.formats import RowError
@@ -61,6 +61,13 @@ def check_distinct(each: Sequence[str], status: str, names: Collection[str]) -> 
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
         raise ValueError(f"`direction` maps {list(names)}: `{twice[0]}` would mean two things; give other names")
+
+
+def raise_first(refusals: Iterable[RowError | None]) -> None:
+    """Raises the first refusal that there is."""
+    for refusal in refusals:
+        if refusal is not None:
+            raise refusal
 
 
 def first_refusal(row: Sequence[Any]) -> RowError | None:

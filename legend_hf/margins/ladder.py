@@ -26,8 +26,9 @@ import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.annotate import kind_of
+from legend_hf.margins.columns import raise_first
 from legend_hf.margins.measure import Estimate, agreement, kendall_tau, means_of, renumbered
-from legend_hf.margins.scoring import GivenDirection, Scorer, check_finite
+from legend_hf.margins.scoring import GivenDirection, Scorer, not_finite
 from legend_hf.reading.formats import (
     Columns,
     Conversation,
@@ -209,11 +210,16 @@ def ladder_check(
             good = [(first + i, *entry) for i, entry in enumerate(encoded) if not isinstance(entry, RowError)]
             # Together, so that a prompt is read once for all its responses and a response that stands twice once.
             read = scoring.score([text for _, _, texts in good for text in texts])[""]
-            check_finite(read, direction)
+            refused = not_finite(read[None], [number for number, _, texts in good for _ in texts], direction)
+            if on_error == "raise":
+                raise_first(refused.values())
             following = iter(read.tolist())
             for number, responses, texts in good:
+                own = [next(following) for _ in texts]
+                if number in refused:
+                    continue
                 row.append(number)
-                scores.append([next(following) for _ in texts])
+                scores.append(own)
                 lengths.append([response_length(response) for response in responses])
                 # A digest, for a prompt may be long; numbered by content, so that no row's place matters.
                 keys.append(hashlib.sha256(opening(responses[0]).encode("utf-8", "surrogatepass")).hexdigest())

@@ -19,7 +19,7 @@ import numpy as np
 from legend_hf.directions.calibrate import KINDS
 from legend_hf.directions.direction import Direction
 from legend_hf.margins import columns
-from legend_hf.margins.scoring import Scorer, check_finite, load_directions, scorer_from_state
+from legend_hf.margins.scoring import Scorer, load_directions, not_finite, scorer_from_state
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
 from legend_hf.reading.forward import Way
 from legend_hf.reading.reader import OpenReader
@@ -155,23 +155,33 @@ class LegendMarginFn:
 
         Raises:
             ValueError: Not called with `batched=True`, or a column would be overwritten.
-            RowError: A row cannot be read (with `on_error="raise"`); no text of the batch has been read then.
+            RowError: A row cannot be read (with `on_error="raise"`); no text of the batch has been read then, unless
+                what is wrong is that its numbers are not finite.
         """
         columns.check_rank(rank)
         self.check_free(batch)
         pairs = pairs_from_batch(batch, self._columns)
         readings = [(scoring, encode_pairs(scoring.opened, pairs)) for scoring in self._scorer.open(rank)]
         refusals = [columns.first_refusal(row) for row in zip(*(texts for _, texts in readings), strict=True)]
-        if not self.skips:
-            for refusal in refusals:
-                if refusal is not None:
-                    raise refusal
+        columns.raise_first(() if self.skips else refusals)
         good = [row for row, refusal in enumerate(refusals) if refusal is None]
-        made: dict[str, Any] = {}
+        written: dict[str, np.ndarray] = {}  # margin, chosen and rejected score  [3, rows]
         for scoring, texts in readings:
             sides = [side for row in good for side in _sides(texts[row])]
             for name, scores in scoring.score(sides).items():
-                made.update(self._columns_of(name, scores, good, len(pairs)))
+                written[name] = np.zeros((3, len(pairs)), dtype=np.float32)
+                with np.errstate(over="ignore", invalid="ignore"):  # checked in the next line
+                    written[name][:, good] = scores[0::2] - scores[1::2], scores[0::2], scores[1::2]
+                for row, refusal in not_finite(
+                    written[name], range(len(pairs)), dict(scoring.directions)[name]
+                ).items():
+                    refusals[row] = refusals[row] or refusal
+        columns.raise_first(() if self.skips else refusals)
+        bad = [row for row, refusal in enumerate(refusals) if refusal is not None]
+        made: dict[str, Any] = {}
+        for name, numbers in written.items():
+            numbers[:, bad] = 0.0
+            made.update(self._columns_of(name, numbers))
         made = {name: made[name] for name in self.columns if name != STATUS}
         if self.skips:
             made[STATUS] = [columns.OK if refusal is None else refusal.status for refusal in refusals]
@@ -227,14 +237,9 @@ class LegendMarginFn:
         }
         return _rebuild, (json.dumps({"scorer": scorer, "arguments": arguments}, sort_keys=True), vectors)
 
-    def _columns_of(self, name: str, scores: np.ndarray, good: Sequence[int], rows: int) -> dict[str, np.ndarray]:
-        """Makes one direction's columns `[rows]` from the scores of the good rows' sides; the other rows score 0.0."""
+    def _columns_of(self, name: str, written: np.ndarray) -> dict[str, np.ndarray]:
+        """Makes one direction's columns `[rows]` from its raw margins, chosen and rejected scores `[3, rows]`."""
         direction = dict(self._scorer.directions)[name]
-        chosen, rejected = scores[0::2], scores[1::2]
-        written = np.zeros((3, rows), dtype=np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # checked in the next line
-            written[:, good] = chosen - rejected, chosen, rejected
-        check_finite(written, direction, "margins")
         # All that is made of the raw margin is made of the float32 that is written, so that it can be made of it again.
         raw, calibration = written[0].astype(np.float64), direction.calibration
         values = dict(zip(COLUMNS[1:], written, strict=True))

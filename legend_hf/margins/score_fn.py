@@ -19,7 +19,7 @@ import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins import columns
-from legend_hf.margins.scoring import GivenDirection, Scorer, check_finite, load_directions, scorer_from_state
+from legend_hf.margins.scoring import GivenDirection, Scorer, load_directions, not_finite, scorer_from_state
 from legend_hf.reading.formats import Columns, Conversation, RowError, responses_from_batch
 from legend_hf.reading.forward import Way
 from legend_hf.reading.reader import OpenReader
@@ -155,7 +155,8 @@ class LegendScoreFn:
 
         Raises:
             ValueError: Not called with `batched=True`, or a column would be overwritten.
-            RowError: A row cannot be read (with `on_error="raise"`); no text of the batch has been read then.
+            RowError: A row cannot be read (with `on_error="raise"`); no text of the batch has been read then, unless
+                what is wrong is that its numbers are not finite.
         """
         columns.check_rank(rank)
         self.check_free(batch)
@@ -165,20 +166,27 @@ class LegendScoreFn:
             for scoring in self._scorer.open(rank)
         ]
         refusals = [columns.first_refusal(row) for row in zip(*(texts for _, texts in readings), strict=True)]
-        if not self.skips:
-            for refusal in refusals:
-                if refusal is not None:
-                    raise refusal
+        columns.raise_first(() if self.skips else refusals)
         good = [row for row, refusal in enumerate(refusals) if refusal is None]
         counts = [
             _how_many(cell) if isinstance(row, RowError) else len(row)
             for row, cell in zip(rows, _cells(batch[self._columns.responses]), strict=True)
         ]
-        made: dict[str, Any] = {}
+        written: dict[str, list[np.ndarray]] = {}  # one array for each row
         for scoring, texts in readings:
-            flat = [text for row in good for text in _texts(texts[row])]
-            for name, scores in scoring.score(flat).items():
-                made.update(self._columns_of(name, scores, good, counts))
+            rows_of = [row for row in good for _ in _texts(texts[row])]
+            for name, scores in scoring.score([text for row in good for text in _texts(texts[row])]).items():
+                with np.errstate(over="ignore"):  # checked in the next line
+                    narrow = scores.astype(np.float32)
+                refused = not_finite(narrow[None], rows_of, dict(scoring.directions)[name])
+                refusals = [refusal or refused.get(row) for row, refusal in enumerate(refusals)]
+                own = dict(zip(good, np.split(narrow, np.cumsum([counts[row] for row in good])), strict=False))
+                written[name] = [own.get(row, np.zeros(count, np.float32)) for row, count in enumerate(counts)]
+        columns.raise_first(() if self.skips else refusals)
+        good = [row for row, refusal in enumerate(refusals) if refusal is None]
+        made: dict[str, Any] = {}
+        for name, numbers in written.items():
+            made.update(self._columns_of(name, numbers, good))
         made = {name: made[name] for name in self.columns if name != STATUS}
         if self.skips:
             made[STATUS] = [columns.OK if refusal is None else refusal.status for refusal in refusals]
@@ -227,24 +235,19 @@ class LegendScoreFn:
         }
         return _rebuild, (json.dumps({"scorer": scorer, "arguments": arguments}, sort_keys=True), vectors)
 
-    def _columns_of(self, name: str, scores: np.ndarray, good: Sequence[int], counts: Sequence[int]) -> dict[str, Any]:
-        """Makes one direction's columns from the scores of all responses of the good rows, one after the other.
+    def _columns_of(self, name: str, scores: Sequence[np.ndarray], good: Sequence[int]) -> dict[str, Any]:
+        """Makes one direction's columns from the scores of every row's responses; rows that are not good score 0.0.
 
         Args:
             name: Of the direction.
-            scores: Float64.
-            good: The rows that these are of.
-            counts: Responses of every row `[n]`.
+            scores: An array for each row, float32.
+            good: The rows that could be read.
         """
         direction = dict(self._scorer.directions)[name]
-        with np.errstate(over="ignore"):  # checked in the next line
-            narrow = scores.astype(np.float32)
-        check_finite(narrow, direction)
-        written = [np.zeros(count, dtype=np.float32) for count in counts]
-        ends = np.cumsum([counts[row] for row in good])
-        for row, end in zip(good, ends, strict=True):
-            written[row] = narrow[end - counts[row] : end]
-        best = np.full(len(counts), NO_RESPONSE, dtype=np.int32)
+        written = [np.zeros_like(row) for row in scores]
+        for row in good:
+            written[row] = scores[row]
+        best = np.full(len(scores), NO_RESPONSE, dtype=np.int32)
         # All that is made of the scores is made of the float32 that is written, so that it can be made of it again.
         orders = [np.argsort(-row, kind="stable").astype(np.int32) for row in written]
         for row in good:

@@ -19,6 +19,7 @@ import numpy as np
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.stopping import finish_batches, settle_in_worker
 from legend_hf.margins.store import Store, check_path, open_store
+from legend_hf.reading.formats import RowError
 from legend_hf.reading.forward import Way
 from legend_hf.reading.reader import (
     OpenReader,
@@ -233,23 +234,16 @@ class Scoring:
         return np.array([standing.get(key, score) for key, score in zip(keys, read, strict=True)])
 
 
-def check_finite(scores: np.ndarray, direction: Direction, what: str = "scores") -> None:
-    """Refuses numbers that the model's dtype could not hold.
+def not_finite(numbers: np.ndarray, rows: Sequence[int], direction: Direction) -> dict[int, RowError]:
+    """Refuses the rows of which a number is NaN or infinite.
 
     Args:
-        scores: `[n]`, or several for each of `[k, n]`.
+        numbers: `[k, n]`, in the type in which they are written.
+        rows: The row that each of the n is of; a row may stand several times.
         direction: The direction that they are of.
-        what: What there are n of, for the message.
-
-    Raises:
-        ValueError: One is NaN or infinite.
     """
-    bad = int((~np.isfinite(np.atleast_2d(scores))).any(axis=0).sum())
-    if bad:
-        raise ValueError(
-            f"the model's hidden states are not finite in {direction.reader.dtype}: {bad} of {scores.shape[-1]} {what} "
-            'would be NaN or infinite; fit with `dtype="float32"` or `"bfloat16"`'
-        )
+    bad = np.flatnonzero(~np.isfinite(numbers).all(axis=0)).tolist()
+    return {rows[i]: RowError(rows[i], None, direction.reader.not_finite) for i in bad}
 
 
 def _identity(direction: Direction) -> list[Any]:

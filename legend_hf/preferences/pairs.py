@@ -37,7 +37,7 @@ from legend_hf.preferences.similarity import (
     embedder_of,
     unit_rows,
 )
-from legend_hf.reading.formats import Columns, Conversation, RowError, responses_from_batch
+from legend_hf.reading.formats import SKIP, Columns, Conversation, RowError, responses_from_batch
 from legend_hf.reading.templates import TextError, Tokens
 
 if TYPE_CHECKING:
@@ -381,6 +381,8 @@ def _find_pairs(rows: Iterator[_Row | RowError | None], rule: str, embedder: Emb
         vectors = None
         if embedder is not None:
             vectors = embedder.embed([text for _, row in usable for text in row.texts])  # [responses, d_model]
+            if not np.isfinite(vectors).all():
+                raise ValueError(embedder.reader.not_finite.removesuffix(SKIP))
         place = 0
         for number, good in usable:
             own = None if vectors is None else vectors[place : place + len(good.scores)]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.columns import OK, check_free, check_on_error, check_rank
+from legend_hf.margins.columns import OK, check_free, check_on_error, check_rank, raise_first
 from legend_hf.margins.stopping import settle_in_worker
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, Conversation, Pair, RowError, pairs_from_batch
@@ -86,8 +86,8 @@ class Embedder:
             texts: What `encode` gave.
             rank: Of the worker.
 
-        Raises:
-            ValueError: Hidden states are not finite in the model's dtype.
+        Returns:
+            Not finite where the model's dtype could not hold the numbers.
         """
         opened = self._open(rank)
         distinct = list(dict.fromkeys(texts))
@@ -95,11 +95,6 @@ class Embedder:
         vectors = np.empty((len(distinct), self.reader.d_model), dtype=np.float32)
         for index, hidden in opened.read(distinct, [self.reader.layer], batch_tokens=self.batch_tokens):
             vectors[index] = hidden[:, 0].cpu().numpy()
-        if not np.isfinite(vectors).all():
-            raise ValueError(
-                f"the model's hidden states are not finite in {self.reader.dtype}, so there is no similarity; use "
-                '`dtype="float32"` or `"bfloat16"`'
-            )
         return vectors[[place[text] for text in texts]]
 
     def _open(self, rank: int | None) -> Any:
@@ -278,14 +273,16 @@ class PairSimilarityFn:
         check_rank(rank)
         self.check_free(batch)
         rows = self._encode(pairs_from_batch(batch, self._columns), rank)
-        if not self.skips:
-            for row in rows:
-                if isinstance(row, RowError):
-                    raise row
+        raise_first(row for row in rows if isinstance(row, RowError) and not self.skips)
         good = [i for i, row in enumerate(rows) if not isinstance(row, RowError)]
         vectors = self._embedder.embed([t for row in rows if not isinstance(row, RowError) for t in row], rank=rank)
+        for i, finite in zip(good, np.isfinite(vectors).reshape(len(good), -1).all(axis=1), strict=True):
+            if not finite:
+                rows[i] = RowError(i, None, self._embedder.reader.not_finite)
+        raise_first(row for row in rows if isinstance(row, RowError) and not self.skips)
         similarity = np.zeros(len(rows), dtype=np.float32)
-        similarity[good] = cosine(vectors[0::2], vectors[1::2])
+        read = np.array([not isinstance(rows[i], RowError) for i in good], dtype=bool)
+        similarity[np.array(good, dtype=int)[read]] = cosine(vectors[0::2][read], vectors[1::2][read])
         columns: dict[str, Any] = {COLUMN: similarity}
         if self.skips:
             columns[STATUS] = [row.status if isinstance(row, RowError) else OK for row in rows]

@@ -106,7 +106,7 @@ class Columns:
 
 
 _DEFAULT_COLUMNS = Columns()
-_SKIP = ', or skip such rows with `on_error="skip"`'
+SKIP = ', or skip such rows with `on_error="skip"`'
 
 
 class RowError(ValueError):
@@ -131,7 +131,7 @@ class RowError(ValueError):
     @property
     def status(self) -> str:
         """The same without the row: what a column that stands beside the row says of it."""
-        reason = self.reason.removesuffix(_SKIP)  # which is what was done
+        reason = self.reason.removesuffix(SKIP)  # which is what was done
         return reason if self.column is None else f"column `{self.column}`: {reason}"
 
 
@@ -258,7 +258,7 @@ class _Refusal(Exception):
         column: str | None,
         given: str,
         allowed: str,
-        remedy: str = "fill it in" + _SKIP,
+        remedy: str = "fill it in" + SKIP,
     ) -> None:
         super().__init__(column, given, allowed, remedy)
         self.column = column

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.reading import templates
-from legend_hf.reading.formats import Conversation
+from legend_hf.reading.formats import SKIP, Conversation
 from legend_hf.reading.forward import WAYS, Route, Way, read_vectors, shallow_config
 from legend_hf.reading.probe import probe
 from legend_hf.reading.templates import TextError, Tokens
@@ -113,6 +113,14 @@ class Reader:
         if self.model is not None:
             return f"{self.model}@{self.revision}"
         return f"a folder with sha256 {self.model_sha256}"
+
+    @property
+    def not_finite(self) -> str:
+        """What is wrong with a text whose hidden states or scores are NaN or infinite, and what to do."""
+        remedy = 'read with `dtype="bfloat16"` or `"float32"`, which hold larger numbers'
+        if self.dtype != "float16":  # bfloat16 is as wide as float32
+            remedy = f"take a lower `layer` than {self.layer}, or a model whose weights are sound"
+        return f"the model's hidden states are not finite in {self.dtype} for this text; {remedy}{SKIP}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in the artifact's `config.json`."""
