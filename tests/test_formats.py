@@ -281,24 +281,22 @@ def test_implicit_plain_strings_keep_the_whole_string():
     assert read.chosen.text == ("", "The sky is blue")
 
 
-def test_agrees_with_trls_split_of_conversations():
+@pytest.mark.parametrize("sides", [([ASK, GOOD], [ASK, BAD]), ([*PROMPT, GOOD], [*PROMPT, BAD])])
+def test_agrees_with_trls_split_of_conversations(sides):
     from trl.data_utils import extract_prompt
 
-    for chosen, rejected in [
-        ([ASK, GOOD], [ASK, BAD]),
-        ([*PROMPT, GOOD], [*PROMPT, BAD]),
-        ([*PROMPT, GOOD], [ASK, BAD]),
-    ]:
-        read, theirs = (
-            pair({"chosen": chosen, "rejected": rejected}),
-            extract_prompt({"chosen": chosen, "rejected": rejected}),
-        )
-        assert said(read) == [(theirs["prompt"], theirs["chosen"]), (theirs["prompt"], theirs["rejected"])]
+    row = dict(zip(("chosen", "rejected"), sides, strict=True))
+    theirs = extract_prompt(row)
+    assert said(pair(row)) == [(theirs["prompt"], theirs["chosen"]), (theirs["prompt"], theirs["rejected"])]
 
 
-def test_implicit_messages_with_different_assistant_turns_have_responses_of_several_turns():
-    read = pair({"chosen": [ASK, ASK_BACK, TELL, GOOD], "rejected": [ASK, BAD]})
-    assert said(read) == [([ASK], [ASK_BACK, TELL, GOOD]), ([ASK], [BAD])]
+def test_implicit_messages_with_different_assistant_turns_have_different_prompts():
+    # TRL gives them responses of several turns behind what they share: then one text would have two scores.
+    for sides in (
+        {"chosen": [ASK, ASK_BACK, TELL, GOOD], "rejected": [ASK, BAD]},
+        {"chosen": dialogue([ASK, ASK_BACK, TELL, GOOD]), "rejected": dialogue([ASK, BAD])},
+    ):
+        assert said(pair(sides)) == [([ASK, ASK_BACK, TELL], [GOOD]), ([ASK], [BAD])]
 
 
 def test_implicit_messages_with_different_questions_have_different_prompts():
@@ -336,10 +334,10 @@ def test_equal_sides_have_the_last_turn_as_response(side):
 
 def test_one_side_that_goes_on_leaves_the_other_a_response():
     read = pair({"chosen": [ASK, ASK_BACK], "rejected": [ASK, ASK_BACK, TELL, BAD]})
-    assert said(read) == [([ASK], [ASK_BACK]), ([ASK], [ASK_BACK, TELL, BAD])]
+    assert said(read) == [([ASK], [ASK_BACK]), (PROMPT, [BAD])]
 
 
-def test_ids_of_messages_do_not_decide_what_is_shared():
+def test_ids_of_messages_do_not_decide_the_split():
     chosen = [{**m, "id": f"c{i}"} for i, m in enumerate([*PROMPT, GOOD])]
     rejected = [{**m, "id": f"r{i}"} for i, m in enumerate([*PROMPT, BAD])]
     read = pair({"chosen": chosen, "rejected": rejected})
@@ -469,10 +467,10 @@ def test_tool_calls_are_kept_without_their_empty_keys():
     )
 
 
-def test_different_tool_calls_are_not_shared():
+def test_different_tool_calls_stand_in_their_own_prompts():
     other = {**CALL, "tool_calls": [{"type": "function", "function": {"name": "open", "arguments": {}}}]}
     read = pair({"chosen": [ASK, CALL, RESULT, GOOD], "rejected": [ASK, other, RESULT, BAD]})
-    assert said(read) == [([ASK], [CALL, RESULT, GOOD]), ([ASK], [other, RESULT, BAD])]
+    assert said(read) == [([ASK, CALL, RESULT], [GOOD]), ([ASK, other, RESULT], [BAD])]
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -1082,6 +1080,98 @@ def test_messages_survive_being_written_as_a_dialogue(whole, other):
     assert said(pair(row)) == expected
     assert said(pair({"chosen": whole, "rejected": bad})) == expected
     assert said(pair({"prompt": whole[:-1], "chosen": whole[-1:], "rejected": bad[-1:]})) == expected
+
+
+# Few words, so that conversations often begin alike.
+few = st.sampled_from(["Hi", "No", " Hi", "Hi\n", "Assistant: no"])
+asked = st.lists(st.tuples(few, few, st.booleans()), max_size=3).map(
+    lambda exchanges: [
+        message
+        for question, answer, calls in exchanges
+        for message in (
+            {"role": "user", "content": question},
+            *([CALL, RESULT] if calls else []),
+            {"role": "assistant", "content": answer},
+        )
+    ]
+)
+talks = st.builds(
+    lambda system, before, question, answer: [
+        *([{"role": "system", "content": "Be kind."}] if system else []),
+        *before,
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ],
+    st.booleans(), asked, few, few,
+)  # fmt: skip
+
+
+def sides_of(row: dict[str, Any]) -> dict[str, Conversation]:
+    """Each response of a row by its column."""
+    if "responses" in row:
+        (read,) = responses_from_batch(batch(row))
+        return {f"responses[{i}]": side for i, side in enumerate(read)}
+    read = pair(row)
+    return dict(zip(read.columns, (read.chosen, read.rejected), strict=True))
+
+
+def reads_alike(whole: list[dict[str, Any]], partners: list[list[dict[str, Any]]], read: Any) -> bool:
+    """Whether a conversation is read the same beside every partner, first or second, in every shape of row."""
+    explicit = [{"prompt": whole[:-1], "chosen": whole[-1:], "rejected": other[-1:]} for other in partners]
+    pku = {"response_0": whole[-1]["content"], "response_1": "x", "safer_response_id": 1}
+    found = [
+        *(read({"chosen": whole, "rejected": other})["chosen"] for other in partners),
+        *(read({"chosen": other, "rejected": whole})["rejected"] for other in partners),
+        *(read({"prompt": whole[:-1], "chosen": whole, "rejected": whole[:-1] + other[-1:]})["chosen"] for other in partners),
+        *(read(row)["chosen"] for row in explicit),
+        read({"prompt": whole[:-1], **pku})["response_0"],
+        read({"responses": [*partners, whole]})[f"responses[{len(partners)}]"],
+    ]  # fmt: skip
+    return all(messages(one) == (whole[:-1], whole[-1:]) for one in found)
+
+
+@settings(deadline=None, max_examples=200)
+@given(talks, st.lists(talks, min_size=1, max_size=3))
+def test_what_is_read_of_a_text_never_depends_on_its_partner(whole, partners):
+    assert reads_alike(whole, partners, sides_of)
+    assert messages(conversation(None, whole)) == (whole[:-1], whole[-1:])
+    if not any(m["role"] not in MARKERS for side in (whole, *partners) for m in side):  # as dialogues in strings, too
+        for other in partners:
+            assert sides_of({"chosen": dialogue(whole), "rejected": dialogue(other)})["chosen"] == conversation(
+                None, dialogue(whole)
+            )
+
+
+def test_a_prompt_that_both_share_would_depend_on_the_partner():  # control of the test above
+    def shared(row: dict[str, Any]) -> dict[str, Conversation]:
+        read = sides_of(row)
+        if "responses" in row or "prompt" in row:
+            return read
+        from trl.data_utils import extract_prompt
+
+        theirs = extract_prompt(row)
+        return {name: Conversation(tuple(theirs["prompt"]), tuple(theirs[name])) for name in read}
+
+    whole = [ASK, ASK_BACK, TELL, GOOD]
+    assert reads_alike(whole, [[*PROMPT, BAD]], shared)
+    assert not reads_alike(whole, [[ASK, BAD]], shared)
+
+
+def test_a_score_belongs_to_one_text(tiny_llama):
+    """Through a model: implicit conversations, beside partners that share more or less of them, and alone."""
+    from legend_hf import LegendMarginFn, fit_direction
+
+    fitted = [{"prompt": q, "chosen": f"No {q}", "rejected": f"Yes {q}"} for q in ("tea", "jam", "pie", "soup")]
+    direction = fit_direction(fitted, model=str(tiny_llama), template="dialogue")
+    whole = [*PROMPT, GOOD]
+    partners = [[*PROMPT, BAD], [ASK, BAD], [ASK, ASK_BACK, ASK, BAD], [TELL, BAD], whole]
+    rows = datasets.Dataset.from_list([{"chosen": whole, "rejected": other} for other in partners])
+    scores = np.array(rows.map(LegendMarginFn(direction), batched=True)["chosen_score"][:])
+    spread = np.std([direction.score(None, other) for other in partners])
+    assert np.abs(scores - direction.score(None, whole)).max() <= 1e-4 * spread
+    assert abs(direction.score(None, dialogue(whole)) - scores[0]) <= 1e-4 * spread
+    # The control: a longer response of the same words has another score.
+    assert abs(direction.score([ASK], whole[1:]) - scores[0]) > 1e-2 * spread
 
 
 def test_stripping_would_not_survive():  # control of the test above

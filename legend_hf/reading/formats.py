@@ -19,9 +19,9 @@ How a row is split:
   stripped, trailing whitespace included. So messages written as a dialogue come back as they were;
   TRL's own conversion of hh-rlhf strips nothing either. Text before the first marker is a system message, or the
   user's if no human turn follows it.
-- **Implicit message lists**: the prompt is what both sides have in common, at most all but the last message.
-  So a pair of different earlier assistant turns has responses of several turns here; as hh-rlhf strings it
-  has two prompts.
+- **Implicit message lists**: the response is the last message, as for dialogue strings, whatever the other side holds:
+  what is read of a text never depends on its partner. So sides with different earlier turns have two prompts, where
+  TRL's `extract_prompt` gives them responses of several turns behind what they share.
 - **Implicit strings without markers** have no safe cut (a common *character* prefix ends inside a word): the
   prompt is empty and the whole string is the response.
 - **Explicit**: the prompt is what the row says. If every side repeats it at its head (whole conversations
@@ -412,7 +412,7 @@ def _is_entry(value: Any) -> bool:
 
 
 def _conversations(row: Mapping[str, Any], given: Sequence[tuple[str, Any]], columns: Columns) -> list[Conversation]:
-    """Reads the sides of one row, given as (name, value), together: an implicit prompt is what they share."""
+    """Reads the sides of one row, given as (name, value), each alone: together they only say whether they fit."""
     tools = _tools(row.get(columns.tools), columns.tools)
     kwargs = _kwargs(row.get(columns.chat_template_kwargs), columns.chat_template_kwargs)
     prompt = _prompt(_value(row[columns.prompt], columns.prompt)) if columns.prompt in row else _NO_PROMPT
@@ -690,11 +690,6 @@ def _prompt(value: _Value) -> _Prompt:
     return _Prompt([turn.message() for turn in turns], value, True, opening)
 
 
-def _same(one: Message, other: Message) -> bool:
-    """Whether two messages say the same; ids and time stamps beside the words do not count."""
-    return all(one.get(key) == other.get(key) for key in ("role", "content", "tool_calls"))
-
-
 def _repeats(prompt: _Prompt, side: _Value) -> bool:
     """Whether a side has the prompt again at its head, maybe behind instructions that the prompt lacks."""
     if not prompt.messages:
@@ -731,13 +726,7 @@ def _split_implicit(sides: Sequence[tuple[str, _Value]]) -> list[_Split]:
             "convert one into the other",
         )
     if lists:
-        # The last message is never shared, so a response is never empty, not even of two equal sides.
-        shared = 0
-        for one, *others in zip(*(side[:-1] for side in lists), strict=False):
-            if not all(_same(one, other) for other in others):
-                break
-            shared += 1
-        cuts = [shared + _lead(side[shared:]) for side in lists]
+        cuts = [max(_lead(side), len(side) - 1) for side in lists]
         return [_Split(side[:cut], side[cut:], None) for side, cut in zip(lists, cuts, strict=True)]
     marked = [_OPENING in side or _MARKER_AT_START.match(side) is not None for side in strings]
     if not any(marked):
