@@ -11,13 +11,14 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from legend_hf.directions.direction import Direction
+from legend_hf.margins.columns import shown_as
 from legend_hf.margins.margin_fn import LegendMarginFn
 from legend_hf.margins.scoring import GivenDirection
 from legend_hf.margins.stopping import stopping_in_order
 from legend_hf.reading.formats import RowError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, IterableDatasetDict)
 
@@ -33,10 +34,10 @@ class Transform(Protocol):
     def how_to_go_on(self) -> str:
         """What to do after a run was stopped."""
 
-    def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
+    def __call__(self, batch: Any, rank: int | None = None) -> Any:
         """The new columns of a batch."""
 
-    def features(self, features: Features) -> Features:
+    def features(self, features: Any) -> Any:
         """The features of a dataset after it."""
 
     def check_free(self, columns: Collection[str]) -> None:
@@ -130,12 +131,12 @@ def _annotate_split(split: Any, fn: Transform, batch_size: int, num_proc: int | 
     from datasets import Dataset
     from datasets.fingerprint import Hasher
 
-    features = fn.features(split.features) if split.features is not None else None
+    features = fn.features(split.features)
     if not isinstance(split, Dataset):
         return split.map(fn, batched=True, batch_size=batch_size, features=features)
     if len(split) == 0:  # `map` returns an empty split without the columns, which no `push_to_hub` then takes
         empty: dict[str, list[Any]] = {name: [] for name in features or ()}
-        return Dataset.from_dict(empty, features=features, split=split.split)
+        return shown_as(Dataset.from_dict(empty, features=features, split=split.split), split)
     mapped = split.with_format(None).map(
         fn,
         batched=True,
@@ -146,4 +147,4 @@ def _annotate_split(split: Any, fn: Transform, batch_size: int, num_proc: int | 
         new_fingerprint=Hasher.hash([split._fingerprint, fn.fingerprint()]),
         desc="Annotating",
     )
-    return mapped.with_format(**split.format) if split.format["type"] is not None else mapped
+    return shown_as(mapped, split)

@@ -1,15 +1,21 @@
-"""What the columns of every transform have in common: their names, and when they may be written.
+"""What the columns of every transform have in common: their names, when they may be written, and in what format.
 
-In: names of columns and directions. Out: names, or a refusal that says what to do. This file knows neither rows nor
-numbers.
+In: names of columns and directions, and columns that were made. Out: names, what `map` is given back, or a refusal that
+says what to do. This file does not know what a number means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from legend_hf.reading.formats import RowError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
 
 OK = "ok"
 """The status of a row that was read."""
@@ -73,3 +79,57 @@ def raise_first(refusals: Iterable[RowError | None]) -> None:
 def first_refusal(row: Sequence[Any]) -> RowError | None:
     """Of what each reader made of one row: the first refusal."""
     return next((entry for entry in row if isinstance(entry, RowError)), None)
+
+
+def after(features: Features | None, new: Features) -> Features | None:
+    """The features of a dataset with new columns; None where it does not know its own, as a stream may not."""
+    from datasets import Features
+
+    return None if features is None else Features({**features, **new})
+
+
+def written(batch: Any, made: Mapping[str, Any], features: Features) -> Any:
+    """New columns as `map` wants them back: alone, or, where the batch is a table or a frame, in a copy of it.
+
+    To what a function makes of a mapping `map` adds the batch's own columns; a table or a frame it takes for the whole.
+
+    Args:
+        batch: What `map` gave, in any format.
+        made: The new columns `[n]` by name, in order.
+        features: Their types.
+    """
+    if isinstance(batch, Mapping):
+        return dict(made)
+    import pyarrow as pa
+
+    if isinstance(batch, pa.Table):
+        for field in features.arrow_schema:
+            column = pa.array(made[field.name], type=field.type)
+            place = batch.schema.get_field_index(field.name)
+            add = batch.append_column if place < 0 else partial(batch.set_column, place)
+            batch = add(field, column)
+        return batch
+    import pandas as pd
+
+    if isinstance(batch, pd.DataFrame):
+        # One object a cell: pandas would take lists of equal length for one array of two dimensions.
+        return batch.assign(
+            **{n: v if isinstance(v, np.ndarray) else pd.Series(v, dtype=object) for n, v in made.items()}
+        )
+    import polars as pl  # type: ignore[import-not-found, unused-ignore]
+
+    arrow = {field.name: pa.array(made[field.name], type=field.type) for field in features.arrow_schema}
+    return batch.with_columns(**{name: pl.from_arrow(column) for name, column in arrow.items()})
+
+
+def shown_as(done: Dataset, before: Dataset) -> Dataset:
+    """A dataset in the format of the one that it was made of, in which its new columns are shown too.
+
+    As `map` does it: columns that the format left out stay left out.
+    """
+    shown = before.format
+    hidden = set(before.column_names) - set(shown["columns"])
+    columns = [name for name in done.column_names if name not in hidden] if hidden else None
+    return done.with_format(
+        shown["type"], columns=columns, output_all_columns=shown["output_all_columns"], **shown["format_kwargs"]
+    )

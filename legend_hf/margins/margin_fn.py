@@ -20,7 +20,7 @@ from legend_hf.directions.calibrate import KINDS
 from legend_hf.directions.direction import Direction
 from legend_hf.margins import columns
 from legend_hf.margins.scoring import Scorer, load_directions, not_finite, scorer_from_state
-from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
+from legend_hf.reading.formats import Columns, Pair, RowError, names_of, pairs_from_batch
 from legend_hf.reading.forward import Way
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import Tokens
@@ -135,23 +135,33 @@ class LegendMarginFn:
         names = [columns.suffixed(column, name) for name, _ in self._scorer.directions for column in each]
         return names + ([STATUS] if self.skips else [])
 
-    def features(self, features: Features) -> Features:
-        """The features of a dataset after this transform, which streaming needs and an old `margin` may need."""
+    def features(self, features: Features | None) -> Features | None:
+        """The features of a dataset after this transform, which streaming needs and an old `margin` may need.
+
+        Args:
+            features: Of the dataset before; None for a stream that does not know its own.
+
+        Returns:
+            None for such a stream: `map` takes it too, and goes by what the rows hold.
+        """
+        return columns.after(features, self._types())
+
+    def _types(self) -> Features:
+        """The features of the new columns alone, in order."""
         from datasets import Features, Value
 
         types = {STATUS: "string"} | {columns.suffixed(NEGATIVE, name): "bool" for name, _ in self._scorer.directions}
-        new = {name: Value(types.get(name, "float32")) for name in self.columns}
-        return Features({**features, **new})
+        return Features({name: Value(types.get(name, "float32")) for name in self.columns})
 
-    def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
+    def __call__(self, batch: Any, rank: int | None = None) -> Any:
         """Annotates one batch; this is what `map` calls.
 
         Args:
-            batch: Columns of one batch.
+            batch: Columns of one batch, in any format.
             rank: Of the worker, with `with_rank=True`.
 
         Returns:
-            The new columns, `[n]` each.
+            The new columns, `[n]` each; for a table or a frame, a copy of it with them.
 
         Raises:
             ValueError: Not called with `batched=True`, or a column would be overwritten.
@@ -159,7 +169,7 @@ class LegendMarginFn:
                 what is wrong is that its numbers are not finite.
         """
         columns.check_rank(rank)
-        self.check_free(batch)
+        self.check_free(names_of(batch))
         pairs = pairs_from_batch(batch, self._columns)
         readings = [(scoring, encode_pairs(scoring.opened, pairs)) for scoring in self._scorer.open(rank)]
         refusals = [columns.first_refusal(row) for row in zip(*(texts for _, texts in readings), strict=True)]
@@ -185,7 +195,7 @@ class LegendMarginFn:
         made = {name: made[name] for name in self.columns if name != STATUS}
         if self.skips:
             made[STATUS] = [columns.OK if refusal is None else refusal.status for refusal in refusals]
-        return made
+        return columns.written(batch, made, self._types())
 
     def check(self, batch: Mapping[str, Any], *, first_row: int = 0) -> RowError | None:
         """Finds the first row of a batch that cannot be read, without reading any.

@@ -20,7 +20,7 @@ import numpy as np
 from legend_hf.directions.direction import Direction
 from legend_hf.margins import columns
 from legend_hf.margins.scoring import GivenDirection, Scorer, load_directions, not_finite, scorer_from_state
-from legend_hf.reading.formats import Columns, Conversation, RowError, responses_from_batch
+from legend_hf.reading.formats import Columns, Conversation, RowError, names_of, responses_from_batch
 from legend_hf.reading.forward import Way
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import Tokens
@@ -129,8 +129,12 @@ class LegendScoreFn:
         names = [columns.suffixed(c, name) for name, _ in self._scorer.directions for c in (*COLUMNS, *self._add)]
         return names + ([STATUS] if self.skips else [])
 
-    def features(self, features: Features) -> Features:
-        """The features of a dataset after this transform, which streaming needs."""
+    def features(self, features: Features | None) -> Features | None:
+        """The features of a dataset after this transform, which streaming needs; None for None, as `LegendMarginFn`."""
+        return columns.after(features, self._types())
+
+    def _types(self) -> Features:
+        """The features of the new columns alone, in order."""
         from datasets import Features, List, Value
 
         types = {SCORES: List(Value("float32")), RANKING: List(Value("int32")), BEST: Value("int32")}
@@ -141,17 +145,18 @@ class LegendScoreFn:
             for column, kind in types.items()
         }
         each[STATUS] = Value("string")
-        return Features({**features, **{name: each[name] for name in self.columns}})
+        return Features({name: each[name] for name in self.columns})
 
-    def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
+    def __call__(self, batch: Any, rank: int | None = None) -> Any:
         """Scores the responses of one batch; this is what `map` calls.
 
         Args:
-            batch: Columns of one batch.
+            batch: Columns of one batch, in any format.
             rank: Of the worker, with `with_rank=True`.
 
         Returns:
-            The new columns, `[n]` each; an entry of a list column is an array, one number for each response.
+            The new columns, `[n]` each; an entry of a list column is an array, one number for each response. For a
+            table or a frame, a copy of it with them.
 
         Raises:
             ValueError: Not called with `batched=True`, or a column would be overwritten.
@@ -159,7 +164,7 @@ class LegendScoreFn:
                 what is wrong is that its numbers are not finite.
         """
         columns.check_rank(rank)
-        self.check_free(batch)
+        self.check_free(names_of(batch))
         rows = responses_from_batch(batch, self._columns)
         readings = [
             (scoring, encode_responses(scoring.opened, rows, self._columns.responses))
@@ -190,7 +195,7 @@ class LegendScoreFn:
         made = {name: made[name] for name in self.columns if name != STATUS}
         if self.skips:
             made[STATUS] = [columns.OK if refusal is None else refusal.status for refusal in refusals]
-        return made
+        return columns.written(batch, made, self._types())
 
     def check(self, batch: Mapping[str, Any], *, first_row: int = 0) -> RowError | None:
         """Finds the first row of a batch that cannot be read, without reading any.

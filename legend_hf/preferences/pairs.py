@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.columns import OK, check_on_error
+from legend_hf.margins.columns import OK, check_on_error, shown_as
 from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
 from legend_hf.margins.score_fn import STATUS as SCORES_STATUS
 from legend_hf.preferences.export import splits_of
@@ -518,7 +518,7 @@ def _build(
         )
     if layout.prompt not in (None, "prompt"):
         made = made.rename_column(prompt_column, "prompt")
-    return made.with_format(split.format["type"], **split.format["format_kwargs"])
+    return shown_as(made, split)
 
 
 def _numbers(found: _Found, direction: Direction | None) -> dict[str, np.ndarray]:

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.columns import OK, check_free, check_on_error, check_rank, raise_first
+from legend_hf.margins.columns import OK, after, check_free, check_on_error, check_rank, raise_first, written
 from legend_hf.margins.stopping import settle_in_worker
 from legend_hf.reading import templates
-from legend_hf.reading.formats import Columns, Conversation, Pair, RowError, pairs_from_batch
+from legend_hf.reading.formats import Columns, Conversation, Pair, RowError, names_of, pairs_from_batch
 from legend_hf.reading.reader import Reader, Runtime, describe_model, open_reader, resolve_device, with_layer
 from legend_hf.reading.templates import TextError, Tokens
 
@@ -249,29 +249,32 @@ class PairSimilarityFn:
         """What to do after a run was stopped."""
         return "nothing was kept, for similarities have no store: the next run reads all rows again"
 
-    def features(self, features: Features) -> Features:
-        """The features of a dataset after this transform, which streaming needs."""
+    def features(self, features: Features | None) -> Features | None:
+        """The features of a dataset after this transform, which streaming needs; None for None, as `LegendMarginFn`."""
+        return after(features, self._types())
+
+    def _types(self) -> Features:
+        """The features of the new columns alone, in order."""
         from datasets import Features, Value
 
-        new = {name: Value("string" if name == STATUS else "float32") for name in self.columns}
-        return Features({**features, **new})
+        return Features({name: Value("string" if name == STATUS else "float32") for name in self.columns})
 
-    def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
+    def __call__(self, batch: Any, rank: int | None = None) -> Any:
         """Embeds the responses of one batch; this is what `map` calls.
 
         Args:
-            batch: Columns of one batch.
+            batch: Columns of one batch, in any format.
             rank: Of the worker, with `with_rank=True`.
 
         Returns:
-            The new columns, `[n]` each.
+            The new columns, `[n]` each; for a table or a frame, a copy of it with them.
 
         Raises:
             ValueError: Not called with `batched=True`, or a column would be overwritten.
             RowError: A row cannot be read (with `on_error="raise"`); no text of the batch has been read then.
         """
         check_rank(rank)
-        self.check_free(batch)
+        self.check_free(names_of(batch))
         rows = self._encode(pairs_from_batch(batch, self._columns), rank)
         raise_first(row for row in rows if isinstance(row, RowError) and not self.skips)
         good = [i for i, row in enumerate(rows) if not isinstance(row, RowError)]
@@ -286,7 +289,7 @@ class PairSimilarityFn:
         columns: dict[str, Any] = {COLUMN: similarity}
         if self.skips:
             columns[STATUS] = [row.status if isinstance(row, RowError) else OK for row in rows]
-        return columns
+        return written(batch, columns, self._types())
 
     def check(self, batch: Mapping[str, Any] | Dataset, *, first_row: int = 0) -> RowError | None:
         """Finds the first row of a batch that cannot be read, without reading any.

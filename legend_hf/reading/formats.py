@@ -281,20 +281,29 @@ def _each(
     return result
 
 
+def names_of(batch: Any) -> list[str]:
+    """The names of a batch's columns, in any format of `datasets`.
+
+    Raises:
+        ValueError: It is no batch.
+    """
+    if isinstance(batch, Mapping):
+        return list(batch)
+    # `column_names`: Dataset, pyarrow; `columns`: pandas, polars
+    found = getattr(batch, "column_names", None)
+    found = getattr(batch, "columns", None) if found is None else found
+    if found is None or callable(found):
+        raise ValueError(
+            f"given {_excerpt(batch)} as a batch; allowed is a mapping of column names to one value per "
+            "row (a dict of lists, a DataFrame, a Table); pass `dataset[:n]`, or use `map` with "
+            "`batched=True`"
+        )
+    return list(found)
+
+
 def _names(batch: Any, columns: Columns) -> list[str]:
     """The batch's column names; refuses a batch that lacks a column which the caller named."""
-    if isinstance(batch, Mapping):
-        names = list(batch)
-    else:  # `column_names`: Dataset, pyarrow; `columns`: pandas, polars
-        found = getattr(batch, "column_names", None)
-        found = getattr(batch, "columns", None) if found is None else found
-        if found is None or callable(found):
-            raise ValueError(
-                f"given {_excerpt(batch)} as a batch; allowed is a mapping of column names to one value per "
-                "row (a dict of lists, a DataFrame, a Table); pass `dataset[:n]`, or use `map` with "
-                "`batched=True`"
-            )
-        names = list(found)
+    names = names_of(batch)
     for column in fields(Columns):
         name = getattr(columns, column.name)
         if name != column.default and name not in names:
