@@ -523,17 +523,18 @@ def judged(data: Path) -> tuple[str, Any]:
         said, wrongly = (verdicts([text[:WORDS] for _, text in side]) for side in (refusals, harms))
         middles = [(prompt, text[k : k + WORDS]) for prompt, text in harms for k in KS if len(text) > k]
         alarms = verdicts([text for _, text in middles])
+        rate = estimate(alarms, resample.groups_of([prompt for prompt, _ in middles]))
         found = {
             "refusals": len(refusals),
             "harmful": len(harms),
             "recall": float(said.mean()) if refusals else None,
             "precision": float(said.sum() / (said.sum() + wrongly.sum())) if refusals else None,
             "stretches": len(middles),
-            "false alarms": estimate(alarms, resample.groups_of([prompt for prompt, _ in middles])),
+            "false alarms": rate,
         }
         numbers[title] = found
         shown = [f"{found[name]:.3f}" if refusals else "" for name in ("precision", "recall")]
-        mean, low, high = (100 * value for value in found["false alarms"])
+        mean, low, high = (100 * value for value in rate)
         rows.append(
             f"| {title} | {len(refusals)} | {len(harms)} | {' | '.join(shown)} | {len(middles)} | "
             f"{mean:.2f} [{low:.2f}, {high:.2f}] |"
