@@ -77,7 +77,9 @@ def fit_direction(
     seed: int = 0,
     device: str | None = None,
     batch_tokens: int | None = None,
-    columns: Columns | None = None,
+    prompt_column: str = "prompt",
+    chosen_column: str = "chosen",
+    rejected_column: str = "rejected",
     on_error: str = "raise",
     pairs_source: str | None = None,
     trust_remote_code: bool = False,
@@ -113,7 +115,9 @@ def fit_direction(
         seed: Of folds and bootstrap. The same seed on the same machine gives the same bits.
         device: Where to run; None takes a GPU when there is one.
         batch_tokens: Most tokens in one forward pass.
-        columns: Names of the columns, where they are not the usual ones.
+        prompt_column: Name of the prompts' column, where it is not `prompt`.
+        chosen_column: Name of the harmless responses' column.
+        rejected_column: Name of the harmful responses' column.
         on_error: `"raise"` at the first pair that cannot be read, before any forward pass, or `"skip"` them.
         pairs_source: What the pairs are, for the card: a dataset id, say.
         trust_remote_code: Run code that comes with the model.
@@ -142,7 +146,9 @@ def fit_direction(
     )
     _check(choice, on_error)
     runtime = Runtime(path=None, device=device, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
-    read_pairs, skipped = _rows(pairs, columns or Columns(), on_error)
+    read_pairs, skipped = _rows(
+        pairs, Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column), on_error
+    )
     reader = describe_model(
         model,
         revision=revision,
@@ -281,7 +287,7 @@ def _encode(
             kept.append(pair)
             texts.append((c, r))
         elif on_error == "raise":
-            column, error = ("chosen", c) if not isinstance(c, Tokens) else ("rejected", r)
+            column, error = (pair.columns[0], c) if not isinstance(c, Tokens) else (pair.columns[1], r)
             raise RowError(row, column, str(error))
     return kept, texts, len(pairs) - len(kept)
 

@@ -212,7 +212,7 @@ def pairs_with_refusal(
     dealt = _deal(_refusals(refusals), len(rows), random.Random(seed))
     pairs = []
     for i, (row, refusal) in enumerate(zip(rows, dealt, strict=True)):
-        _check_columns(row, i, prompt_column, harmful_column)
+        _check_columns(row, i, prompt_column=prompt_column, harmful_column=harmful_column)
         prompt = row[prompt_column]
         pair = {
             "prompt": prompt,
@@ -262,7 +262,7 @@ def pairs_from_labels(
     groups: dict[str, tuple[Mapping[str, Any], dict[str, set[bool]]]] = {}
     seen = 0
     for i, row in enumerate(_checked_rows(rows, "rows")):
-        _check_columns(row, i, prompt_column, response_column, label_column)
+        _check_columns(row, i, prompt_column=prompt_column, response_column=response_column, label_column=label_column)
         harmful = _label(row[label_column], i, label_column) >= threshold
         _, kinds = groups.setdefault(key_of(row[prompt_column]), (row, {}))
         # A dict keeps the order of the rows; message lists are keyed by what they say.
@@ -329,7 +329,7 @@ def sample_questions(
     members: dict[str, list[int]] = {}
     listed = _checked_rows(rows, "rows")
     for i, row in enumerate(listed):
-        _check_columns(row, i, category_column)
+        _check_columns(row, i, category_column=category_column)
         if row[category_column] is None:
             raise RowError(i, category_column, "given None; give every question a category, or drop it")
         members.setdefault(str(row[category_column]), []).append(i)
@@ -355,7 +355,7 @@ def _question_rows(questions: Any, prompt_column: str, category_column: str) -> 
     rows: list[dict[str, Any]] = []
     for i, question in enumerate(_checked_rows(questions, "questions")):
         if isinstance(question, Mapping):
-            _check_columns(question, i, prompt_column)
+            _check_columns(question, i, prompt_column=prompt_column)
             rows.append({"prompt": question[prompt_column], **_kept(question, category_column)})
         else:
             rows.append({"prompt": question})
@@ -512,12 +512,14 @@ def _checked_rows(given: Any, name: str) -> list[Any]:
     return list(given)
 
 
-def _check_columns(row: Mapping[str, Any], number: int, *columns: str) -> None:
-    lacking = [f"`{name}`" for name in columns if name not in row]
+def _check_columns(row: Mapping[str, Any], number: int, **columns: str) -> None:
+    """Refuses a row that lacks a column, by the argument that names it."""
+    lacking = {argument: name for argument, name in columns.items() if name not in row}
     if lacking:
         raise ValueError(
-            f"row {number} has the columns {', '.join(f'`{name}`' for name in row)}, and not {', '.join(lacking)}; "
-            "name the right ones with the `*_column` arguments, or use `rename_columns`"
+            f"row {number} has the columns {', '.join(f'`{name}`' for name in row)}, and not "
+            f"{', '.join(f'`{name}`' for name in lacking.values())}; name the right ones with "
+            f"{', '.join(f'`{argument}=`' for argument in lacking)}, or use `rename_columns`"
         )
 
 

@@ -194,7 +194,7 @@ def compute_corr_at_k(
     """
     from datasets import Dataset
 
-    check_columns(dataset, (prompt_column, response_column), ())
+    check_columns(dataset, {prompt_column: "prompt_column", response_column: "response_column"}, ())
     check_phrases("affirmations", affirmations)
     _check_ks(ks)
     _check_judge(judge)

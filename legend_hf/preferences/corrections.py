@@ -180,7 +180,7 @@ def correction_ladders(
     _check_arguments(model, continue_fn, cuts, on_error, output)
     check_phrases("affirmations", affirmations)
     check_phrases("triggers", triggers)
-    check_columns(dataset, (prompt_column, response_column), LADDER)
+    check_columns(dataset, {prompt_column: "prompt_column", response_column: "response_column"}, LADDER)
     if model is not None:
         decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
         continue_fn = open_continuer(
@@ -275,7 +275,7 @@ def ladder_pairs(ladders: Dataset) -> Dataset:
     """
     from datasets import Features, Value
 
-    check_columns(ladders, ("responses",), PAIRS)
+    check_columns(ladders, {"responses": None}, PAIRS)
     plain = ladders.with_format(None)
     response = plain.features["responses"].feature
     types = dict(zip(PAIRS, (response, response, Value("int64"), Value("int64"), Value("float32")), strict=True))
@@ -411,19 +411,27 @@ def check_fits(continuer: Continuer, row: int, prompt: str, prefixes: Sequence[s
             raise RowError(row, None, str(error)) from error
 
 
-def check_columns(dataset: Any, needed: Sequence[str], added: Sequence[str]) -> None:
-    """Refuses what is no `Dataset`, lacks a column, or has one that would be written."""
+def check_columns(dataset: Any, needed: Mapping[str, str | None], added: Sequence[str]) -> None:
+    """Refuses what is no `Dataset`, lacks a column, or has one that would be written.
+
+    Args:
+        dataset: What was given.
+        needed: Columns it must have, each with the caller's argument that names it, if there is one.
+        added: Columns it must not have.
+    """
     from datasets import Dataset
 
     if not isinstance(dataset, Dataset):
         raise ValueError(
             f"given {kind_of(dataset)}; allowed is a `Dataset`: take one split, or use `Dataset.from_list`"
         )
-    lacking = [f"`{name}`" for name in needed if name not in dataset.column_names]
+    lacking = [name for name in needed if name not in dataset.column_names]
     if lacking:
+        arguments = ", ".join(f"`{needed[name]}=`" for name in lacking if needed[name])
         raise ValueError(
             f"the dataset has the columns {', '.join(f'`{name}`' for name in dataset.column_names)}, and not "
-            f"{', '.join(lacking)}; name the right ones with the `*_column` arguments, or use `rename_columns`"
+            f"{', '.join(f'`{name}`' for name in lacking)}; "
+            f"{f'name the right ones with {arguments}, or ' if arguments else ''}use `rename_columns`"
         )
     clash = [name for name in added if name in dataset.column_names]
     if clash:
