@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,6 +22,7 @@ from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
 from legend_hf.hub import cards, transfer
+from legend_hf.hub.source import Source, Trace, find_sources, has_commit, traces_of
 from legend_hf.margins.columns import OK, suffixed
 from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
 
@@ -37,16 +38,6 @@ SHARD_BYTES = 500_000_000
 """Of Arrow data in one Parquet file, as `datasets` does."""
 _NAME = re.compile(r"\w[\w.-]*")
 _SPLIT = re.compile(r"\w+(\.\w+)*")
-# Where `datasets` keeps what it loaded from the Hub: namespace___name/config/version/commit/file.arrow.
-_CACHED = re.compile(r"(?P<namespace>[\w.-]+)___(?P<name>[\w.-]+)/[^/]+/[^/]+/(?P<commit>[0-9a-f]{40})/[^/]+")
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The dataset that was annotated: its Hub id, and the commit that was loaded where that is known."""
-
-    repo_id: str
-    revision: str | None
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ def push_annotated(
     repo_id: str,
     *,
     direction: Direction | Mapping[str, Direction],
-    source: str | None = None,
+    source: str | Sequence[str] | None = None,
     private: bool = True,
     config_name: str | None = None,
     token: str | None = None,
@@ -90,8 +81,10 @@ def push_annotated(
             configuration's others stay), or a mapping from configuration names to `DatasetDict`s.
         repo_id: `namespace/name`, or `name` for the token's own account. Made if missing.
         direction: The direction the margins come from, or the same mapping that `LegendMarginFn` was given.
-        source: Hub id of the dataset that was annotated: its licence, language, tags and card text are taken
-            over. None finds it where the dataset was loaded from the Hub and is still in its cache.
+        source: Hub id of the dataset that was annotated, or a list of ids: licence, language, tags and card text
+            are taken over. None finds what was loaded from the Hub and is still in the cache of `datasets`. Sources
+            that are found are checked whatever is named. `[]` says that the rows never were on the Hub; rows that were
+            copied out of `datasets` and back (`from_list`, `from_pandas`) carry no trace, and count as such.
         private: Whether a repository that is made now is private. One that exists keeps what it is.
         config_name: Name of the configuration; None is `"default"`.
         token: Hub token with write permission; None takes the environment's.
@@ -106,15 +99,15 @@ def push_annotated(
     Raises:
         TypeError: The dataset is streaming, or not a dataset.
         ValueError: A margin column is missing, not finite or not this direction's; splits differ in their
-            columns; the repository is the source; or something private would become public. Nothing was
-            uploaded.
+            columns; the repository is the source; something private would become public; or rows would that
+            are from files or the Hub and whose source is not known. Nothing was uploaded.
         PermissionError: The token is missing or may not write there. Nothing was uploaded.
         ConnectionError: The Hub failed again and again. The same push can be run again.
     """
     directions = _named(direction)
     configs = _prepare(dataset, config_name, directions)
     target = transfer.check_writable(repo_id, repo_type="dataset", token=token, create_pr=create_pr)
-    origin, source_card = _look_at_source(
+    sources, source_cards = _look_at_sources(
         configs, source, target, private=private, allow_source=allow_source, token=token
     )
     with TemporaryDirectory(prefix="legend_hf_") as folder:
@@ -124,7 +117,7 @@ def push_annotated(
             target.repo_id,
             files,
             repo_type="dataset",
-            readme=lambda existing: _card(configs, described, existing, target.repo_id, origin, source_card),
+            readme=lambda existing: _card(configs, described, existing, target.repo_id, sources, source_cards),
             replaces=_replaced(configs),
             private=private,
             token=token,
@@ -139,7 +132,7 @@ def save_annotated(
     folder: str | os.PathLike[str],
     *,
     direction: Direction | Mapping[str, Direction],
-    source: str | None = None,
+    source: str | Sequence[str] | None = None,
     config_name: str | None = None,
 ) -> None:
     """Writes what `push_annotated` would push into a folder, for `load_dataset(folder)`.
@@ -156,15 +149,15 @@ def save_annotated(
         ValueError: As `push_annotated`.
     """
     configs = _prepare(dataset, config_name, _named(direction))
-    origin = _Source(source, None) if source else None
-    source_card = None
-    if origin is not None:
-        try:
-            found = transfer.describe_repo(origin.repo_id, repo_type="dataset")
-            if found.commit is not None:
-                source_card = transfer.read_readme(origin.repo_id, repo_type="dataset", revision=found.commit)
-        except (OSError, ValueError) as error:
-            logger.warning("left the card of `%s` out: %s", origin.repo_id, error)
+    named = named_sources(source)
+    sources: tuple[Source, ...] = ()
+    source_cards: dict[str, str] = {}
+    try:
+        sources, _ = find_sources(_traces(configs), named)
+        source_cards = _cards_of(sources, None)
+    except (OSError, ValueError) as error:
+        logger.warning("left the card of %s out: %s", ", ".join(f"`{n}`" for n in named or ("the source",)), error)
+        sources = sources or tuple(Source(transfer.Repository(n, None, False, False), None) for n in named or ())
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     readme = target / transfer.README
@@ -172,7 +165,7 @@ def save_annotated(
     existing = readme.read_bytes().decode("utf-8") if readme.exists() else None
     with TemporaryDirectory(prefix=".partial_", dir=target) as partial:
         described = _write(configs, Path(partial))
-        card = _card(configs, described, existing, None, origin, source_card)
+        card = _card(configs, described, existing, None, sources, source_cards)
         new = {path.relative_to(partial).as_posix(): path for path in Path(partial).rglob("*.parquet")}
         for pattern in _replaced(configs):
             for old in target.glob(pattern):
@@ -388,74 +381,107 @@ def _numbers(rows: Dataset, column: str, where: str) -> np.ndarray:
     return values
 
 
-def _look_at_source(
+def named_sources(source: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """The sources that somebody named; None when nothing was said.
+
+    Raises:
+        ValueError: It is neither an id nor a list of ids.
+    """
+    if source is None:
+        return None
+    names = (source,) if isinstance(source, str) else tuple(source)
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"`source` is {source!r}; give the Hub id of a dataset, a list of ids, or `[]` for none")
+    return names
+
+
+def check_sources(
+    target: transfer.Repository,
+    sources: Sequence[Source],
+    traces: Sequence[Trace],
+    lost: Sequence[Trace],
+    *,
+    private: bool,
+    allow_source: bool = False,
+    token: str | None = None,
+) -> None:
+    """Refuses to write onto a source, and to show what a source hides or what is from nobody knows where.
+
+    Args:
+        target: Where the rows would go.
+        sources: As `find_sources` gives them.
+        traces: Of the rows.
+        lost: Those of them that lead nowhere.
+        private: Whether the target would be made private, where it does not exist.
+        allow_source: Allow pushing onto a source itself.
+        token: Hub token; None takes the environment's.
+
+    Raises:
+        ValueError: As said.
+    """
+    if target.exists and not allow_source:
+        commits = {trace.commit for trace in traces if trace.commit}
+        if any(_is_same_repository(source.repo_id, target.repo_id) for source in sources) or any(
+            has_commit(target.repo_id, commit, token=token) for commit in commits
+        ):
+            raise ValueError(
+                f"`{target.repo_id}` is the dataset that was annotated; push to another repository, or pass "
+                "`allow_source=True` to put the margins into this one"
+            )
+    if target.private if target.exists else private:
+        return
+    gated = target.exists and not target.public
+    seen = f"{'is' if target.exists else 'would be'} {'gated, which lets others in' if gated else 'public'}"
+    for source in sources:
+        hidden = source.repository.private if gated else not source.repository.public
+        if hidden and not _is_same_repository(source.repo_id, target.repo_id):
+            raise ValueError(
+                f"the source `{source.repo_id}` is private or gated and `{target.repo_id}` {seen}; push to a private "
+                "repository (`private=True`), or make the source public first"
+            )
+    if lost:
+        raise ValueError(
+            f"these rows are from {lost[0].said}, and it cannot be found out which dataset of the Hub that is, while "
+            f'`{target.repo_id}` {seen}; name all that they are from, `source="user/name"` or a list of such '
+            "(`source=[]`: they never were on the Hub), or push to a private repository (`private=True`)"
+        )
+
+
+def _is_same_repository(one: str, other: str) -> bool:
+    return one.lower() == other.lower()
+
+
+def _look_at_sources(
     configs: Mapping[str, _Config],
-    source: str | None,
+    source: str | Sequence[str] | None,
     target: transfer.Repository,
     *,
     private: bool,
     allow_source: bool,
     token: str | None,
-) -> tuple[_Source | None, str | None]:
-    """Finds the source and its card; refuses to overwrite it, and to make public what it keeps private."""
-    loaded = sorted({found for config in configs.values() for found in _loaded_from(config.splits)})
-    commits = {commit for _, commit in loaded}
-    origin = None
-    is_source = target.exists and any(_has_commit(target.repo_id, commit, token) for commit in commits)
-    if source is not None:
-        found = transfer.describe_repo(source, repo_type="dataset", token=token)
-        if not found.exists:
-            raise ValueError(
-                f"`source` is {source!r}, which the Hub does not have, or which this token may not see; give "
-                "the id of the dataset that was annotated, or leave it out"
-            )
-        known = next((c for c in commits if _has_commit(found.repo_id, c, token)), None)
-        origin = _Source(found.repo_id, known)
-        is_source = is_source or found.repo_id.lower() == target.repo_id.lower()
-    elif len(loaded) == 1:
-        (name, commit) = loaded[0]
-        # The cache keeps names in lower case with underscores: only a repository that has the commit is the
-        # one.
-        found = transfer.describe_repo(name, repo_type="dataset", revision=commit, token=token)
-        if found.commit == commit:
-            origin = _Source(found.repo_id, commit)
-    if is_source:
-        if not allow_source:
-            raise ValueError(
-                f"`{target.repo_id}` is the dataset that was annotated; push to another repository, or pass "
-                "`allow_source=True` to put the margins into this one"
-            )
-        return origin, None  # Its card is the one that is there.
-    if origin is None:
-        return None, None
-    public = target.public if target.exists else not private
-    if public and not found.public:
-        raise ValueError(
-            f"the source `{origin.repo_id}` is private or gated and `{target.repo_id}` "
-            f"{'is' if target.exists else 'would be'} public; push to a private repository (`private=True`), "
-            "or make the source public first"
-        )
-    if found.commit is None:
-        return origin, None
-    card = transfer.read_readme(
-        origin.repo_id, repo_type="dataset", revision=origin.revision or found.commit, token=token
-    )
-    return origin, card
+) -> tuple[tuple[Source, ...], dict[str, str]]:
+    """Finds the sources and their cards by id, and checks that the rows may go to the target."""
+    traces = _traces(configs)
+    sources, lost = find_sources(traces, named_sources(source), token=token)
+    check_sources(target, sources, traces, lost, private=private, allow_source=allow_source, token=token)
+    # The card of a source that is written to is the one that is there.
+    others = [s for s in sources if not _is_same_repository(s.repo_id, target.repo_id)]
+    return sources, _cards_of(others, token)
 
 
-def _loaded_from(splits: Mapping[str, Dataset]) -> Iterator[tuple[str, str]]:
-    """Where `datasets` loaded rows from: (namespace/name as the cache spells it, commit)."""
-    for rows in splits.values():
-        for file in rows.cache_files:
-            tail = "/".join(PurePath(file["filename"]).parts[-5:])
-            match = _CACHED.fullmatch(tail)
-            if match:
-                yield f"{match['namespace']}/{match['name']}", match["commit"]
+def _traces(configs: Mapping[str, _Config]) -> tuple[Trace, ...]:
+    return traces_of(rows for config in configs.values() for rows in config.splits.values())
 
 
-def _has_commit(repo_id: str, commit: str, token: str | None) -> bool:
-    found = transfer.describe_repo(repo_id, repo_type="dataset", revision=commit, token=token)
-    return found.commit == commit
+def _cards_of(sources: Iterable[Source], token: str | None) -> dict[str, str]:
+    """The cards of sources, as they were when these were loaded, by id."""
+    found = {}
+    for source in sources:
+        commit = source.revision or source.repository.commit
+        card = commit and transfer.read_readme(source.repo_id, repo_type="dataset", revision=commit, token=token)
+        if card is not None and commit is not None:
+            found[source.repo_id] = card
+    return found
 
 
 def _folder_of(config: str) -> str:
@@ -512,8 +538,8 @@ def _card(
     described: Mapping[str, Mapping[str, Any]],
     existing: str | None,
     repo_id: str | None,
-    source: _Source | None,
-    source_card: str | None,
+    sources: Sequence[Source],
+    source_cards: Mapping[str, str],
 ) -> str:
     """Writes the card on top of the one that is there."""
     from datasets import DatasetInfo
@@ -564,12 +590,12 @@ def _card(
         {
             "repo_id": repo_id,
             "library": f"legend_hf {__version__}",
-            "source": asdict(source) if source else None,
+            "sources": [{"repo_id": source.repo_id, "revision": source.revision} for source in sources],
             "metadata": {"dataset_info": data["dataset_info"], "configs": data["configs"]},
             "configs": facts,
         },
         existing,
-        source_card,
+        source_cards,
     )
     written = DatasetInfosDict.from_dataset_card_data(DatasetCardData(**cards.front_matter(text)))
     for name, config in configs.items():

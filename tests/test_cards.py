@@ -77,7 +77,7 @@ def dataset_facts(**changes: Any) -> dict[str, Any]:
     facts = {
         "repo_id": "user/annotated",
         "library": "legend_hf 0.1.0",
-        "source": None,
+        "sources": [],
         "metadata": {"dataset_info": info, "configs": [{"config_name": "default", "data_files": []}]},
         "configs": {"default": config},
     }
@@ -242,7 +242,7 @@ def test_no_string_breaks_out_of_a_direction_card(text: str):
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(st.just(HOSTILE), st.text(max_size=80)))
 def test_no_string_breaks_out_of_a_dataset_card(text: str):
-    facts = dataset_facts(repo_id=text, library=text, source={"repo_id": text, "revision": text})
+    facts = dataset_facts(repo_id=text, library=text, sources=[{"repo_id": text, "revision": text}])
     config = facts["configs"]["default"]
     config["directions"] = {text: hostile({**DIRECTION, "revision": "x"}, text)}
     config["scales"] = {text: text}
@@ -295,7 +295,7 @@ def test_size_category(rows: int, category: str):
 
 
 def test_dataset_card_says_where_margins_come_from_and_how_they_lie():
-    card = cards.dataset_card(dataset_facts(source={"repo_id": "user/pairs", "revision": "e" * 40}))
+    card = cards.dataset_card(dataset_facts(sources=[{"repo_id": "user/pairs", "revision": "e" * 40}]))
     for said in (
         "[`user/direction`](https://huggingface.co/user/direction) | `" + "c" * 40,
         "[`user/pairs`](https://huggingface.co/datasets/user/pairs), commit `" + "e" * 40,
@@ -336,8 +336,8 @@ Their margins.
 
 
 def test_the_source_passes_on_its_licence_and_its_text_once():
-    facts = dataset_facts(source={"repo_id": "user/pairs", "revision": None})
-    card = cards.dataset_card(facts, None, SOURCE_CARD)
+    facts = dataset_facts(sources=[{"repo_id": "user/pairs", "revision": None}])
+    card = cards.dataset_card(facts, None, {"user/pairs": SOURCE_CARD})
     metadata = front(card)
     assert (metadata["license"], metadata["license_link"], metadata["language"]) == ("mit", "LICENSE.md", ["en", "fr"])
     assert metadata["tags"][:2] == ["human-feedback", "legend"]
@@ -349,22 +349,22 @@ def test_the_source_passes_on_its_licence_and_its_text_once():
     assert_whole(card)
 
     edited = card.replace("# Their dataset", "# Their dataset, which I know well")
-    assert cards.dataset_card(facts, edited, SOURCE_CARD) == edited
+    assert cards.dataset_card(facts, edited, {"user/pairs": SOURCE_CARD}) == edited
     assert "# Their dataset" not in cards.dataset_card(facts, None, None)
 
 
 def test_an_own_licence_is_kept_over_the_sources():
-    facts = dataset_facts(source={"repo_id": "user/pairs", "revision": None})
-    card = cards.dataset_card(facts, "---\nlicense: apache-2.0\n---\nMine.\n", SOURCE_CARD)
+    facts = dataset_facts(sources=[{"repo_id": "user/pairs", "revision": None}])
+    card = cards.dataset_card(facts, "---\nlicense: apache-2.0\n---\nMine.\n", {"user/pairs": SOURCE_CARD})
     assert front(card)["license"] == "apache-2.0"
     assert "Mine." in card
     assert "# Their dataset" in card
 
 
 def test_a_source_card_without_readable_metadata_still_passes_on_its_text(caplog: pytest.LogCaptureFixture):
-    facts = dataset_facts(source={"repo_id": "user/pairs", "revision": None})
+    facts = dataset_facts(sources=[{"repo_id": "user/pairs", "revision": None}])
     with caplog.at_level(logging.WARNING):
-        card = cards.dataset_card(facts, None, "---\na: [1\n---\nTheir text.")
+        card = cards.dataset_card(facts, None, {"user/pairs": "---\na: [1\n---\nTheir text."})
     assert "took no licence, language or tags from the card of `user/pairs`" in caplog.text
     assert "Their text." in card
 

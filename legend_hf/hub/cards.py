@@ -140,19 +140,19 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
     return _compose(existing, metadata, section, title=_title(facts["repo_id"], "A safety direction"))
 
 
-def dataset_card(facts: Facts, existing: str | None = None, source_card: str | None = None) -> str:
+def dataset_card(facts: Facts, existing: str | None = None, source_cards: Mapping[str, str] | None = None) -> str:
     """Writes the card of an annotated dataset.
 
     Args:
-        facts: `repo_id` (None: a folder), `library`, `source` (None, or a mapping with `repo_id` and
-            `revision`), `metadata` (front matter that describes the files: `dataset_info` and `configs`, of
+        facts: `repo_id` (None: a folder), `library`, `sources` (mappings with `repo_id` and `revision` each),
+            `metadata` (front matter that describes the files: `dataset_info` and `configs`, of
             the whole repository), and `configs`: config name to a mapping with `directions` (name, `""` for
             an only one, to what `direction_card` takes plus `revision`), `statistics` (one mapping per column
             and split) and `kept_splits` (splits of the config that stay as they are). Configs that are in the
             existing card and not here stay.
         existing: The README that is there.
-        source_card: The README of the source dataset: its licence, language and tags are inherited, its text
-            follows below, once.
+        source_cards: The READMEs of the source datasets, by id: their licence, language and tags are inherited,
+            their texts follow below, once.
 
     Raises:
         KeyError: A fact is missing.
@@ -162,15 +162,18 @@ def dataset_card(facts: Facts, existing: str | None = None, source_card: str | N
 
     metadata = DatasetCardData(
         annotations_creators=["machine-generated"],
-        source_datasets=["extended"] if facts["source"] else None,
+        source_datasets=["extended"] if facts["sources"] else None,
         size_categories=[_size(facts["metadata"]["dataset_info"])],
         tags=["legend", "margin", "preference", "safety", "rlhf", "trl", "reward-model"],
         **facts["metadata"],
     ).to_dict()
     inherited: dict[str, Any] = {}
-    appendix = None
-    if facts["source"] and source_card is not None:
-        inherited, appendix = _inherit(facts["source"], source_card)
+    appendices = []
+    for source in facts["sources"]:
+        if source["repo_id"] in (source_cards or {}):
+            kept, appendix = _inherit(source, (source_cards or {})[source["repo_id"]])
+            inherited = _merge(inherited, kept)
+            appendices.append(appendix)
     old = _blocks(existing or "")
     blocks = {name: text for name, text in old.items() if name not in facts["configs"]}
     for name, config in facts["configs"].items():
@@ -186,7 +189,7 @@ def dataset_card(facts: Facts, existing: str | None = None, source_card: str | N
         section,
         title=_title(facts["repo_id"], "Preference pairs with margins"),
         inherited=inherited,
-        appendix=appendix,
+        appendices=appendices,
     )
 
 
@@ -276,20 +279,20 @@ def _config_block(name: str, config: Facts, facts: Facts, old: str | None) -> st
     statistics = as_table(
         ("Split", "Column", "Rows", "Skipped", "Mean", "SD", "5 %", "Median", "95 %", "Above 0"), rows
     )
-    source = facts["source"]
     text = _fill(
         "config.md",
         config=as_code(name),
         provenance=f"{provenance}\n\nAnnotated with {escaped(facts['library'])}.",
-        source="The source dataset was not named."
-        if not source
-        else f"Source: {repository_link(source['repo_id'], 'datasets/', NOT_RECORDED)}, "
-        + ("commit " + as_code(source["revision"]) if source["revision"] else "commit " + NOT_RECORDED)
-        + ".",
+        source="\n".join(_source_line(source) for source in facts["sources"]) or "The source dataset was not named.",
         statistics="\n".join([statistics, *kept_rows]),
-        program=_dataset_program(name, directions, source),
+        program=_dataset_program(name, directions, facts["sources"]),
     )
     return f"<!-- legend_hf:config {name} -->\n{text.strip()}\n<!-- /legend_hf:config {name} -->"
+
+
+def _source_line(source: Facts) -> str:
+    commit = as_code(source["revision"]) if source["revision"] else NOT_RECORDED
+    return f"Source: {repository_link(source['repo_id'], 'datasets/', NOT_RECORDED)}, commit {commit}."
 
 
 def _blocks(text: str) -> dict[str, str]:
@@ -313,7 +316,7 @@ def _direction_program(facts: Facts) -> str:
     )
 
 
-def _dataset_program(config: str, directions: Mapping[str, Facts], source: Facts | None) -> str:
+def _dataset_program(config: str, directions: Mapping[str, Facts], sources: Sequence[Facts]) -> str:
     def load(d: Facts) -> str:
         arguments = [json.dumps(_id_or_none(d["repo_id"]) or "path/to/the/direction")]
         if d["repo_id"] and _COMMIT.fullmatch(d["revision"] or ""):
@@ -322,6 +325,7 @@ def _dataset_program(config: str, directions: Mapping[str, Facts], source: Facts
             arguments.append('model="path/to/its/model"')
         return f"Direction.from_pretrained({', '.join(arguments)})"
 
+    source = sources[0] if len(sources) == 1 else None
     arguments = [json.dumps(_id_or_none(source["repo_id"] if source else None) or "path/to/the/source")]
     if source and _COMMIT.fullmatch(source["revision"] or ""):
         arguments.append(f'revision="{source["revision"]}"')
@@ -345,7 +349,7 @@ def _compose(
     *,
     title: str,
     inherited: Mapping[str, Any] | None = None,
-    appendix: tuple[str, str] | None = None,
+    appendices: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Puts front matter, section and what people wrote together.
 
@@ -355,7 +359,7 @@ def _compose(
         section: Our text.
         title: Heading of a README that is new.
         inherited: Front matter taken over where there is none.
-        appendix: A marker and a text that goes to the end, unless the marker is there already.
+        appendices: Markers and texts that go to the end, unless the marker is there already.
     """
     import yaml
 
@@ -371,8 +375,9 @@ def _compose(
         body = f"{body.rstrip()}{newline * 2}{ours}{newline}"
     else:
         body = body[:begin] + ours + body[end:]
-    if appendix is not None and appendix[0] not in body:
-        body = f"{body.rstrip()}{newline * 2}" + f"{appendix[0]}\n{appendix[1].strip()}\n".replace("\n", newline)
+    for marker, words in appendices:
+        if marker not in body:
+            body = f"{body.rstrip()}{newline * 2}" + f"{marker}\n{words.strip()}\n".replace("\n", newline)
     dumped = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, line_break=newline)
     return f"---{newline}{dumped}---{newline}{body}"
 

@@ -78,12 +78,14 @@ class Repository:
         public: Whether anybody can read its files: it is neither private nor gated. False when it does not
             exist.
         exists: Whether it exists, as far as this token can see.
+        private: Whether only its owners can read its files. A gated one, which lets others in, is neither.
     """
 
     repo_id: str
     commit: str | None
     public: bool
     exists: bool
+    private: bool = False
 
 
 def read_files(
@@ -203,9 +205,22 @@ def describe_repo(
             return Repository(repo_id, None, public=False, exists=False)
         except RevisionNotFoundError:
             info = api.repo_info(repo_id, repo_type=repo_type)
-        return Repository(info.id, info.sha, public=not (info.private or getattr(info, "gated", False)), exists=True)
+        private, gated = bool(info.private), bool(getattr(info, "gated", False))
+        return Repository(info.id, info.sha, public=not (private or gated), exists=True, private=private)
 
     return _again(ask, repo_id, repo_type, "look at", token)
+
+
+def list_datasets(author: str, *, token: str | bool | None = None) -> list[str]:
+    """Ids of a user's or an organisation's datasets, as far as this token can see.
+
+    Raises:
+        OSError: The Hub cannot be reached, or refuses to say.
+    """
+    api = _api(token)
+    return _again(
+        lambda: [info.id for info in api.list_datasets(author=author)], author, "dataset", "look through", token
+    )
 
 
 def check_writable(

@@ -1,0 +1,187 @@
+"""Where did these rows come from? What `datasets` leaves behind of that, and which repositories it means.
+
+In: datasets, and ids that somebody named. Out: repositories of the Hub with the commit that was loaded, and what could
+not be identified. Only what `datasets` keeps can be seen: rows that were copied into Python objects and back carry no
+trace. Reads no rows and no cards, and decides nothing: who may see what is the caller's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+from legend_hf.hub import transfer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_FILE = re.compile(r"hf://datasets/(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/")
+# The Hub's cache: datasets--namespace--name/snapshots/commit/file.
+_SNAPSHOT = re.compile(r"(?:^|/)datasets--(?P<id>[\w.-]+?--[\w.-]+)/snapshots/(?P<commit>[0-9a-f]{40})/")
+
+
+@dataclass(frozen=True, order=True)
+class Trace:
+    """One thing that is known of where rows came from.
+
+    Attributes:
+        said: For a message: what the rows were loaded as.
+        name: `namespace/name` or `name`, in the spelling of `datasets`' cache unless `exact`; empty when not known.
+        commit: The commit that was loaded; empty when not known.
+        exact: Whether `name` is spelled as on the Hub.
+    """
+
+    said: str
+    name: str = ""
+    commit: str = ""
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset on the Hub that rows came from.
+
+    Attributes:
+        repository: As the Hub describes it now.
+        revision: The commit that was loaded, None when that is not known.
+    """
+
+    repository: transfer.Repository
+    revision: str | None
+
+    @property
+    def repo_id(self) -> str:
+        """Its full id, by its present name."""
+        return self.repository.repo_id
+
+
+def traces_of(datasets: Iterable[Dataset]) -> tuple[Trace, ...]:
+    """Collects what `datasets` left behind of where rows came from; empty for rows that were made in memory.
+
+    Rows keep the files that they lie in and the name that they were loaded by. A file in the cache of a Hub dataset
+    tells its name, in a spelling that is not the Hub's (`user/MyData` is `user___my_data`), and its commit. Rows of
+    several datasets that were put together and then written anew lie in the cache of the first and have lost their
+    name, so a trace says that there were others.
+    """
+    return tuple(sorted({trace for rows in datasets for trace in _traces(rows)}))
+
+
+def spelled(repo_id: str) -> str:
+    """An id as `datasets` spells it in its cache."""
+    from datasets.naming import camelcase_to_snakecase
+
+    namespace, _, name = repo_id.rpartition("/")
+    return f"{namespace}/{camelcase_to_snakecase(name)}" if namespace else camelcase_to_snakecase(name)
+
+
+def find_sources(
+    traces: Sequence[Trace], named: Sequence[str] | None, *, token: str | bool | None = None
+) -> tuple[tuple[Source, ...], tuple[Trace, ...]]:
+    """Finds the repositories that traces lead to.
+
+    Args:
+        traces: Of the rows.
+        named: Hub ids that somebody gave as the sources; an empty list says that the rows never were on the Hub. None:
+            nobody said anything.
+        token: Hub token; None takes the environment's.
+
+    Returns:
+        The sources, those that were named first, and the traces that lead nowhere. What was named answers for traces
+        without a commit: it cannot be held against anything. A trace with a commit is answered by a repository that
+        has this commit, or by a named one of the same spelling, whose history may have been rewritten.
+
+    Raises:
+        ValueError: A dataset that was named does not exist, or is hidden from this token.
+        OSError: The Hub cannot be reached.
+    """
+    found: dict[str, Source] = {}
+    for repo_id in named or ():
+        repository = transfer.describe_repo(repo_id, repo_type="dataset", token=token)
+        if not repository.exists:
+            raise ValueError(
+                f"`source` is {repo_id!r}, which the Hub does not have, or which this token may not see; give "
+                "the id of the dataset that was annotated, or leave it out"
+            )
+        found.setdefault(repository.repo_id, Source(repository, None))
+    given = dict.fromkeys((*found, *(named or ())))
+    lost = []
+    for trace in traces:
+        if not trace.commit and not trace.exact:
+            if named is None:
+                lost.append(trace)
+            continue
+        for repo_id in dict.fromkeys((*found, *_candidates(trace, token))):
+            repository = transfer.describe_repo(
+                repo_id, repo_type="dataset", revision=trace.commit or None, token=token
+            )
+            same = repository.repo_id.lower() == trace.name.lower() if trace.exact else False
+            if repository.exists and (repository.commit == trace.commit if trace.commit else same):
+                found[repository.repo_id] = Source(repository, trace.commit or None)
+                break
+        else:
+            if not any(trace.name.lower() in (spelled(repo_id).lower(), repo_id.lower()) for repo_id in given):
+                lost.append(trace)
+    return tuple(found.values()), tuple(lost)
+
+
+def has_commit(repo_id: str, commit: str, *, token: str | bool | None = None) -> bool:
+    """Whether a dataset repository has a commit."""
+    return transfer.describe_repo(repo_id, repo_type="dataset", revision=commit, token=token).commit == commit
+
+
+def _traces(rows: Dataset) -> Iterator[Trace]:
+    info = rows.info
+    by_name = info.dataset_name is not None and info.dataset_name != info.builder_name
+    paths = [PurePath(file["filename"]).parts for file in rows.cache_files]
+    for url in info.download_checksums or ():
+        if match := _HUB_FILE.match(str(url)):
+            commit = match["revision"] if _COMMIT.fullmatch(match["revision"] or "") else ""
+            yield Trace(f"`{match['id']}`", match["id"], commit, exact=True)
+    known = bool(info.download_checksums)
+    for parts in paths:
+        if match := _SNAPSHOT.search("/".join(parts)):
+            repo_id = match["id"].replace("--", "/", 1)
+            yield Trace(f"`{repo_id}`", repo_id, match["commit"], exact=True)
+            known = True
+        # datasets/namespace___name/config/version/commit/file.arrow
+        elif len(parts) >= 5 and _COMMIT.fullmatch(parts[-2]):
+            name = parts[-5].replace("___", "/", 1)
+            yield Trace(f"`{name}` at commit {parts[-2]}", name, parts[-2])
+            known = True
+            if info.dataset_name is None and parts[-1].startswith("cache-"):
+                yield Trace(f"rows of several datasets that were put together, the first being `{name}`")
+    if known:
+        return
+    if by_name and _COMMIT.fullmatch(info.dataset_name):
+        yield Trace(f"a snapshot of commit {info.dataset_name}", "", info.dataset_name)
+    elif by_name:
+        yield Trace(f"`{info.dataset_name}`, of which only the name is known", info.dataset_name)
+    elif info.dataset_name is not None:
+        yield Trace(f"what the loader `{info.builder_name}` read, which may be files of the Hub")
+    elif paths:
+        yield Trace(f"a file without a record of where its rows are from, `{paths[0][-1]}`")
+
+
+def _candidates(trace: Trace, token: str | bool | None) -> Iterator[str]:
+    """Ids on the Hub that a trace may mean, the likeliest first; the caller checks each."""
+    from huggingface_hub import constants
+
+    if trace.exact:
+        yield trace.name
+        return
+    # What was loaded was downloaded, and the Hub's own cache keeps names as they are.
+    for snapshot in sorted(Path(constants.HF_HUB_CACHE).glob(f"datasets--*--*/snapshots/{trace.commit}")):
+        yield snapshot.parts[-3].removeprefix("datasets--").replace("--", "/", 1)
+    namespace = trace.name.rpartition("/")[0]
+    if trace.name:
+        yield trace.name
+    if namespace:
+        yield from (
+            name
+            for name in transfer.list_datasets(namespace, token=token)
+            if spelled(name).lower() == trace.name.lower()
+        )
