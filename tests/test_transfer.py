@@ -537,12 +537,35 @@ def test_a_branch_and_a_pull_request_leave_main_alone(hub: LoopbackHub, uploaded
     hub.store.repos[("models", *uploaded.split("/"))].private = False
     transfer.upload_files(uploaded, {"a": b"1"}, create_pr=True, token=OTHER_TOKEN, commit_message="x")
     assert len(repo.discussions) == 2
-    hub.faults.add(path="/commit/main", action="lose", count=1)
-    with pytest.raises(
-        ConnectionError, match="the connection broke while a pull request was opened .* look at its discussions"
-    ):
-        transfer.upload_files(uploaded, {"a": b"1"}, create_pr=True, commit_message="x")
-    assert len(repo.discussions) == 3
+
+
+@pytest.mark.parametrize("status", [None, 408, 500, 502, 503, 504])
+@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize("repo_type", ["model", "dataset"])
+def test_a_lost_answer_opens_one_pull_request(hub: LoopbackHub, repo_type: str, status: int | None, done: bool):
+    """Whether the connection broke or a gateway gave up, and whether the Hub had done its work by then or not."""
+    name = f"user/p{uuid.uuid4().hex[:10]}"
+    transfer.upload_files(name, FILES, repo_type=repo_type, commit_message="first")
+    repo = hub.store.repos[(f"{repo_type}s", *name.split("/"))]
+
+    def ask() -> Any:
+        return transfer.upload_files(name, {"a": b"1"}, repo_type=repo_type, create_pr=True, commit_message="x")
+
+    ask()  # an earlier one of the same title is not taken for this one
+    kind = {"action": "lose" if done else "status" if status else "drop"} | ({"status": status} if status else {})
+    hub.faults.add(path="/commit/main", count=1, **kind)
+    if done:
+        info = ask()
+        assert info.pr_revision == "refs/pr/2"
+        assert info.oid == repo.refs["refs/pr/2"]
+    else:
+        with pytest.raises(ConnectionError, match=r"while a pull request was opened .* look at its discussions"):
+            ask()
+    assert len(repo.discussions) == 1 + done
+    hub.faults.add(path="/commit/main", count=1, action="status", status=429)
+    hub.faults.add(path="preupload", count=1, action="status", status=504)
+    ask()  # the control: what was refused for sure is asked again
+    assert len(repo.discussions) == 2 + done
 
 
 def test_a_readme_that_is_not_utf8_is_named(uploaded: str, monkeypatch: pytest.MonkeyPatch):

@@ -41,6 +41,8 @@ _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _HUB_URL = re.compile(r"hf://(?:models/)?([^/@:]+/[^/@:]+)(?:@([^/]+))?/?")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?:://|::)")
 _RETRIED = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
+# Answers to a request that the Hub understood and did nothing about.
+_REFUSED = frozenset({400, 401, 403, 404, 409, 412, 413, 422, 429})
 # Kinds of URL that hold a list of other files, of any kind and anywhere, which would be read in place of their own.
 _ELSEWHERE = frozenset({"reference"})
 # A URL's kind, then whatever may be a name and a password: up to the last `@`, as a password may hold one.
@@ -311,7 +313,6 @@ def upload_files(
     """
     import httpx2
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
     target = check_writable(repo_id, repo_type=repo_type, token=token, create_pr=create_pr)
@@ -359,6 +360,7 @@ def upload_files(
         if not operations:
             kind = "" if repo_type == "model" else f"{repo_type}s/"
             return CommitInfo(f"{api.endpoint}/{kind}{full_id}/commit/{head}", commit_message, "", head)
+        before = _pull_requests(api, full_id, repo_type) if create_pr else {}
         try:
             return api.create_commit(
                 full_id,
@@ -370,14 +372,17 @@ def upload_files(
                 create_pr=create_pr,
             )
         except httpx2.HTTPError as error:
-            # A pull request leaves no trace on the branch, so it cannot be seen whether a lost one was
-            # opened, and a second one would be noise.
-            if create_pr and not isinstance(error, HfHubHTTPError):
-                raise ConnectionError(
-                    f"the connection broke while a pull request was opened on `{full_id}` ({_reason(error, token)}); "
-                    "look at its discussions before you try again"
-                ) from _cause(error, token)
-            raise
+            # A pull request leaves no trace on the branch: an answer that was lost, or that is no refusal, does not
+            # say whether it was opened, and a second one would be noise.
+            if not create_pr or not _may_be_done(error):
+                raise
+            opened = _opened(api, full_id, repo_type, before, commit_message)
+            if opened is not None:
+                return opened
+            raise ConnectionError(
+                f"the connection broke while a pull request was opened on `{full_id}` ({_reason(error, token)}); "
+                "look at its discussions before you try again"
+            ) from _cause(error, token)
         except RuntimeError as error:
             # The client puts a fault of one large file's upload into another.
             if isinstance(error.__cause__, httpx2.HTTPError):
@@ -385,6 +390,44 @@ def upload_files(
             raise
 
     return _again(push, full_id, repo_type, "push to", token)
+
+
+def _pull_requests(api: HfApi, repo_id: str, repo_type: str) -> dict[int, str]:
+    """Titles of this account's open pull requests, by number."""
+    me = api.whoami(cache=True)["name"]
+    found = api.get_repo_discussions(
+        repo_id, repo_type=repo_type, author=me, discussion_type="pull_request", discussion_status="open"
+    )
+    return {pull.num: pull.title for pull in found}
+
+
+def _may_be_done(error: Any) -> bool:
+    """Whether a commit may stand although this came in the place of an answer."""
+    try:
+        asked = "/commit/" in error.request.url.path
+    except RuntimeError:  # nobody knows which request it was
+        asked = True
+    return asked and getattr(getattr(error, "response", None), "status_code", None) not in _REFUSED
+
+
+def _opened(
+    api: HfApi, repo_id: str, repo_type: str, before: Collection[int], commit_message: str
+) -> CommitInfo | None:
+    """The pull request that was opened although its answer was lost; None where none is seen."""
+    import httpx2
+    from huggingface_hub import CommitInfo
+
+    try:
+        new = {num: title for num, title in _pull_requests(api, repo_id, repo_type).items() if num not in before}
+        number = next((num for num, title in new.items() if title == commit_message), None)
+        if number is None:
+            return None
+        oid = api.repo_info(repo_id, repo_type=repo_type, revision=f"refs/pr/{number}").sha
+    except httpx2.HTTPError:
+        return None
+    kind = "" if repo_type == "model" else f"{repo_type}s/"
+    url = f"{api.endpoint}/{kind}{repo_id}"
+    return CommitInfo(f"{url}/commit/{oid}", commit_message, "", oid or "", pr_url=f"{url}/discussions/{number}")
 
 
 def resolve_commit(
