@@ -58,16 +58,20 @@ def check_ladder(row, cuts=4):
         assert response.startswith(begun + " " + trigger)
     assert responses[-1] == full
     assert row["kinds"] == ["direct", *[row["kinds"][1]] * cuts, "full"]
+    assert all(full[place].isspace() for place in places), "no word and no number is cut"
+    assert not any(full[place - 1] in "“([{" for place in places)
     if row["kinds"][1] == "delimiter":
         assert all(full[place - 1] in DELIMITERS for place in places)
-    else:
-        assert all(place == len(full) or full[place].isspace() for place in places)
 
 
 words = st.text(alphabet="ab", min_size=1, max_size=3)
-marks = st.sampled_from(["", "", "", ",", ".", "!", ":", ";", "?", "-", '"', ")", "...", ",,"])
+marks = st.sampled_from(
+    ["", "", "", ",", ".", "!", ":", ";", "?", "-", '"', ")", "...", ",,", "-b", ".5", "(", " [", ' "']
+)
 texts = st.lists(st.tuples(words, marks).map("".join), min_size=5, max_size=60).flatmap(
-    lambda parts: st.sampled_from([" ", "\n", "  "]).map(lambda gap: gap.join(parts))
+    lambda parts: st.sampled_from([" ", "\n", "  "]).map(
+        lambda gap: gap.join([*parts, *"ababa"])
+    )  # some words that nothing opens
 )
 padded = st.tuples(st.sampled_from(["", " ", "\n\n"]), texts, st.sampled_from(["", " ", "\n"])).map("".join)
 
@@ -96,6 +100,7 @@ def test_every_ladder_is_one(responses, seed):
         lambda row: row["cuts"].__setitem__(1, row["cuts"][0]),
         lambda row: row["cuts"].__setitem__(3, len(row["response"])),
         lambda row: row["cuts"].__setitem__(0, row["cuts"][0] - 1),
+        lambda row: row.update(response=row["response"][: row["cuts"][0]] + "x" + row["response"][row["cuts"][0] :]),
         lambda row: row["responses"].__setitem__(2, row["responses"][2].removeprefix(row["affirmation"])),
         lambda row: row["responses"].__setitem__(2, row["responses"][3]),
         lambda row: row["responses"].__setitem__(5, row["affirmation"] + " " + row["response"]),
@@ -143,6 +148,38 @@ def test_the_rule_of_the_source_alone_would_fail():
     steps = Counter(corrections._cut_places(full + " i", 4, random.Random(s))[0][0] for s in range(200))
     assert set(steps) == {2, 5}
     assert min(steps.values()) > 60
+
+
+TROUBLE = (
+    "My once-loved bread, at 3.5 euros (or 4, if fresh), needs: 1,000 grams of flour, well-sifted; 12:30 is lunch. See "
+    "[1], or e.g. “bread, and (all) of it”, then wait.\n\n1. Mix it.\n2. Rest, then bake.\n- Eat, slowly.\n(b) Do it again."
+)
+
+
+def test_no_cut_falls_inside_a_word_or_number_or_behind_what_opens():
+    """The issue is a kind: every text, every number of cuts, every draw."""
+    found = set()
+    for cuts in range(1, 12):
+        for seed in range(20):
+            places, _ = corrections._cut_places(TROUBLE, cuts, random.Random(seed))
+            found.update(places)
+    assert found
+    for place in found:
+        before = TROUBLE[:place].split()[-1]
+        assert TROUBLE[place].isspace(), TROUBLE[place - 9 : place + 9]
+        assert before[-1] not in "([{“"
+        assert before not in ("1.", "2.", "-", "(b)")
+    # The control: counting every delimiter, as the source does, cuts inside them.
+    ends = [i for i, character in enumerate(TROUBLE, 1) if character in DELIMITERS]
+    assert sum(not TROUBLE[i : i + 1].isspace() for i in ends) > 10
+
+
+def test_a_sentence_that_ends_in_a_quote_or_bracket_ends():
+    full = 'He said: "Go." ' * 12 + "And more"
+    for seed in range(20):
+        ladder = ladders_of({"prompt": ["A?"], "response": [full]}, seed=seed)[0]
+        for place, trigger in zip(ladder["cuts"], ladder["triggers"], strict=True):
+            assert trigger[0].isupper() == full[:place].endswith('."')
 
 
 def test_phrases_are_fifteen_each_in_two_styles():

@@ -38,6 +38,8 @@ CUTS = 4
 MAX_NEW_TOKENS = 128
 BATCH_SIZE = 16
 DELIMITERS = ',.!:;?-"“”()[]{}'  # without the apostrophe, which stands inside words
+_OPENING = "“([{"
+_MARK = re.compile(r"[-*+•–—#>]+|[*_(]*(?:\d+|[A-Za-z])[.):][*_]*")  # of a list: "- ", "2. ", "(b) "
 
 # How an assistant sounds that goes along with a request.
 AFFIRMATIONS = (
@@ -130,11 +132,12 @@ def correction_ladders(
     F as it is. The model should be an aligned one, or its first rung is no refusal.
 
     Cuts follow the paper's public code: T delimiters (comma, period, `! : ; ? -`, double quotes, brackets) stand in F,
-    a step t is drawn from {T//4 - 1, T//4}, and cut i ends right after delimiter i*t. Where that would leave nothing of
-    F behind the last cut, the smaller step is taken. With fewer than 8 delimiters the step may be 0 or negative; such a
-    response is cut after fractions of its words instead (ours). One affirmation serves a whole ladder, and one trigger
-    of each style: lower-case ones follow a cut inside a sentence, the others a cut behind `.`, `!` or `?` (the source
-    draws them without regard to the cut).
+    a step t is drawn from {T//4 - 1, T//4}, and cut i ends right after delimiter i*t. Ours: only those count that end a
+    word, so that no cut falls inside a word or a number, behind an opening bracket or the mark of a list; and where
+    nothing of F would be left behind the last cut, the smaller step is taken. With fewer than 8 delimiters the step may
+    be 0 or negative; such a response is cut after fractions of its words instead (ours). One affirmation serves a
+    whole ladder, and one trigger of each style: lower-case ones follow a cut inside a sentence, the others a cut at its
+    end (the source draws them without regard to the cut).
 
     The source generates with Llama-2-7B-chat in 4 bits by diverse beam search (2 beams in 2 groups, penalty 0.5), up
     to 128 new tokens, and leaves an end token behind the trigger. Here decoding is greedy, and the turn stays open: for
@@ -207,7 +210,9 @@ def correction_ladders(
             rungs = _plan(prompt, full, cuts, affirmations, triggers, seed)
             if rungs is None:
                 given = f"given {full!r:.60}, which is too short for {cuts} cuts"
-                raise RowError(i, response_column, f"{given}; allowed are more than {cuts} words; drop the row")
+                raise RowError(
+                    i, response_column, f"{given}; allowed are more than {cuts} words to cut between; drop the row"
+                )
             if isinstance(continue_fn, Continuer):
                 check_fits(continue_fn, i, prompt, ("", *rungs.prefixes))
         except RowError as refusal:
@@ -324,24 +329,31 @@ def _plan(
     affirmation = draw.choice(affirmations)
     inside = draw.choice([t for t in triggers if not t[0].isupper()] or triggers)
     behind = draw.choice([t for t in triggers if t[0].isupper()] or triggers)
-    turns = [behind if full[place - 1] in ".!?" else inside for place in places]
+    turns = [behind if re.search(r"[.!?][\"”)\]}]*\Z", full[:place]) else inside for place in places]
     begun = [opened(affirmation, full[:place]) for place in places]
     return _Rungs(places, kind, affirmation, turns, [f"{b} {turn}" for b, turn in zip(begun, turns, strict=True)])
 
 
 def _cut_places(full: str, cuts: int, draw: random.Random) -> tuple[list[int], str] | None:
     """Where a response is cut, in characters, and at what; every cut leaves some of its text behind it."""
-    ends = [place for place, character in enumerate(full, start=1) if character in DELIMITERS]
+    words = [match for match in re.finditer(r"\S+", full) if match[0][-1] not in _OPENING and match[0] != '"']
+    inner = [word for word in words if not (_MARK.fullmatch(word[0]) and _begins_line(full, word.start()))]
+    ends = [word.end() for word in inner if word[0][-1] in DELIMITERS]
     largest = len(ends) // cuts
     if largest >= 2:
         step = draw.choice((largest - 1, largest))
         if ends[cuts * step - 1] >= len(full.rstrip()):
             step = largest - 1
         return [ends[i * step - 1] for i in range(1, cuts + 1)], DELIMITER
-    words = [match.end() for match in re.finditer(r"\S+", full)]
-    if len(words) <= cuts:
-        return None
-    return [words[i * len(words) // (cuts + 1) - 1] for i in range(1, cuts + 1)], WORD
+    for known in (inner, words):
+        places = [word.end() for word in known if word.end() < len(full.rstrip())]
+        if len(places) >= cuts:
+            return [places[i * (len(places) + 1) // (cuts + 1) - 1] for i in range(1, cuts + 1)], WORD
+    return None
+
+
+def _begins_line(text: str, place: int) -> bool:
+    return not text[text.rfind("\n", 0, place) + 1 : place].strip()
 
 
 def opened(affirmation: str, beginning: str) -> str:
