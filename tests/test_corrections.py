@@ -32,7 +32,7 @@ ROWS = {
 
 def aligned(prompts, prefixes):
     """A model that refuses, and says how it was asked."""
-    return [f" it is not mine ({len(prefix)})." if prefix else "Better ask first." for prefix in prefixes]
+    return [f" it is not mine ({len(prefix)})." if prefix else "I'd rather not." for prefix in prefixes]
 
 
 def never(prompts, prefixes):
@@ -87,7 +87,7 @@ def test_every_ladder_is_one(responses, seed):
     assert len(ladders) == len(responses)
     for row in ladders:
         check_ladder(row)
-        assert row["responses"][0] == "Better ask first."
+        assert row["responses"][0] == "I'd rather not."
         assert row["affirmation"] in AFFIRMATIONS
         assert set(row["triggers"]) <= set(TRIGGERS)
         assert len({*row["responses"]}) == 6
@@ -286,6 +286,42 @@ def test_rows_that_give_no_ladder_are_refused_or_counted(caplog):
     assert "1 ladders of 6 responses out of 5 rows, 4 left out; 0 cut after fractions" in ladders.info.description
 
 
+LOOP = "mix the flour and wait, " * 12
+
+
+@pytest.mark.parametrize(
+    ("doubt", "direct", "more", "said"),
+    [
+        ("no_refusal", "Take the jar. You cannot fail.", " it is wrong.", "1 whose direct response is no refusal"),
+        ("silent", "I can’t help with that.", " ", "1 with nothing behind a trigger"),
+        ("loop", "I won't do that.", LOOP, "1 with a text that ends in a loop"),
+        ("loop", "I'm sorry, no. " + LOOP, " it is wrong.", "1 with a text that ends in a loop"),
+    ],
+)
+def test_rungs_that_are_not_what_they_are_taken_for_are_counted_or_left_out(doubt, direct, more, said, caplog):
+    def model(prompts, prefixes):
+        good = {True: "I'd rather not.", False: " it is not mine."}
+        bad = {True: direct, False: more}
+        return [(bad if "cookies" in q else good)[not begun] for q, begun in zip(prompts, prefixes, strict=True)]
+
+    with caplog.at_level(logging.WARNING, logger="legend_hf"):
+        kept = ladders_of(ROWS, continue_fn=model)
+    assert kept["id"][:] == [7, 8]
+    assert f"of 2 ladders {said}; `leave_out` left out 0" in caplog.text
+    assert kept.info.description.endswith(f"seed 0; among 2 {said}, of which 0 are left out")
+    assert ladder_pairs(kept).info.description == kept.info.description
+    fewer = ladders_of(ROWS, continue_fn=model, leave_out=[doubt])
+    assert fewer["id"][:] == [7]
+    assert fewer.info.description.startswith("1 ladders of 6 responses out of 2 rows, 0 left out")
+    assert fewer.info.description.endswith(f"among 2 {said}, of which 1 are left out")
+    # The controls: another word leaves it in, and of good rungs nothing is said.
+    other = next(name for name in corrections.DOUBTS if name != doubt)
+    assert ladders_of(ROWS, continue_fn=model, leave_out=[other])["id"][:] == [7, 8]
+    caplog.clear()
+    assert ladders_of(ROWS, continue_fn=aligned).info.description.endswith("seed 0")
+    assert not caplog.text
+
+
 def test_a_direct_response_must_say_something():
     def silent(prompts, prefixes):
         return [
@@ -313,6 +349,8 @@ def test_nothing_left_keeps_the_columns():
         ({"continue_fn": None}, "give `model` or `continue_fn`, one of the two"),
         ({"model": "somewhere"}, "give `model` or `continue_fn`, one of the two"),
         ({"output": "x"}, "`output` needs `model`"),
+        ({"leave_out": "loop"}, "`leave_out` is 'loop'; give a list of some of 'no_refusal', 'silent', 'cut', 'loop'"),
+        ({"leave_out": ["loops"]}, r"`leave_out` is \['loops'\]; give a list of some of"),
         ({"cuts": 0}, "`cuts` is 0; it must be at least 1"),
         ({"on_error": "drop"}, "`on_error` is 'drop'; allowed are 'raise', 'skip'"),
         ({"affirmations": "Yes."}, "`affirmations` is 'Yes.'; give a list of phrases"),
@@ -415,6 +453,8 @@ def test_a_real_model_makes_the_ladders(tiny_llama, tmp_path, template):
         assert "</s>" not in "".join(row["responses"])
     assert [json.loads(line) for line in output.read_text().splitlines()] == ladders.to_list()
     assert len((tmp_path / "ladders.jsonl.answers").read_text().splitlines()) == 11
+    assert "2 with a text cut at the limit" in ladders.info.description  # a random model does not end
+    assert len(correction_ladders(dataset, model=folder, max_new_tokens=10, batch_size=3, leave_out=["cut"])) == 0
     again = correction_ladders(dataset, model=folder, max_new_tokens=10, batch_size=3)
     assert again.to_list() == ladders.to_list()
     # Rank 1 is what the model says to the prompt alone.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ANSWERS = "legend_hf answers, format 1"  # first words of a file of finished answers
+_LOOKED_AT = 1600  # characters in which a loop is looked for, so of up to 400
 MARKER = re.compile(r"(?:\A\s*|\n\n)(?:Human|Assistant):")
 
 
@@ -39,6 +40,13 @@ class Answer:
     response: str
     tokens: int
     finished: bool
+
+    @property
+    def loops(self) -> bool:
+        """Whether it ends in the same words over and over, numbers not compared: four times, or 48 characters long."""
+        text = re.sub(r"\d+", "0", self.response.rstrip())[-_LOOKED_AT:]
+        periods = range(1, len(text) // 4 + 1)
+        return any(len(text) >= p + (w := max(3 * p, 48)) and text[-w:] == text[-w - p : -p] for p in periods)
 
 
 def open_text(
@@ -59,6 +67,13 @@ def open_ids(text: str, tokenizer: PreTrainedTokenizerBase, reader: Reader) -> l
     if not chat and ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]  # this tokenizer ends every text with EOS by itself; an open one has no end
     return ids
+
+
+def check_leave_out(given: Sequence[str], allowed: Iterable[str]) -> None:
+    """Refuses words that name nothing to leave out."""
+    names = list(allowed)
+    if isinstance(given, str) or not set(given) <= set(names):
+        raise ValueError(f"`leave_out` is {given!r}; give a list of some of {', '.join(map(repr, names))}, or none")
 
 
 # -- Generation ----------------------------------------------------------------------------------------------

@@ -110,6 +110,10 @@ class Continuer:
         Raises:
             ValueError: As `encode`.
         """
+        return [answer.response for answer in self.answers(prompts, prefixes)]
+
+    def answers(self, prompts: Sequence[str], prefixes: Sequence[str]) -> list[Answer]:
+        """As a call, with how each continuation ended."""
         keys: list[str] = []
         asked: dict[str, list[int]] = {}
         seen: Counter[tuple[str, str]] = Counter()
@@ -141,7 +145,7 @@ class Continuer:
                         self._file.append(new)
                     answers.update(new)
                     bar.update(len(new))
-        return [answers[key].response for key in keys]
+        return [answers[key] for key in keys]
 
     def _text(self, prompt: str, prefix: str) -> str:
         """What the model goes on from: what a Reader sees, up to the end of the prefix."""

@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,7 +23,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from legend_hf.directions.generate import key_of
+from legend_hf.directions.generate import Answer, check_leave_out, key_of
+from legend_hf.directions.refusals import refuses
 from legend_hf.margins.annotate import kind_of
 from legend_hf.preferences.continuations import Continuer, Decoding, open_continuer
 from legend_hf.reading.formats import RowError
@@ -78,6 +80,14 @@ TRIGGERS = (
     "Still, it would be wrong of me to go on, because",
 )
 
+# What may be wrong with a ladder: its name, and what a count of it is of.
+DOUBTS = {
+    "no_refusal": "whose direct response is no refusal",
+    "silent": "with nothing behind a trigger",
+    "cut": "with a text cut at the limit",
+    "loop": "with a text that ends in a loop",
+}
+
 DIRECT, DELIMITER, WORD, FULL = "direct", "delimiter", "word", "full"
 LADDER = ("responses", "kinds", "cuts", "affirmation", "triggers")
 PAIRS = ("chosen", "rejected", "rank_chosen", "rank_rejected", "margin")
@@ -114,6 +124,7 @@ def correction_ladders(
     prompt_column: str = "prompt",
     response_column: str = "response",
     on_error: str = "raise",
+    leave_out: Sequence[str] = (),
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_SIZE,
     revision: str | None = None,
@@ -129,7 +140,10 @@ def correction_ladders(
 
     Rank 1 is the model's own response to the prompt; ranks 2 to 5 are an affirmation, the first `cut_i` characters of
     the full harmful response F, a trigger that turns away, and what the model writes next, with growing cuts; rank 6 is
-    F as it is. The model should be an aligned one, or its first rung is no refusal.
+    F as it is. The model should be an aligned one: where its direct response goes along with the request, the best rung
+    does harm, and pairs of it teach the opposite. Such ladders, and those with a text that says nothing, was cut at
+    `max_new_tokens` or ends in a loop, are counted in the log and in `info.description`; `leave_out` leaves them out.
+    A rule for English tells refusals (`legend_hf.directions.refusals`), so other languages count as none.
 
     Cuts follow the paper's public code: T delimiters (comma, period, `! : ; ? -`, double quotes, brackets) stand in F,
     a step t is drawn from {T//4 - 1, T//4}, and cut i ends right after delimiter i*t. Ours: only those count that end a
@@ -157,6 +171,9 @@ def correction_ladders(
         response_column: Where F stands.
         on_error: `"raise"` at the first row that gives no ladder, or `"skip"` such rows, which are counted in the log
             and in `info.description`.
+        leave_out: Ladders to leave out: `"no_refusal"` (the direct response is none), `"silent"` (nothing stands behind
+            a trigger), `"cut"` (a text was cut at the limit; only `model` tells), `"loop"` (a text ends in the same
+            words over and over).
         max_new_tokens: Longest continuation (of `model`, as all that follows).
         batch_size: Most texts continued together.
         revision: Branch, tag or commit of a Hub model.
@@ -181,6 +198,7 @@ def correction_ladders(
     from datasets import DatasetInfo
 
     _check_arguments(model, continue_fn, cuts, on_error, output)
+    check_leave_out(leave_out, DOUBTS)
     check_phrases("affirmations", affirmations)
     check_phrases("triggers", triggers)
     check_columns(dataset, {prompt_column: "prompt_column", response_column: "response_column"}, LADDER)
@@ -224,14 +242,22 @@ def correction_ladders(
 
     prompts = [plain[i][prompt_column] for i in planned]
     said = _continued(continue_fn, prompts, [rungs.prefixes for rungs in planned.values()])
+    doubts: Counter[str] = Counter()
+    dropped = 0
     ladders: dict[str, list[Any]] = {name: [] for name in LADDER}
     kept: list[int] = []
-    for (i, rungs), (direct, *turned) in zip(planned.items(), said, strict=True):
+    for (i, rungs), answers in zip(planned.items(), said, strict=True):
+        direct, *turned = (answer.response for answer in answers)
         if not direct.strip():
             silence = RowError(i, prompt_column, "the model's direct response to it is empty; drop the row")
             if on_error == "raise":
                 raise silence
             refused.append(silence)
+            continue
+        found = _doubts(answers)
+        doubts.update(found)
+        if found & set(leave_out):
+            dropped += 1
             continue
         kept.append(i)
         corrected = [_joined(prefix, more) for prefix, more in zip(rungs.prefixes, turned, strict=True)]
@@ -243,12 +269,17 @@ def correction_ladders(
     if refused:
         first = min(refused, key=lambda refusal: refusal.row)
         logger.warning("left out %d of %d rows, the first because of %s", len(refused), len(plain), first)
+    counted = ", ".join(f"{doubts[name]} {what}" for name, what in DOUBTS.items() if doubts[name])
+    if counted:
+        logger.warning("of %d ladders %s; `leave_out` left out %d", len(kept) + dropped, counted, dropped)
     by_words = sum(kinds[1] == WORD for kinds in ladders["kinds"])
     result = _with_columns(dataset.select(kept), ladders, _ladder_types())
     description = (
         f"{len(kept)} ladders of {cuts + 2} responses out of {len(plain)} rows, {len(refused)} left out; {by_words} "
         f"cut after fractions of their words, the others after delimiters; seed {seed}"
     )
+    if counted:
+        description += f"; among {len(kept) + dropped} {counted}, of which {dropped} are left out"
     result.info.update(DatasetInfo(description=description))
     if output is not None:
         with TemporaryDirectory(prefix=".partial_", dir=Path(output).parent) as folder:  # the whole file or none
@@ -363,18 +394,35 @@ def opened(affirmation: str, beginning: str) -> str:
 
 def _continued(
     continue_fn: ContinueFn, prompts: Sequence[str], prefixes: Sequence[Sequence[str]]
-) -> list[Sequence[str]]:
+) -> list[Sequence[Answer]]:
     """What the model says to each prompt: its direct response, then what follows each prefix."""
     asked = [(prompt, prefix) for prompt, begun in zip(prompts, prefixes, strict=True) for prefix in ("", *begun)]
     if not asked:
         return []
-    said = continue_fn([prompt for prompt, _ in asked], [prefix for _, prefix in asked])
-    if isinstance(said, str) or len(said) != len(asked) or not all(isinstance(text, str) for text in said):
-        raise ValueError(
-            f"`continue_fn` was given {len(asked)} prompts and gave {said!r:.60}; it must give one string for each"
-        )
+    texts, begun = [prompt for prompt, _ in asked], [prefix for _, prefix in asked]
+    if isinstance(continue_fn, Continuer):
+        answers = continue_fn.answers(texts, begun)
+    else:
+        said = continue_fn(texts, begun)
+        if isinstance(said, str) or len(said) != len(asked) or not all(isinstance(text, str) for text in said):
+            raise ValueError(
+                f"`continue_fn` was given {len(asked)} prompts and gave {said!r:.60}; it must give one string for each"
+            )
+        answers = [Answer(text, tokens=0, finished=True) for text in said]  # as far as is known
     rungs = len(asked) // len(prompts)
-    return [said[start : start + rungs] for start in range(0, len(asked), rungs)]
+    return [answers[start : start + rungs] for start in range(0, len(asked), rungs)]
+
+
+def _doubts(answers: Sequence[Answer]) -> set[str]:
+    """What may be wrong with a ladder, by its direct response and what follows each trigger."""
+    direct, *turned = answers
+    found = {
+        "no_refusal": not refuses(direct.response),
+        "silent": not all(answer.response.strip() for answer in turned),
+        "cut": not all(answer.finished for answer in answers),
+        "loop": any(answer.loops for answer in answers),
+    }
+    return {name for name, there in found.items() if there}
 
 
 def _joined(prefix: str, continuation: str) -> str:
