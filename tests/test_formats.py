@@ -947,6 +947,72 @@ def test_other_columns_are_never_touched():
     assert isinstance(pairs_from_batch(Untouchable({**batch(Q), "image": [object()]}))[0], Pair)
 
 
+# -- A prompt under another name ------------------------------------------------------------------------------
+
+SIDES = {"chosen": "On the hook.", "rejected": "Break the door."}
+ASKED = "Where is the key?"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "question",
+            "questions",
+            "instruction",
+            "query",
+            "input",
+            "problem",
+            "request",
+            "Question",
+            "prompts",
+            "PROMPT",
+        ),
+        *("user", "human", "context", "history", "prompt_text", "userPrompt", "user_message", "input text", "goal"),
+    ],
+)
+@pytest.mark.parametrize("cell", [ASKED, [ASK], legacy([ASK])], ids=["text", "messages", "dict of lists"])
+def test_a_prompt_under_another_name_is_not_passed_over(name, cell):
+    message = f"row 5 has responses without a prompt, and its column `{name}` holds .*; say `prompt_column='{name}'`"
+    for row, read in (
+        (SIDES, pairs_from_batch),
+        ({"chosen": [GOOD], "rejected": [BAD]}, pairs_from_batch),
+        ({**SIDES, "prompt": ""}, pairs_from_batch),
+        ({"responses": list(SIDES.values())}, responses_from_batch),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(batch({**row, name: cell}), first_row=5)
+    named = pairs_from_batch(batch({**SIDES, name: cell}), Columns(prompt=name))
+    assert messages(named[0].chosen)[0] == [ASK]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**SIDES, "prompt": "Which key?", "question": ASKED},  # the prompt is named
+        {"chosen": dialogue([ASK, GOOD]), "rejected": dialogue([ASK, BAD]), "question": ASKED},
+        {"chosen": [ASK, GOOD], "rejected": [ASK, BAD], "instruction": ASKED},
+        {"chosen": f"Q: {ASKED} A: here", "rejected": f"Q: {ASKED} A: there", "question": f"{ASKED} \n"},
+        {**SIDES, "question": ""},
+        {**SIDES, "question": None},
+        {**SIDES, "input": 3},
+        {**SIDES, "question_id": "a b", "prompt_source": "the web", "user": "kim", "context_length": "9 9", "note": ASKED},
+    ],
+)  # fmt: skip
+def test_what_is_no_prompt_is_left_alone(row):
+    assert isinstance(one(row), Pair)
+
+
+@pytest.mark.parametrize("form", [None, "numpy", "torch", "pandas", "arrow"])
+def test_a_stored_prompt_under_another_name_is_not_passed_over(form):
+    ds = datasets.Dataset.from_list([{**SIDES, "question": ASKED, "place": "cellar"}] * 3).with_format(form)
+    with pytest.raises(
+        ValueError, match="row 0 has responses without a prompt, and its column `question` holds 'Where"
+    ):
+        ds.map(lambda rows: pairs_from_batch(rows) and {}, batched=True)
+    assert len(pairs_from_batch(ds.remove_columns("question")[:])) == 3
+
+
 # -- Datasets ------------------------------------------------------------------------------------------------
 
 FORMATS = [None, "numpy", "torch", "pandas", "arrow"]

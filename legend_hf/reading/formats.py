@@ -27,6 +27,8 @@ How a row is split:
 - **Explicit**: the prompt is what the row says. If every side repeats it at its head (whole conversations
   beside a `prompt` column), it says nothing new and the row is read as implicit. `""` and `[]` are no prompt
   either.
+- **Responses without a prompt** are read as they are, unless the row has a prompt after all, in a column that is called
+  `question`, `instruction` or the like: such a batch is refused, for what a model reads would be half of the row.
 - **A response begins with an assistant turn.** What a side has before that belongs to that side's prompt, so
   the two prompts may differ.
 
@@ -149,8 +151,8 @@ def pairs_from_batch(batch: Any, columns: Columns = _DEFAULT_COLUMNS, *, first_r
         One `Pair` or one `RowError` per row, in the order of the rows [n].
 
     Raises:
-        ValueError: The batch is a single row (`map` without `batched=True`), has no such shape, or its
-            columns differ in length.
+        ValueError: The batch is a single row (`map` without `batched=True`), has no such shape, its columns differ in
+            length, or a prompt stands in a column that was not named.
     """
     names = _names(batch, columns)
     pku = {columns.prompt, columns.response_0, columns.response_1, columns.safer}
@@ -175,7 +177,11 @@ def pairs_from_batch(batch: Any, columns: Columns = _DEFAULT_COLUMNS, *, first_r
         chosen, rejected = _conversations(row, given, columns)
         return Pair(chosen, rejected, (given[0][0], given[1][0]))
 
-    return _each(table, pair, first_row)
+    read = _each(table, pair, first_row)
+    _check_prompts(
+        batch, names, columns, [() if isinstance(r, RowError) else (r.chosen, r.rejected) for r in read], first_row
+    )
+    return read
 
 
 def responses_from_batch(
@@ -211,7 +217,9 @@ def responses_from_batch(
     def responses(row: Mapping[str, Any]) -> tuple[Conversation, ...]:
         return tuple(_conversations(row, _responses(row[columns.responses], columns.responses), columns))
 
-    return _each(table, responses, first_row)
+    read = _each(table, responses, first_row)
+    _check_prompts(batch, names, columns, [() if isinstance(r, RowError) else r for r in read], first_row)
+    return read
 
 
 def conversation(prompt: str | Sequence[Message] | None, response: str | Sequence[Message]) -> Conversation:
@@ -399,6 +407,53 @@ def _plain(value: Any, column: str, *, nulls: bool = False) -> Any:
         }
     items = _listed(value)
     return _scalar(value) if items is None else [_plain(item, column, nulls=nulls) for item in items]
+
+
+# What prompts are called elsewhere; the second are called so too, but so may be names or topics.
+_PROMPTS = frozenset(["prompt", "question", "instruction", "query", "input", "problem", "request"])
+_PROMPTS_TOO = _PROMPTS | set(
+    ["user", "human", "ask", "goal", "context", "history", "post", "message", "dialogue", "dialog", "conversation"]
+)
+_BESIDE = frozenset(["text", "content", "body", "str", "string", "raw", "full", "first", "last", "the", "turn"])
+
+
+def _check_prompts(
+    batch: Any, names: Sequence[str], columns: Columns, rows: Sequence[Sequence[Conversation]], first_row: int
+) -> None:
+    """Refuses responses without a prompt beside a column that plainly holds their prompts."""
+    bare = [i for i, sides in enumerate(rows) if not all(side.prompt for side in sides)]
+    words = {name: _words(name) for name in names if bare and name not in vars(columns).values()}
+    likely = [name for name in words if words[name] <= _PROMPTS and len(words[name]) == 1]
+    likely += [name for name in words if words[name] <= _PROMPTS_TOO | _BESIDE and words[name] & _PROMPTS_TOO]
+    for name in dict.fromkeys(likely):
+        cells = _listed(batch[name]) or []
+        for i in bare[: len(cells)]:
+            cell = _scalar(cells[i])
+            if _asks(cell, sure=words[name] <= _PROMPTS) and not all(_holds(side, cell) for side in rows[i]):
+                raise ValueError(
+                    f"row {first_row + i} has responses without a prompt, and its column `{name}` holds "
+                    f"{_excerpt(cell)}; allowed is a prompt in the column `{columns.prompt}` or in the responses; say "
+                    f"`prompt_column={name!r}`, or `remove_columns({name!r})` if that is no prompt"
+                )
+
+
+def _words(name: str) -> set[str]:
+    """The words of a column's name, in lower case and the singular."""
+    return {word.lower().removesuffix("s") for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)}
+
+
+def _asks(cell: Any, *, sure: bool) -> bool:
+    """Whether a cell is text, or messages; where its column may hold names or topics, text of several words."""
+    if isinstance(cell, str):
+        return bool(cell.strip()) if sure else len(cell.split()) > 1
+    items = _unlisted(cell, "role") if isinstance(cell, Mapping) else _listed(cell)
+    return bool(items) and all(_is_message(item) for item in items or ())
+
+
+def _holds(side: Conversation, cell: Any) -> bool:
+    """Whether a side has the text of the cell in it."""
+    said = "".join(str(message.get("content") or "") for message in side.response)
+    return isinstance(cell, str) and cell.strip() in said
 
 
 def _is_missing(value: Any) -> bool:
