@@ -22,14 +22,18 @@ import numpy as np
 
 from legend_hf.reading.attention import UnservedAttention, tree_layout
 from legend_hf.reading.packing import Pack, plan_padded, plan_trees
+from legend_hf.reading.state import changed_on_purpose, reading
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
 
-Way = Literal["tree", "padded", "grouped"]
-WAYS: tuple[Way, ...] = ("tree", "padded", "grouped")
+Way = Literal["tree", "padded", "grouped", "alone"]
+WAYS: tuple[Way, ...] = ("tree", "padded", "grouped", "alone")
+
+LAST = -1
+"""In `Route.sites`: the model's `last_hidden_state`."""
 
 # Measured on two cores: 1024 to 4096 differ by a few percent, fewer read the weights too often, more only take memory.
 _BATCH_TOKENS = {"cpu": 2048}
@@ -52,10 +56,15 @@ class Route:
     Attributes:
         way: `"tree"`: shared beginnings once, nothing padded. `"padded"`: texts of like length, padded on the right.
             `"grouped"`: only texts of equal length together, for models in which a neighbour's length matters.
+            `"alone"`: one text at a time, for models in which any neighbour matters.
         reason: Why not a better way, or what was compared; for a person to read.
         attention: What transformers calls the attention to read with; None leaves it as it is.
         kernel: For `"tree"`: see `tree_layout`.
         onednn: Whether float32 matrix products go through oneDNN, which is faster on some CPUs.
+        sites: For each layer, where in a pass the model's own `hidden_states[layer]` comes about: k for the output of
+            block k, 0 for the input of the first, `LAST`, or None where it is in the model's own list alone. Of most
+            models layer k is the output of block k, and the last one `last_hidden_state`: then None in place of all.
+        refused: Layers that cannot be read, and why.
     """
 
     way: Way
@@ -63,6 +72,8 @@ class Route:
     attention: str | None = None
     kernel: str = "dense"
     onednn: bool = False
+    sites: tuple[int | None, ...] | None = None
+    refused: tuple[tuple[int, str], ...] = ()
 
 
 def default_batch_tokens(device: str | torch.device) -> int:
@@ -77,7 +88,6 @@ def read_vectors(
     layers: Sequence[int],
     *,
     route: Route,
-    n_layers: int | None = None,
     batch_tokens: int | None = None,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Reads texts and means their hidden states over the needed positions.
@@ -89,9 +99,9 @@ def read_vectors(
         model: A model without head, in evaluation mode, whose `probe` gave `route`.
         texts: Token ids of each whole text.
         needed: For each text the positions to mean over, ascending; one position for "the last token".
-        layers: Indices into `hidden_states`: 0 = embeddings, k = output of block k, n_layers = after the final norm.
+        layers: Indices into the model's own `hidden_states`: 0 = embeddings, k = output of block k, n_layers = after
+            the final norm.
         route: How to read with this model.
-        n_layers: Number of blocks of the model as published, if it was loaded with fewer; None for all.
         batch_tokens: Most tokens in one forward pass, padding included; None for the device's default. A single longer
             text still gets its own pass.
 
@@ -103,14 +113,14 @@ def read_vectors(
         RuntimeError: A single text does not fit the memory.
     """
     budget = default_batch_tokens(model.device) if batch_tokens is None else batch_tokens
-    _check_layers(model, layers, n_layers)
+    _check_layers(model, layers, route)
     waiting = list(range(len(texts)))
     while waiting:
         done: list[int] = []
         for size, index, batch in _plan(texts, needed, waiting, route, budget):
             vectors = None
             try:
-                vectors = _read_batch(model, batch, layers, route, n_layers)
+                vectors = _read_batch(model, batch, layers, route)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(index) == 1:
                     raise
@@ -131,7 +141,7 @@ def read_vectors(
         waiting = [i for i in waiting if i not in read]
 
 
-def find_blocks(model: Any) -> list[torch.nn.Module]:
+def find_blocks(model: Any) -> torch.nn.ModuleList:
     """The model's blocks in order: the one list of modules that is as long as its config says, and not inside another.
 
     Raises:
@@ -155,31 +165,24 @@ def find_blocks(model: Any) -> list[torch.nn.Module]:
             f"{''.join(f' `{name}`' for name, _ in found)}, so its {n} blocks cannot be told; use a model with one "
             "such list, as most decoders and encoders have"
         )
-    return list(found[0][1])
+    return found[0][1]
 
 
-def shallow_config(config: Any, layer: int) -> Any:
-    """A copy of a model's config with only the blocks that `layer` needs: less to load and to hold.
+def cut(model: Any, keep: int) -> None:
+    """Takes the blocks after the first `keep` out of a model, to give their memory back.
 
-    A model loaded so is read with `n_layers` set to what `config` says. Its own `last_hidden_state` is not
-    `hidden_states[layer]`, for the final norm comes after whatever block is last.
-
-    Args:
-        config: Of the model as published.
-        layer: Highest index into `hidden_states` that will be read.
+    What a model makes of its number of blocks stays as it is: a model loaded with fewer may be another one (residuals
+    scaled by depth, windows dealt out by it). It can only be read up to `keep` from now on.
     """
-    from copy import deepcopy
+    blocks = find_blocks(model)
+    for i in range(keep, len(blocks)):
+        blocks[i] = _cut_block(blocks[i])
+    changed_on_purpose(model)
 
-    shallow = deepcopy(config)
-    text = shallow.get_text_config(decoder=True)
-    n = text.num_hidden_layers
-    keep = max(1, min(layer, n))
-    for name, value in vars(text).items():
-        # Lists with one entry per block, such as `layer_types`.
-        if isinstance(value, list) and len(value) == n:
-            setattr(text, name, value[:keep])
-    text.num_hidden_layers = keep
-    return shallow
+
+def loaded_blocks(model: Any) -> int:
+    """How many of a model's blocks are there to be run."""
+    return sum(not getattr(block, _CUT, False) for block in find_blocks(model))
 
 
 def hidden_states(
@@ -188,20 +191,20 @@ def hidden_states(
     layers: Sequence[int],
     take: Take,
     *,
-    n_layers: int | None = None,
+    sites: Sequence[int | None] | None = None,
     onednn: bool = False,
 ) -> None:
     """Runs a model up to the highest of `layers` and hands over each as soon as it is there.
 
     The pass ends by an exception out of a hook, so nothing after the highest block runs, whatever the architecture.
-    Loading fewer blocks (`shallow_config`) spares memory besides, but cannot serve several layers nor skip the norm.
+    Where one of the layers is in the model's own list alone, the whole model runs.
 
     Args:
         model: A model without head.
         inputs: Its forward arguments.
         layers: As for `read_vectors`.
         take: Called with a layer and its hidden states `[b, t, d_model]`, which it must not keep as they are.
-        n_layers: As for `read_vectors`.
+        sites: See `Route`.
         onednn: See `Route`.
 
     Raises:
@@ -209,39 +212,55 @@ def hidden_states(
     """
     import torch
 
+    whole = sites is not None and any(sites[layer] is None for layer in layers)
+    if whole:
+        with torch.inference_mode(), _through_onednn(model) if onednn else nullcontext():
+            states = model(**inputs, output_hidden_states=True).hidden_states
+        for layer in sorted(set(layers)):
+            take(layer, states[layer])
+        return
+
     blocks = find_blocks(model)
-    after_norm = len(blocks) if n_layers is None else n_layers
-    wanted = set(layers)
-    highest = max(wanted)
+    wanted: dict[int, int] = {}  # a site, and the layer that comes about there
+    for layer in layers:
+        site = sites[layer] if sites is not None else LAST if layer == len(blocks) else layer
+        assert site is not None
+        wanted[site] = layer
+    highest = LAST if LAST in wanted else max(wanted)
     handles = []
 
-    def took(layer: int, states: Any) -> None:
-        states = states[0] if isinstance(states, tuple) else states
+    def took(site: int, states: Any) -> None:
+        states = states_of(states)
         if not isinstance(states, torch.Tensor) or states.ndim != 3:
-            raise ValueError(f"block {layer} of {type(model).__name__} does not return hidden states `[b, t, d_model]`")
-        take(layer, states)
-        if layer == highest:
+            raise ValueError(f"block {site} of {type(model).__name__} does not return hidden states `[b, t, d_model]`")
+        take(wanted[site], states)
+        if site == highest:
             raise _Reached
 
     def before_first(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         took(0, args[0] if args else kwargs.get("hidden_states"))
 
-    def after(layer: int) -> Callable[..., None]:
-        return lambda module, args, output: took(layer, output)
+    def after(site: int) -> Callable[..., None]:
+        return lambda module, args, output: took(site, output)
 
     try:
         if 0 in wanted:
             handles.append(blocks[0].register_forward_pre_hook(before_first, with_kwargs=True))
-        handles += [blocks[layer - 1].register_forward_hook(after(layer)) for layer in wanted if 0 < layer < after_norm]
+        handles += [blocks[site - 1].register_forward_hook(after(site)) for site in wanted if site > 0]
         with torch.inference_mode(), _through_onednn(model) if onednn else nullcontext():
             output = model(**inputs)
-            if after_norm in wanted:
-                take(after_norm, output.last_hidden_state)
+            if LAST in wanted:
+                take(wanted[LAST], output.last_hidden_state)
     except _Reached:
         pass
     finally:
         for handle in handles:
             handle.remove()
+
+
+def states_of(output: Any) -> Any:
+    """The hidden states among what a block returns."""
+    return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
 def attention_of(model: Any) -> str:
@@ -303,14 +322,6 @@ def rope_limit(model: Any) -> int | None:
     return min(limits, default=None)
 
 
-def forget_lengths(model: Any) -> None:
-    """Undoes what rotary frequencies that follow the longest text so far remember of earlier texts."""
-    for module in model.modules():
-        if getattr(module, "rope_type", None) == "dynamic" and hasattr(module, "original_inv_freq"):
-            module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
-            module.max_seq_len_cached = module.original_max_seq_len
-
-
 def onednn_is_faster(model: Any) -> bool:
     """Measures both libraries on the widest matrix of the first block; ties go to torch's own choice.
 
@@ -321,9 +332,13 @@ def onednn_is_faster(model: Any) -> bool:
 
     if model.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
+    try:
+        first: Any = find_blocks(model)[0]
+    except ValueError:
+        first = model
     shapes = [
         tuple(module.weight.shape)
-        for module in find_blocks(model)[0].modules()
+        for module in first.modules()
         if isinstance(module, torch.nn.Linear) and module.weight.dtype == torch.float32
     ]
     return bool(shapes) and _onednn_gain(*max(shapes, key=lambda shape: shape[0] * shape[1])) > _WORTH_ONEDNN
@@ -367,13 +382,34 @@ class _Reached(Exception):
     """The highest layer that was asked for is there."""
 
 
-def _check_layers(model: Any, layers: Sequence[int], n_layers: int | None) -> None:
-    loaded = len(find_blocks(model))
+_CUT = "_legend_hf_cut"
+
+
+def _cut_block(block: torch.nn.Module) -> torch.nn.Module:
+    """A block without its weights: what a model asks of a block before it runs it is still answered."""
+    import torch
+
+    empty = torch.nn.Module()
+    plain = {name: value for name, value in vars(block).items() if isinstance(value, str | int | float | bool | None)}
+    vars(empty).update({**plain, _CUT: True})
+    return empty
+
+
+def _check_layers(model: Any, layers: Sequence[int], route: Route) -> None:
+    if route.sites is not None and None in route.sites:  # the whole model runs
+        n = loaded = len(route.sites) - 1
+    else:
+        n, blocks = len(find_blocks(model)), loaded_blocks(model)
+        sites = [*range(n), LAST] if route.sites is None else route.sites
+        loaded = n if blocks == n else max((i for i, site in enumerate(sites) if 0 <= site <= blocks), default=0)
     if not len(layers) or not all(0 <= layer <= loaded for layer in layers):
-        whole = f"of its {n_layers} blocks {loaded} are loaded" if n_layers not in (None, loaded) else "its last block"
+        whole = f"of its {n} blocks {loaded} are loaded" if loaded < n else "its last block"
         raise ValueError(
             f"`layers` is {list(layers)}; give at least one, each from 0 (embeddings) to {loaded} ({whole})"
         )
+    for layer, reason in route.refused:
+        if layer in layers:
+            raise ValueError(f"layer {layer} of {type(model).__name__} cannot be read: {reason}; take another `layer`")
 
 
 def _plan(
@@ -385,6 +421,7 @@ def _plan(
             yield len(pack), [waiting[i] for i in pack.texts], pack
     else:
         lengths = [len(texts[i]) for i in waiting]
+        budget = 1 if route.way == "alone" else budget  # a single text is never too long
         for batch in plan_padded(lengths, max_tokens=budget, group_equal=route.way == "grouped"):
             index = [waiting[i] for i in batch]
             yield len(batch) * lengths[batch[0]], index, ([texts[i] for i in index], [needed[i] for i in index])
@@ -393,8 +430,13 @@ def _plan(
 _Batch = Pack | tuple[list[Sequence[int]], list[Sequence[int]]]
 
 
-def _read_batch(model: Any, batch: _Batch, layers: Sequence[int], route: Route, n_layers: int | None) -> torch.Tensor:
+def _read_batch(model: Any, batch: _Batch, layers: Sequence[int], route: Route) -> torch.Tensor:
     """Vectors of one batch, `[b, layers, d_model]`, float32."""
+    with reading(model):
+        return _read_held(model, batch, layers, route)
+
+
+def _read_held(model: Any, batch: _Batch, layers: Sequence[int], route: Route) -> torch.Tensor:
     import torch
 
     # For each batch, since readers of different lengths may share a model and take turns.
@@ -408,7 +450,6 @@ def _read_batch(model: Any, batch: _Batch, layers: Sequence[int], route: Route, 
         width = inputs["input_ids"].shape[1]
         places = np.concatenate([row * width + np.asarray(one, dtype=np.int64) for row, one in enumerate(needed)])
         counts = tuple(len(one) for one in needed)
-        forget_lengths(model)
     rows = torch.from_numpy(places).to(model.device)
     found: dict[int, torch.Tensor] = {}
 
@@ -417,7 +458,7 @@ def _read_batch(model: Any, batch: _Batch, layers: Sequence[int], route: Route, 
         gathered = states.flatten(0, 1)[rows].float()  # [m, d_model]
         found[layer] = torch.stack([one.mean(0) for one in gathered.split(counts)])
 
-    hidden_states(model, inputs, layers, take, n_layers=n_layers, onednn=route.onednn)
+    hidden_states(model, inputs, layers, take, sites=route.sites, onednn=route.onednn)
     return torch.stack([found[layer] for layer in layers], dim=1)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from legend_hf.reading import templates
 from legend_hf.reading.formats import SKIP, Conversation
-from legend_hf.reading.forward import WAYS, Route, Way, read_vectors, shallow_config
+from legend_hf.reading.forward import WAYS, Route, Way, read_vectors
 from legend_hf.reading.probe import probe
 from legend_hf.reading.templates import TextError, Tokens
 
@@ -294,7 +294,6 @@ class OpenReader:
             [(text.last,) if last else text.content for text in texts],
             layers,
             route=self.route,
-            n_layers=self.reader.n_layers,
             batch_tokens=batch_tokens,
         )
 
@@ -413,9 +412,9 @@ def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedMo
     config = _load_config(source, commit, runtime.trust_remote_code)
     tokenizer = _load_tokenizer(source, commit, runtime.trust_remote_code)
     _check_match(reader, config, tokenizer)
-    model = _load_weights(source, commit, shallow_config(config, depth), reader.dtype, runtime.trust_remote_code)
+    model = _load_weights(source, commit, config, reader.dtype, runtime.trust_remote_code)
     model = model.to(device).eval()
-    route = probe(model, max_length=reader.max_length, force=runtime.route)
+    route = probe(model, max_length=reader.max_length, force=runtime.route, depth=depth)
     say = logger.info if route.way == "tree" or runtime.route is not None else logger.warning
     say("%s is read the %s way: %s", source, route.way, route.reason)
     return LoadedModel(model, tokenizer, config, depth, route)
