@@ -411,9 +411,8 @@ def _plain(value: Any, column: str, *, nulls: bool = False) -> Any:
 
 # What prompts are called elsewhere; the second are called so too, but so may be names or topics.
 _PROMPTS = frozenset(["prompt", "question", "instruction", "query", "input", "problem", "request"])
-_PROMPTS_TOO = _PROMPTS | set(
-    ["user", "human", "ask", "goal", "context", "history", "post", "message", "dialogue", "dialog", "conversation"]
-)
+_PROMPTS_TOO = _PROMPTS | {"user", "human", "ask", "goal", "context", "history", "post", "message"}
+_PROMPTS_TOO |= {"dialogue", "dialog", "conversation"}
 _BESIDE = frozenset(["text", "content", "body", "str", "string", "raw", "full", "first", "last", "the", "turn"])
 
 
