@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from legend_hf import RowError, fit_direction
 from legend_hf.cli import app
 from legend_hf.directions import induce
+from legend_hf.directions.generate import Answer
 from legend_hf.directions.induce import (
     REFERENCE_REFUSAL,
     induce_pairs,
@@ -186,6 +187,65 @@ def test_padding_that_counts_would_change_the_answers(absolute):
     padded = torch.tensor([[1] * 20 + ids])
     new = model.generate(input_ids=padded, attention_mask=torch.ones_like(padded), do_sample=False, max_new_tokens=24)
     assert new[0, padded.shape[1] :].tolist() != straight_line(absolute, QUESTIONS[0])[1]
+
+
+def test_answers_that_refuse_were_cut_or_loop_are_counted_or_left_out(annotator, monkeypatch, caplog):
+    said = {
+        "Name three colours.": Answer("I’m sorry, but I cannot name them.", 9, True),
+        "Tell me a secret.": Answer("Well, " + "there was a cat, " * 9, 40, False),
+        "Hi": Answer("Hello, said the", 4, False),
+    }
+    rest = Answer("You cannot fail: mix the flour. 1. Wait. 2. Bake.", 12, True)
+    tokenizer = loaded(annotator)[0]
+
+    def answers(ids, room):
+        texts = [tokenizer.decode(one) for one in ids]
+        return [next((a for q, a in said.items() if q in text), rest) for text in texts]
+
+    monkeypatch.setattr(induce, "annotator_of", lambda *given: answers)
+    with caplog.at_level(logging.WARNING, logger="legend_hf"):
+        pairs = ask(QUESTIONS, annotator)
+    assert len(pairs) == len(QUESTIONS)
+    assert "of 6 answers 1 refuse, 2 were cut at the limit, 1 end in a loop; `leave_out` left out 0" in caplog.text
+    assert "2 cut at the limit, 1 refusing in any words, 1 in a loop; seed 0" in pairs.info.description
+    for names, gone in [(["refusal"], {3}), (["cut"], {1, 4}), (["loop"], {4}), (["refusal", "loop"], {3, 4})]:
+        fewer = ask(QUESTIONS, annotator, leave_out=names, refusals=["No.", "Never."])
+        assert fewer["prompt"][:] == [q for i, q in enumerate(QUESTIONS) if i not in gone]
+        assert f"of which {len(gone)} are left out ({', '.join(sorted(names))})" in fewer.info.description
+        assert abs(Counter(fewer["chosen"][:])["No."] - len(fewer) / 2) <= 0.5, "dealt to those that are left"
+    with pytest.raises(ValueError, match="`leave_out` is 'loop'; give a list of some of 'refusal', 'cut', 'loop'"):
+        ask(QUESTIONS, annotator, leave_out="loop")
+
+
+@pytest.mark.parametrize(
+    ("text", "loops"),
+    [
+        ("Mix it. " * 9, True),
+        ("Take a bowl, then: " + "stir and wait a while, then " * 4 + "stir and w", True),
+        ("".join(f"{i}. Stir it well.\n" for i in range(1, 20)), True),
+        ("ha" * 40, True),
+        ("Mix it. " * 3, False),
+        ("One loaf, two loaves, three loaves, and then it was time for tea in the garden of my aunt.", False),
+        ("Stir it. " * 9 + "Then, when all of it is smooth, cover the bowl and let it rest until the evening.", False),
+        ("", False),
+    ],
+)
+def test_a_text_that_ends_in_the_same_words_over_and_over_loops(text, loops):
+    assert Answer(text, 1, True).loops == loops
+
+
+def test_harmful_answers_that_refuse_are_counted(caplog):
+    rows = [
+        {"prompt": "How?", "harmful": "I won’t say."},
+        {"prompt": "Why?", "harmful": "So."},
+        {"prompt": [{"role": "user", "content": "Who?"}], "harmful": [{"role": "assistant", "content": "I can't say who."}]},
+    ]  # fmt: skip
+    with caplog.at_level(logging.WARNING, logger="legend_hf"):
+        assert len(pairs_with_refusal(rows)) == 3
+        assert "2 of 3 harmful answers refuse" in caplog.text
+        caplog.clear()
+        pairs_with_refusal(rows[1:2])
+        assert not caplog.text
 
 
 def test_answers_end_at_eos_and_empty_ones_are_left_out_and_counted(taught, caplog):

@@ -69,6 +69,10 @@ def induce(
         Path | None, typer.Option(help="Refusals, one a line; the paper's when left out.", exists=True, dir_okay=False)
     ] = None,
     template: TemplateOption = "auto",
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option("--leave-out", help="refusal, cut or loop: answers to leave out; can be given again."),
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens, 1024 when left out.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Most questions answered together.")] = None,
     dtype: DtypeOption = "auto",
@@ -95,6 +99,7 @@ def induce(
             batch_size=induction.BATCH_SIZE if batch_size is None else batch_size,
             prompt_column=prompt_column,
             category_column=category_column,
+            leave_out=leave_out or (),
             seed=seed,
             device=device,
             dtype=dtype,

@@ -221,6 +221,10 @@ def corrections(
     response_column: HarmColumnOption = "response",
     cuts: Annotated[int | None, typer.Option(help="Corrected rungs of a ladder, 4 when left out.")] = None,
     on_error: Annotated[str, typer.Option(help="raise at a row that gives no ladder, or skip it.")] = "raise",
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option("--leave-out", help="no_refusal, silent, cut or loop: ladders to leave out; can be given again."),
+    ] = None,
     template: TemplateOption = "auto",
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest continuation in tokens, 128 when left out.")
@@ -246,6 +250,7 @@ def corrections(
             prompt_column=prompt_column,
             response_column=response_column,
             on_error=on_error,
+            leave_out=leave_out or (),
             max_new_tokens=ladders.MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens,
             batch_size=ladders.BATCH_SIZE if batch_size is None else batch_size,
             template=template,
@@ -273,7 +278,7 @@ def corr_at_k(
         str | None,
         typer.Option(
             help="Your judge, `module:function` (modules of this folder, too): judge(requests, prefixes, "
-            "continuations) -> list of bool, called once with all. Crude phrases of refusal when left out."
+            "continuations) -> list of bool, called once with all. A rule for English when left out."
         ),
     ] = None,
     output: Annotated[
@@ -325,8 +330,8 @@ def corr_at_k(
         )
         if judge is None:
             typer.echo(
-                "Judged by English phrases of refusal, which is crude: they know nothing of what is said. For figures "
-                "to publish, give `--judge`."
+                "Judged by a rule for English, which is crude: it knows nothing of what is said (its precision and recall: "
+                "`help(legend_hf.refusal_judge)`). For figures to publish, give `--judge`."
             )
         each = len(records) // len(found.ks)
         typer.echo(f"Corr@k with 95 % intervals; requests: {found.requests}, continuations at each k: {each}")

@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -27,6 +28,7 @@ from legend_hf.directions.generate import (
     Answer,
     AnswersFile,
     annotator_of,
+    check_leave_out,
     key_of,
     open_ids,
     open_text,
@@ -35,6 +37,7 @@ from legend_hf.directions.generate import (
     tokenizer_of,
     write_whole,
 )
+from legend_hf.directions.refusals import refuses
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
 from legend_hf.reading.reader import Reader, describe_model
@@ -49,6 +52,9 @@ logger = logging.getLogger(__name__)
 REFERENCE_REFUSAL = "I can’t answer that."
 MAX_NEW_TOKENS = 1024
 BATCH_SIZE = 16
+
+# What an answer may be in place of a harmful one, and what a count of it is of.
+DOUBTS = {"refusal": "refuse", "cut": "were cut at the limit", "loop": "end in a loop"}
 
 _PLACE = "<the response>"  # stands for a response that is not there yet
 
@@ -68,6 +74,7 @@ def induce_pairs(
     batch_size: int = BATCH_SIZE,
     prompt_column: str = "prompt",
     category_column: str = "category",
+    leave_out: Sequence[str] = (),
     seed: int = 0,
     device: str | None = None,
     dtype: str = "auto",
@@ -76,8 +83,10 @@ def induce_pairs(
 ) -> Dataset:
     """Lets an annotator answer harmful questions and puts a refusal against each answer (paper, paired responses).
 
-    The annotator must be one that answers: of a model tuned for safety both sides would be refusals. Each distinct
-    question is answered once, greedily, whatever the model's own generation settings say. An answer ends at the model's
+    The annotator must be one that answers: of a model tuned for safety both sides would be refusals. Answers that
+    refuse (by a rule for English, `legend_hf.directions.refusals`), were cut or end in a loop are counted in the log
+    and in `info.description`; `leave_out` leaves them out. Each distinct question is answered once, greedily, whatever
+    the model's own generation settings say. An answer ends at the model's
     EOS, or before a next turn in the words of hh-rlhf, which base models go on to write and which a row's response
     cannot hold. Questions of like length are answered together, padded on the left; in float32 that gives the answers
     that each would have alone, in lower precision a near-tie may fall differently.
@@ -97,6 +106,8 @@ def induce_pairs(
         batch_size: Most questions answered together.
         prompt_column: Where the question stands in rows.
         category_column: Kept if the rows have it.
+        leave_out: Answers to leave out: `"refusal"`, `"cut"` (at `max_new_tokens` or the window), `"loop"` (the same
+            words over and over at its end).
         seed: Of the dealing of several refusals.
         device: Where to run; None takes a GPU when there is one.
         dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
@@ -117,6 +128,7 @@ def induce_pairs(
     """
     rows = _question_rows(questions, prompt_column, category_column)
     deck = _refusals(refusals)
+    check_leave_out(leave_out, DOUBTS)
     for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"`{name}` is {number}; it must be at least 1")
@@ -165,7 +177,7 @@ def induce_pairs(
                     file.append(new)
                 answers.update(new)
                 bar.update(len(new))
-    facts, pairs = _paired(rows, answers, deck, seed, category_column, chat_template_kwargs)
+    facts, pairs = _paired(rows, answers, deck, seed, category_column, chat_template_kwargs, leave_out)
     facts = {
         "annotator": reader.name,
         "template": reader.template,
@@ -193,6 +205,8 @@ def pairs_with_refusal(
 ) -> list[dict[str, Any]]:
     """Puts a refusal against each harmful answer that the user has (paper, standard margin vector; public code, SMV).
 
+    Answers that are refusals themselves, by a rule for English, are counted in the log: their pairs say nothing.
+
     Args:
         rows: Rows that have a question and a harmful answer to it.
         refusals: The harmless side of every pair; several (ours) are each dealt equally often, to within one.
@@ -209,7 +223,25 @@ def pairs_with_refusal(
         ValueError: A row lacks one of the two columns, or there is no refusal.
     """
     rows = list(rows)
-    dealt = _deal(_refusals(refusals), len(rows), random.Random(seed))
+    pairs = _against(rows, _refusals(refusals), prompt_column, harmful_column, category_column, seed)
+    refusing = sum(refuses(_text_of(row[harmful_column])) for row in rows)
+    if refusing:
+        logger.warning(
+            "%d of %d harmful answers refuse: on both sides of their pairs is a refusal", refusing, len(rows)
+        )
+    return pairs
+
+
+def _against(
+    rows: Sequence[Mapping[str, Any]],
+    refusals: Sequence[str],
+    prompt_column: str,
+    harmful_column: str,
+    category_column: str,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Each row's harmful answer as the rejected side, a refusal as the chosen one."""
+    dealt = _deal(refusals, len(rows), random.Random(seed))
     pairs = []
     for i, (row, refusal) in enumerate(zip(rows, dealt, strict=True)):
         _check_columns(row, i, prompt_column=prompt_column, harmful_column=harmful_column)
@@ -402,11 +434,19 @@ def _paired(
     seed: int,
     category_column: str,
     chat_template_kwargs: Mapping[str, Any] | None,
+    leave_out: Sequence[str],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Pairs out of questions and their answers, and what there is to count."""
     said = [answers[key_of(row["prompt"])] for row in rows]
-    answered = [{**row, "harmful": a.response} for row, a in zip(rows, said, strict=True) if a.response]
-    pairs = pairs_with_refusal(answered, refusals=refusals, category_column=category_column, seed=seed)
+    there = [(row, a) for row, a in zip(rows, said, strict=True) if a.response]
+    doubts = [_doubts(answer) for _, answer in there]
+    counts = Counter(name for found in doubts for name in found)
+    answered = [
+        {**row, "harmful": answer.response}
+        for (row, answer), found in zip(there, doubts, strict=True)
+        if not found & set(leave_out)
+    ]
+    pairs = _against(answered, refusals, "prompt", "harmful", category_column, seed)
     used = [pair for pair in pairs if pair["chosen"] != pair["rejected"]]
     if chat_template_kwargs:
         used = [{**pair, "chat_template_kwargs": dict(chat_template_kwargs)} for pair in used]
@@ -417,12 +457,21 @@ def _paired(
         "refusals_sha256": _sha256(refusals),
         "seed": seed,
         "pairs": len(used),
-        "empty": len(rows) - len(answered),
+        "empty": len(rows) - len(there),
         "refused": len(pairs) - len(used),
         "cut_at_limit": sum(not answer.finished for answer in said),
+        "refusing": counts["refusal"],
+        "loops": counts["loop"],
+        "left_out": sorted(set(leave_out)),
+        "doubtful": len(there) - len(answered),
     }
+    if counts:
+        counted = ", ".join(f"{counts[name]} {what}" for name, what in DOUBTS.items() if counts[name])
+        logger.warning("of %d answers %s; `leave_out` left out %d", len(there), counted, facts["doubtful"])
     if len(used) < len(rows):
         lost = f"{facts['empty']} answers are empty, {facts['refused']} are the refusal itself"
+        if leave_out:
+            lost += f", {facts['doubtful']} are left out by `leave_out`"
         if not used:
             raise ValueError(
                 f"not one of {len(rows)} questions gives a pair: {lost}; use the `template` that the model was trained "
@@ -432,18 +481,28 @@ def _paired(
     return facts, used
 
 
+def _doubts(answer: Answer) -> set[str]:
+    """What an answer may be in place of a harmful one."""
+    found = {"refusal": refuses(answer.response), "cut": not answer.finished, "loop": answer.loops}
+    return {name for name, there in found.items() if there}
+
+
 def _describe(facts: Mapping[str, Any]) -> str:
     """The provenance in a line, as a card takes it."""
     reference = facts["refusals_sha256"] == _sha256([REFERENCE_REFUSAL])
     many = "another refusal" if facts["refusals"] == 1 else f"{facts['refusals']} refusals"
     refusals = "the reference refusal" if reference else many
     template = facts["template"]
+    left_out = ""
+    if facts["left_out"]:
+        left_out = f", of which {facts['doubtful']} are left out ({', '.join(facts['left_out'])})"
     named = f"template sha256 {_sha256(template)[:12]}" if "{prompt}" in template else f"{template} template"
     return (
         f"{refusals} against greedy answers of up to {facts['max_new_tokens']} tokens by {facts['annotator']} "
         f"({named}, {facts['dtype']}) to {facts['questions']} questions (sha256 {facts['questions_sha256'][:12]}): "
         f"{facts['pairs']} pairs; {facts['empty']} empty and {facts['refused']} refusing answers left out, "
-        f"{facts['cut_at_limit']} cut at the limit; seed {facts['seed']}"
+        f"{facts['cut_at_limit']} cut at the limit, {facts['refusing']} refusing in any words, {facts['loops']} in a "
+        f"loop{left_out}; seed {facts['seed']}"
     )
 
 
@@ -461,6 +520,13 @@ def _as_response(prompt: Any, response: Any) -> Any:
     if isinstance(response, str) and not isinstance(prompt, str):
         return [{"role": "assistant", "content": response}]
     return response
+
+
+def _text_of(response: Any) -> str:
+    """The words of a response, a string or messages."""
+    if isinstance(response, str):
+        return response
+    return "\n".join(str(message["content"]) for message in response or () if message.get("content"))
 
 
 def _refusals(given: str | Sequence[str]) -> list[str]:
