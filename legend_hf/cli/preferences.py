@@ -330,8 +330,8 @@ def corr_at_k(
         )
         if judge is None:
             typer.echo(
-                "Judged by a rule for English, which is crude: it knows nothing of what is said (its precision and recall: "
-                "`help(legend_hf.refusal_judge)`). For figures to publish, give `--judge`."
+                "Judged by a rule for English, which is crude: it knows nothing of what is said (its precision and "
+                "recall: `help(legend_hf.refusal_judge)`). For figures to publish, give `--judge`."
             )
         each = len(records) // len(found.ks)
         typer.echo(f"Corr@k with 95 % intervals; requests: {found.requests}, continuations at each k: {each}")
