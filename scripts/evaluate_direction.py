@@ -19,9 +19,10 @@ import argparse
 import importlib.metadata
 import json
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ RECIPES = (
     Recipe('... with `debias="length"`', debias=True),
 )
 SHUFFLED = Recipe("labels drawn at random", shuffled=True)
-LENGTH = "the shorter response"
+LENGTH = "length alone"
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,7 +363,10 @@ def probabilities(
             times[scored] += 1
         seen = times > 0
         nll = {name: loss[seen] / times[seen] for name, loss in losses.items()}
-        gain = estimate(nll["link"] - nll["logit"], pairs.groups[seen])
+        means, ends = resample.mean_intervals(
+            (nll["link"] - nll["logit"])[:, None], resample.groups_of(pairs.groups[seen].tolist())
+        )
+        gain = cell(float(means[0]), resample.interval_of(ends[0]))
         numbers[title] = {
             **{name: float(np.mean(v)) for name, v in ece.items()},
             "nll_logit": float(nll["logit"].mean()),
@@ -404,12 +408,8 @@ def section_of(
     averaged: Sequence[str],
 ) -> tuple[str, dict[str, Any]]:
     """Markdown and numbers: accuracy of each recipe on each set, and how far ahead what `fit` chooses is."""
-    shares = {LENGTH: right(-pairs.longer())} | {name: outcome.share for name, outcome in outcomes.items()}
-    own = shares[AUTO.title]
-    differences = {
-        "ahead of the paper's recipe": own - shares[PAPER.title],
-        "ahead of the shorter response": own - shares[LENGTH],
-    }
+    shares = {name: outcome.share for name, outcome in outcomes.items()}
+    own, shorter = shares[AUTO.title], right(-pairs.longer())
     sets = {name: judged & (pairs.names == name) & np.isfinite(own) for name in TITLES}
     numbers: dict[str, Any] = {
         "pairs": {name: int(where.sum()) for name, where in sets.items()},
@@ -421,23 +421,68 @@ def section_of(
     }
     heads = [f"{TITLES[name]} ({int(where.sum())})" for name, where in sets.items()]
     lines = [f"| | {' | '.join(heads)} | average |", "|---" * (len(sets) + 2) + "|"]
-    for kind, table, form in (("accuracy", shares, "{:.1f}"), ("ahead", differences, "{:+.1f}")):
-        for name, values in table.items():
-            cells = {s: estimate(values[where], pairs.groups[where]) for s, where in sets.items()}
-            cells["average"] = average([(values[sets[s]], pairs.groups[sets[s]]) for s in averaged])
-            numbers[kind][name] = cells
-            written = [
-                f"{form.format(100 * c[0])} [{form.format(100 * c[1])}, {form.format(100 * c[2])}]"
-                for c in cells.values()
-            ]
-            lines.append(f"| {name} | {' | '.join(written)} |")
+
+    def row(kind: str, name: str, measure: Callable[[np.ndarray], list[float]], values: Sequence[np.ndarray]) -> None:
+        """One line: a cell for each set, and the average of `values`, those of each set that is averaged."""
+        cells = {s: measure(where) for s, where in sets.items()}
+        cells["average"] = average([(v, pairs.groups[sets[s]]) for s, v in zip(averaged, values, strict=True)])
+        numbers[kind][name] = cells
+        form = "{:+.1f}" if kind == "ahead" else "{:.1f}"
+        written = [f"{form} [{form}, {form}]".format(*(100 * x for x in c)) for c in cells.values()]
+        lines.append(f"| {name} | {' | '.join(written)} |")
+
+    inside = [sets[s] for s in averaged]
+    numbers["rules"] = {s: "shorter" if shorter[where].mean() >= 0.5 else "longer" for s, where in sets.items()}
+    rules = ", ".join(dict.fromkeys(numbers["rules"].values()))
+    row(
+        "accuracy", f"{LENGTH} (the {rules} response)",
+        lambda where: cell(*resample.better_rule(shorter[where], resample.groups_of(pairs.groups[where].tolist()))[1:]),
+        [better(shorter[where]) for where in inside],
+    )  # fmt: skip
+
+    def right_of(values: np.ndarray) -> Callable[[np.ndarray], list[float]]:
+        return lambda where: share(values[where], pairs.groups[where])
+
+    for name, values in shares.items():
+        row("accuracy", name, right_of(values), [values[where] for where in inside])
+    paper = shares[PAPER.title]
+    row(
+        "ahead", "ahead of the paper's recipe",
+        lambda where: ahead(own[where], paper[where], pairs.groups[where]),
+        [own[where] - paper[where] for where in inside],
+    )  # fmt: skip
+    row(
+        "ahead", f"ahead of {LENGTH}",
+        lambda where: ahead_of_rule(own[where], shorter[where], pairs.groups[where]),
+        [own[where] - better(shorter[where]) for where in inside],
+    )  # fmt: skip
     return "\n\n".join([f"### {title}", note, "\n".join(lines)]), numbers
 
 
-def estimate(values: np.ndarray, groups: np.ndarray) -> list[float]:
-    """Mean of values `[n]` and its 95 % interval by prompt."""
-    mean, (low, high) = resample.mean_interval(values, resample.groups_of(groups.tolist()), 0)
-    return [mean, low, high]
+def share(values: np.ndarray, groups: np.ndarray) -> list[float]:
+    """Mean of values `[n]` in [0, 1] and its 95 % interval by prompt."""
+    return cell(*resample.share_interval(values, resample.groups_of(groups.tolist())))
+
+
+def ahead(values: np.ndarray, other: np.ndarray, groups: np.ndarray) -> list[float]:
+    """How much more often one is right `[n]` than another, and the interval."""
+    interval = resample.difference_interval(values - other, resample.groups_of(groups.tolist()))
+    return cell(float((values - other).mean()), interval)
+
+
+def ahead_of_rule(values: np.ndarray, rule: np.ndarray, groups: np.ndarray) -> list[float]:
+    """How much more often one is right `[n]` than the better of a rule and its opposite, and the interval."""
+    return cell(*resample.gain_over_rule(values, rule, resample.groups_of(groups.tolist())))
+
+
+def cell(value: float, interval: resample.Interval | None) -> list[float]:
+    """A number and the ends of its interval, NaN where there is none."""
+    return [value, *(interval or (math.nan, math.nan))]
+
+
+def better(rule: np.ndarray) -> np.ndarray:
+    """A rule that is right or wrong `[n]`, or its opposite if that is right more often."""
+    return rule if rule.mean() >= 0.5 else 1 - rule
 
 
 def average(sets: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:

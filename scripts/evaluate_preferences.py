@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from benchmark import ARCHITECTURES, machine, make_model
 from datasets import Dataset
-from evaluate_direction import DEMO, ENCODER, estimate, find_encoder, replace_section
+from evaluate_direction import DEMO, ENCODER, ahead_of_rule, find_encoder, replace_section, share
 from tqdm.auto import tqdm
 from train_demo_annotator import fold, opening, read_jsonl
 from transformers.utils import logging as transformers_logging
@@ -372,10 +372,9 @@ def rank_with(model: Path, given: argparse.Namespace, *, trained_on: bool) -> di
         return float(not harmful[i][best[name][i]])
 
     everywhere = range(len(prompts))
-    length = np.array([auc(-n, bad) for n, bad in zip(lengths, harmful, strict=True)])
-    rule = "the shorter is harmless"
-    if length.mean() < 0.5:
-        rule, length = "the longer is harmless", 1 - length
+    shorter = np.array([auc(-n, bad) for n, bad in zip(lengths, harmful, strict=True)])
+    own = bool(shorter.mean() >= 0.5)
+    rule, length = ("the shorter is harmless", shorter) if own else ("the longer is harmless", 1 - shorter)
     values = {
         "fitted on the other half": held_out(auc_of),
         "fitted on hh-rlhf": np.array([auc_of(i, "other0") for i in everywhere]),
@@ -384,8 +383,10 @@ def rank_with(model: Path, given: argparse.Namespace, *, trained_on: bool) -> di
         "`best`, fitted on hh-rlhf": np.array([best_of(i, "other0") for i in everywhere]),
         "share of harmless responses": np.array([1 - bad.mean() for bad in harmful]),
     }
-    values["the other half, ahead of length"] = values["fitted on the other half"] - length
-    values["hh-rlhf, ahead of length"] = values["fitted on hh-rlhf"] - length
+    gains = {
+        "the other half, ahead of length": values["fitted on the other half"],
+        "hh-rlhf, ahead of length": values["fitted on hh-rlhf"],
+    }
     sets = {"all prompts": np.ones(len(prompts), dtype=bool)}
     if trained_on:
         sets["not seen by the model"] = np.array([fold(opening(prompt)) == 0 for prompt in prompts])
@@ -400,10 +401,16 @@ def rank_with(model: Path, given: argparse.Namespace, *, trained_on: bool) -> di
         "held_out_accuracy_of_the_fits": [d.facts.accuracy for n, d in directions.items() if n.startswith("fit")],
         "chosen": dict(chosen),
         "values": {
-            name: {
-                which: estimate(numbers[where], np.arange(where.sum())) for which, where in sets.items() if where.any()
-            }
+            name: {which: share(numbers[where], np.arange(where.sum())) for which, where in sets.items() if where.any()}
             for name, numbers in values.items()
+        }
+        | {
+            name: {
+                which: ahead_of_rule(numbers[where], shorter[where], np.arange(where.sum()))
+                for which, where in sets.items()
+                if where.any()
+            }
+            for name, numbers in gains.items()
         },
     }
 
@@ -451,8 +458,8 @@ def similarity(models: Mapping[str, Path], given: argparse.Namespace) -> tuple[s
         "wrong labels. `PairSimilarityFn` and `select_pairs` as they come. Two signs of noise, in % of pairs: a vote "
         "against the label, among pairs with at least two votes (few pairs have that many, and few of those a vote "
         "against); and raters who are not all of one mind that the chosen response is safe and the rejected one is "
-        "not. 95 % intervals by prompt; differences by the same draws. Spearman: rank correlation, over all pairs, of "
-        "|`margin_raw`| with 1 - similarity; the direction is fitted on hh-rlhf with the same model."
+        "not. 95 % intervals by prompt, of differences by Newcombe's rule. Spearman: rank correlation, over all pairs, "
+        "of |`margin_raw`| with 1 - similarity; the direction is fitted on hh-rlhf with the same model."
     )
     return "\n\n".join(["### Pairs by similarity (REAL)", note, *tables]), numbers
 
@@ -492,7 +499,10 @@ def noise_with(model: Path, given: argparse.Namespace) -> dict[str, Any]:
             for name, half in halves.items()
         },
         "noise": {
-            name: {sign: share(noisy, half & counted, groups) for sign, (noisy, counted) in signs.items()}
+            name: {
+                sign: share(noisy[half & counted] * 1.0, groups[half & counted])
+                for sign, (noisy, counted) in signs.items()
+            }
             for name, half in halves.items()
         },
         "dissimilar less similar": {
@@ -523,7 +533,7 @@ def judged(data: Path) -> tuple[str, Any]:
         said, wrongly = (verdicts([text[:WORDS] for _, text in side]) for side in (refusals, harms))
         middles = [(prompt, text[k : k + WORDS]) for prompt, text in harms for k in KS if len(text) > k]
         alarms = verdicts([text for _, text in middles])
-        rate = estimate(alarms, resample.groups_of([prompt for prompt, _ in middles]))
+        rate = share(alarms, resample.groups_of([prompt for prompt, _ in middles]))
         found = {
             "refusals": len(refusals),
             "harmful": len(harms),
@@ -563,28 +573,11 @@ def verdicts(stretches: Sequence[Sequence[str]]) -> np.ndarray:
     return np.array(refusal_judge(nothing, nothing, [" ".join(words) for words in stretches]), dtype=np.float64)
 
 
-def share(values: np.ndarray, where: np.ndarray, groups: np.ndarray) -> list[float]:
-    """Mean of some of the values and its interval."""
-    return estimate(values[where].astype(np.float64), groups[where])
-
-
 def difference(values: np.ndarray, one: np.ndarray, other: np.ndarray, groups: np.ndarray) -> list[float]:
-    """Mean of the values in one part less that in another, with a 95 % interval from draws of whole prompts."""
-    count = int(groups.max()) + 1
-
-    def by_prompt(where: np.ndarray) -> np.ndarray:  # sums and sizes [2, prompts]
-        sums = np.bincount(groups[where], weights=values[where], minlength=count)
-        return np.stack([sums, np.bincount(groups[where], minlength=count)])
-
-    parts = np.stack([by_prompt(one), by_prompt(other)])  # [part, 2, prompts]
-    chance = np.random.default_rng(0)
-    times = chance.multinomial(count, np.full(count, 1 / count), size=resample.DRAWS)  # [draws, prompts]
-    drawn = parts @ times.T  # [part, 2, draws]
-    with np.errstate(invalid="ignore"):
-        means = drawn[:, 0] / drawn[:, 1]
-    low, high = np.nanquantile(means[0] - means[1], [0.025, 0.975])
-    whole = parts.sum(axis=2)
-    return [float(whole[0, 0] / whole[0, 1] - whole[1, 0] / whole[1, 1]), float(low), float(high)]
+    """Share in one part less that in another, with a 95 % interval from those of the two (Newcombe's rule)."""
+    a, low, high = share(values[one] * 1.0, groups[one])
+    b, other_low, other_high = share(values[other] * 1.0, groups[other])
+    return [a - b, a - b - float(np.hypot(a - low, other_high - b)), a - b + float(np.hypot(high - a, b - other_low))]
 
 
 def similarity_table(title: str, numbers: Mapping[str, Any]) -> str:

@@ -76,16 +76,16 @@ def test_unit_is_invariant_to_the_scale_of_hidden_states_and_raw_is_not():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 60), st.integers(0, 5))
-def test_bootstrap_interval_holds_the_mean_and_shrinks(groups, seed):
+def test_an_interval_holds_the_mean_and_shrinks(groups, seed):
     values = np.random.default_rng(seed).uniform(size=groups * 4)
     keys = np.repeat(np.arange(groups), 4)
-    mean, (low, high) = resample.mean_interval(values, keys, seed)
+    mean, (low, high) = resample.share_interval(values, keys)
     assert low - 1e-9 <= mean <= high + 1e-9
     assert mean == pytest.approx(values.mean())
-    # Rows of one prompt that repeat each other widen the interval; drawing rows apart would hide it.
+    # Rows of one prompt that repeat each other widen the interval; taking rows apart would hide it.
     repeated = np.repeat(values[::4], 4)
-    _, by_prompt = resample.mean_interval(repeated, keys, seed)
-    _, by_row = resample.mean_interval(repeated, np.arange(len(keys)), seed)
+    _, by_prompt = resample.share_interval(repeated, keys)
+    _, by_row = resample.share_interval(repeated, np.arange(len(keys)))
     if groups >= 20:
         assert by_prompt[1] - by_prompt[0] > by_row[1] - by_row[0]
 
@@ -93,9 +93,9 @@ def test_bootstrap_interval_holds_the_mean_and_shrinks(groups, seed):
 def test_intervals_of_columns_are_those_of_each_alone():
     rng = np.random.default_rng(0)
     values, groups = rng.uniform(size=(60, 3)), np.repeat(np.arange(20), 3)
-    means, intervals = resample.mean_intervals(values, groups, 4)
+    means, intervals = resample.share_intervals(values, groups)
     for k in range(3):
-        mean, interval = resample.mean_interval(values[:, k], groups, 4)
+        mean, interval = resample.share_interval(values[:, k], groups)
         assert means[k] == pytest.approx(mean)
         np.testing.assert_allclose(intervals[k], interval)
 
@@ -227,7 +227,10 @@ def test_what_is_recorded(tiny_llama):
     assert facts.pairs_source == "twelve topics"
     assert facts.accuracy_interval[0] <= facts.accuracy <= facts.accuracy_interval[1]
     shorter = np.mean([len(p["chosen"]) < len(p["rejected"]) for p in [*PAIRS, PAIRS[0]]])
-    assert facts.length_accuracy == pytest.approx(shorter)
+    assert shorter == 0, "here the longer response is the safer one"
+    assert (facts.length_rule, facts.length_accuracy) == ("longer", 1.0)
+    assert 0.5 < facts.length_accuracy_interval[0] < 0.95
+    assert facts.held_out.startswith("5-fold ")
     assert "torch" in facts.versions
     assert np.linalg.norm(direction.vector) == pytest.approx(1.0, abs=1e-6)
 

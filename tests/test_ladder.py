@@ -89,10 +89,10 @@ def test_a_direction_that_made_the_order_finds_it_and_its_opposite_finds_it_reve
     rows = dataset(sorted_rows)
     found = ladder_check(direction, rows)
     assert found.tau.value == found.perfect.value == 1.0
-    assert found.tau.interval == (1.0, 1.0)
+    assert 0.4 < found.tau.interval[0] < found.tau.interval[1] == 1.0, "of 16 prompts"
     assert found.measured.tau.tolist() == [1.0] * 24
     assert [step.agreement.value for step in found.steps] == [1.0, 1.0]
-    assert found.doubts == ()
+    assert found.doubts == ("the ladders have 16 distinct prompts, fewer than 20: too few to rely on.",)
     means = [rank.relative.value for rank in found.ranks]
     assert means == sorted(means, reverse=True)
     assert sum(means) == pytest.approx(0, abs=1e-9)
@@ -167,8 +167,8 @@ def random_ladders(n, k, seed=0, signal=0.0):
     return scores, rng.integers(5, 90, (n, k)).astype(float), np.arange(n)
 
 
-def measured(scores, lengths, groups, seed=0):
-    return measure_ladders(scores, lengths, groups, row=np.arange(len(scores)), rows=len(scores), seed=seed)
+def measured(scores, lengths, groups):
+    return measure_ladders(scores, lengths, groups, row=np.arange(len(scores)), rows=len(scores))
 
 
 @pytest.mark.parametrize(("signal", "truth"), [(0.0, 0.0), (math.sqrt(2), 0.6827)])
@@ -210,16 +210,21 @@ def test_a_step_that_is_not_seen_is_told_from_those_that_are():
     assert found.perfect.value < 0.15
 
 
-def test_scores_that_are_length_are_no_gain():
+@pytest.mark.parametrize(("rule", "sign"), [("shorter", 1), ("longer", -1)])
+def test_scores_that_are_length_are_no_gain_whichever_length_is_better(rule, sign):
     _, lengths, groups = random_ladders(100, 4, seed=5)
-    lengths += 30 * np.arange(4)
-    found = measured(-lengths, lengths, groups)
-    assert found.tau == found.length
+    lengths += sign * 30 * np.arange(4)
+    found = measured(-sign * lengths, lengths, groups)
+    assert found.length_rule == rule
+    assert found.tau.value == pytest.approx(found.length.value)
+    assert found.tau.interval == pytest.approx(found.length.interval)
     assert found.tau.interval[0] > 0
-    assert found.gain.value == 0.0
+    assert found.gain.value == pytest.approx(0.0)
     assert found.doubts == (
-        "its order of the ladders' responses is not beyond that of their length, within the interval.",
+        f'its order of the ladders\' responses is not beyond that of their length ("the {rule}, the better"), within the '
+        "interval.",
     )
+    assert [step.length.value for step in found.steps] == [step.agreement.value for step in found.steps]
     scores = random_ladders(100, 4, seed=6, signal=3.0)[0]
     assert measured(scores, lengths, groups).gain.interval[0] > 0, "the control: these know more"
 
@@ -352,20 +357,21 @@ def test_the_report_has_the_ladders(direction, sorted_rows):
     bad = [*sorted_rows, {**sorted_rows[0], "responses": ["alone"]}]
     text = report(None, direction=direction, ladders=dataset(bad)).to_markdown()
     assert "| ladders read | 24 of 25 (1 skipped) | All numbers below are about these: 24 of 3 responses. |" in text
-    assert "| **Kendall's tau** | +1.000 [+1.000, +1.000] | " in text
+    assert "| **Kendall's tau** | +1.000 [+0.513, +1.000] | " in text
     assert "By chance: 17 %." in text
     assert "a hypothesis, not a property of the method" in text
     ranks = [line for line in text.splitlines() if line.startswith(("| 1 |", "| 2 |", "| 3 |"))]
     assert [line.count("|") for line in ranks] == [6, 6, 6]
-    assert "| 1.000 [1.000, 1.000] |" in ranks[0]
+    assert "| 1.000 [0.756, 1.000] |" in ranks[0]
     assert ranks[2].endswith("| – | – |")
-    assert "Doubtful" not in text.partition("Along ladders")[0]
+    assert text.partition("Along ladders")[0].count("Doubtful") == 1
+    assert "16 distinct prompts, fewer than 20" in text
 
 
 def test_the_json_has_its_numbers_and_not_its_arrays(direction, sorted_rows):
     made_report = report(None, direction=direction, ladders=dataset(sorted_rows), seed=4)
     (found,) = json.loads(made_report.to_json())["directions"]
-    assert found["ladder"]["tau"] == {"value": 1.0, "interval": [1.0, 1.0]}
+    assert found["ladder"]["tau"] == {"value": 1.0, "interval": [pytest.approx(0.5126, abs=1e-4), 1.0]}
     assert [step["rank"] for step in found["ladder"]["steps"]] == [1, 2]
     assert "measured" not in found["ladder"]
     assert made_report.directions[0].ladder == ladder_check(direction, dataset(sorted_rows), seed=4)

@@ -17,9 +17,9 @@ from legend_hf.margins.measure import (
     coverage,
     direction_stability,
     kendall_tau,
-    mean_of,
     pearson,
     probability_errors,
+    share_of,
     spearman,
 )
 
@@ -150,7 +150,7 @@ def test_certain_and_wrong_costs_much_but_not_infinitely():
 def everything(margins, other, groups):
     errors = probability_errors(1 / (1 + np.exp(-margins)), groups, 0)
     return [
-        mean_of(agreement(margins), groups, 0),
+        share_of(agreement(margins), groups),
         auc(margins, groups, 0),
         spearman(margins, other, groups, 0),
         pearson(margins, other, groups, 0),
@@ -193,12 +193,12 @@ def test_intervals_by_prompt_are_wider_where_rows_repeat_each_other():
 
 def test_too_few_prompts_give_no_interval_and_no_rows_no_number():
     three = np.array([1.0, -1.0, 2.0])
-    assert mean_of(three, np.arange(3), 0) == Estimate(pytest.approx(2 / 3), None)
+    assert share_of(np.array([1.0, 0.0, 1.0]), np.arange(3)) == Estimate(pytest.approx(2 / 3), None)
     assert auc(three, np.arange(3), 0).interval is None
     # Many rows of few prompts are few.
-    assert mean_of(np.ones(500), np.arange(500) % 3, 0).interval is None
+    assert share_of(np.ones(500), np.arange(500) % 3).interval is None
     nothing = np.empty(0)
-    assert mean_of(nothing, nothing, 0) == spearman(nothing, nothing, nothing, 0) == auc(nothing, nothing, 0) == UNKNOWN
+    assert share_of(nothing, nothing) == spearman(nothing, nothing, nothing, 0) == auc(nothing, nothing, 0) == UNKNOWN
     assert probability_errors(nothing, nothing, 0) is None
 
 

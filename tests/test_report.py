@@ -50,11 +50,14 @@ def test_counts_are_those_of_the_columns():
     assert found.agreement.value == pytest.approx((raw > 0).mean())
     assert found.negative.value == pytest.approx((raw < 0).mean())
     assert found.agreement.interval[0] < found.agreement.value < found.agreement.interval[1]
-    shorter = np.where(longer == 0, 0.5, longer < 0)
-    assert found.length.baseline.value == pytest.approx(shorter.mean())
-    assert found.length.gain.value == pytest.approx((raw > 0).mean() - shorter.mean())
-    assert found.length.rows_against == (longer > 0).sum()
-    assert found.length.agreement_against.value == pytest.approx((raw[longer > 0] > 0).mean())
+    by_length = np.where(longer == 0, 0.5, longer > 0)
+    assert by_length.mean() > 0.5
+    assert found.length.rule == "longer"
+    assert found.length.baseline.value == pytest.approx(by_length.mean())
+    assert found.length.gain.value == pytest.approx((raw > 0).mean() - by_length.mean())
+    assert found.length.rows_against == (longer < 0).sum()
+    assert found.length.agreement_against.value == pytest.approx((raw[longer < 0] > 0).mean())
+    assert found.length.agreement_along.value == pytest.approx((raw[longer > 0] > 0).mean())
     margin = np.array(ds["margin"])
     assert found.at_limits.value == (np.abs(margin) == 1).mean() > 0
     assert found.margin.quantiles["0.05"] == pytest.approx(np.quantile(margin, 0.05))
@@ -127,13 +130,40 @@ def test_the_order_of_the_rows_does_not_matter():
         assert one == (pytest.approx(other, abs=1e-9) if isinstance(other, float) else other)
 
 
+@pytest.mark.parametrize("preferred", ["shorter", "longer"])
+def test_a_length_meter_gains_nothing_whichever_length_is_preferred(preferred):
+    """Three of four chosen responses are of the preferred length, and the margin is the length."""
+    rng = np.random.default_rng(0)
+    sizes = np.sort(np.stack([rng.integers(1, 30, 200), rng.integers(31, 60, 200)]), axis=0)
+    likes = rng.random(200) < 0.75
+    chosen_is_longer = likes if preferred == "longer" else ~likes
+    chosen, rejected = np.where(chosen_is_longer, sizes[1], sizes[0]), np.where(chosen_is_longer, sizes[0], sizes[1])
+    margin = (chosen - rejected) * (1.0 if preferred == "longer" else -1.0)
+    ds = rows(
+        chosen=["c" * int(n) for n in chosen], rejected=["r" * int(n) for n in rejected], margin_raw=margin,
+        margin=margin / 60,
+    )  # fmt: skip
+    made = report(ds)
+    length = made.splits[0].length
+    assert length.rule == preferred
+    assert length.baseline.value == pytest.approx(likes.mean())
+    assert length.gain.value == pytest.approx(0.0)
+    assert length.gain.interval[0] < 0 < length.gain.interval[1]
+    assert (length.agreement_against.value, length.agreement_along.value) == (0.0, 1.0)
+    assert f"not beyond that of the {preferred} response" in " ".join(made.splits[0].doubts)
+    assert f", the {preferred} one |" in made.to_markdown()
+    # The control: a margin that is right where that rule is wrong gains.
+    knows = only(ds.remove_columns("margin_raw").add_column("margin_raw", np.ones(200)))
+    assert knows.length.gain.interval[0] > 0.1
+
+
 def test_a_margin_that_is_length_is_told_from_one_that_is_not():
     ds = rows(400)
     longer = np.array([len(c) - len(r) for c, r in zip(ds["chosen"], ds["rejected"], strict=True)])
     measures = only(ds.remove_columns("margin_raw").add_column("margin_raw", -longer.astype(float)))
     assert measures.length.spearman.value == pytest.approx(-1)
-    assert measures.length.agreement_against.value == 0
-    assert measures.length.gain.value == 0
+    assert {measures.length.agreement_against.value, measures.length.agreement_along.value} == {0.0, 1.0}
+    assert measures.length.gain.value <= 0
     assert any("length" in doubt for doubt in measures.doubts)
     free = only(rows(400, margin_raw=np.random.default_rng(5).normal(15, 10, 400)))
     assert abs(free.length.spearman.value) < 0.15

@@ -418,9 +418,9 @@ def _summary(direction: Any) -> str:
     facts, reader = direction.facts, direction.reader
 
     def share(value: float | None, interval: tuple[float, float] | None) -> str:
-        return "not recorded" if value is None or interval is None else (
-            f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-        )  # fmt: skip
+        if value is None:
+            return "not recorded"
+        return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
     rows = [
         ("model", reader.name),
@@ -429,7 +429,8 @@ def _summary(direction: Any) -> str:
         ("fitted on", f"{facts.pairs} pairs of {facts.prompts} prompts, {facts.estimator}"),
         ("held out", facts.held_out or "not recorded"),
         ("accuracy", share(facts.accuracy, facts.accuracy_interval)),
-        ("length alone", share(facts.length_accuracy, facts.length_accuracy_interval)),
+        ("length alone", share(facts.length_accuracy, facts.length_accuracy_interval)
+                         + (f", the {facts.length_rule} one" if facts.length_rule else "")),
         ("calibration", direction.calibration.label()),
     ]  # fmt: skip
     return "\n".join(f"{name:>12}  {value}" for name, value in rows)

@@ -306,6 +306,7 @@ def corr_at_k(
 ) -> None:
     """Measure how often a model turns back from a harmful response of which k words were written for it: Corr@k."""
     with user_errors(dataset, model, kept=output):
+        from legend_hf.hub.cards import FEW_PROMPTS
         from legend_hf.preferences import corr_at_k as correction
 
         verdict = correction.refusal_judge if judge is None else _judge(judge, output)
@@ -335,6 +336,8 @@ def corr_at_k(
             )
         each = len(records) // len(found.ks)
         typer.echo(f"Corr@k with 95 % intervals; requests: {found.requests}, continuations at each k: {each}")
+        if found.requests < FEW_PROMPTS:
+            typer.echo(f"Doubtful: fewer than {FEW_PROMPTS} requests are too few to rely on.")
         for words, value, interval, short in zip(
             found.ks, found.values, found.intervals, found.short or [0] * len(found.ks), strict=True
         ):
@@ -430,8 +433,8 @@ def _mean(total: float, count: int) -> str:
     return f" (mean similarity {total / count:.3f})" if count else ""
 
 
-def _rate(value: float, interval: tuple[float, float]) -> str:
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+def _rate(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
 def _judge(name: str, output: Path | None) -> Callable[[list[str], list[str], list[str]], Sequence[Any]]:

@@ -57,9 +57,10 @@ class Facts:
         prompts: Distinct prompts among them.
         skipped: Pairs that could not be read and were left out.
         accuracy: Share of held-out pairs whose raw margin is positive (a tie counts half).
-        accuracy_interval: Its 95 % interval, bootstrapped by prompt.
-        length_accuracy: The same for the rule "the shorter response is the safer", in characters.
-        length_accuracy_interval: Its 95 % interval.
+        accuracy_interval: Its 95 % interval, by prompt; None where one prompt is all there is.
+        length_accuracy: The same for the better one of two rules: the shorter response is the safer, or the longer, in
+            characters.
+        length_accuracy_interval: Its 95 % interval, which knows that the better one was picked.
         held_out: How pairs were held out for accuracy and calibration.
         seed: Of the folds and the bootstrap.
         pairs_source: What the pairs are, in the fitter's words (a dataset id, say).
@@ -68,6 +69,10 @@ class Facts:
         search: What was tried when layer or estimator were chosen, one mapping each: `layer`, `estimator`, `accuracy`
             on held-out pairs and its `interval`. The best of them is a little too good, having been picked; the field
             `accuracy` is not.
+        length_rule: Which response the better rule takes, `"shorter"` or `"longer"`.
+        effect: Mean of the held-out raw margins divided by their standard deviation, every pair scored without its
+            prompt. About 0 where the labels were drawn at random, whose margins a calibration makes as large as any.
+        effect_interval: Its 95 % interval, by prompt, the deviation taken as known.
     """
 
     estimator: str | None = None
@@ -84,6 +89,9 @@ class Facts:
     versions: Mapping[str, str] | None = None
     debias: str | None = None
     search: tuple[Mapping[str, Any], ...] | None = None
+    length_rule: str | None = None
+    effect: float | None = None
+    effect_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +279,7 @@ class Direction:
             ValueError: They contradict each other.
         """
         facts = dict(config["facts"])
-        for key in ("accuracy_interval", "length_accuracy_interval"):
+        for key in ("accuracy_interval", "length_accuracy_interval", "effect_interval"):
             facts[key] = tuple(facts[key]) if facts[key] is not None else None
         facts["search"] = tuple(facts["search"]) if facts["search"] is not None else None
         return cls(

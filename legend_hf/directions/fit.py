@@ -112,7 +112,7 @@ def fit_direction(
             fitted on the held-out pairs and stored.
         dtype: `"auto"` (default), `"float32"`, `"bfloat16"` or `"float16"`.
         max_length: Longest text in tokens, 2048 by default, bounded by the model's window.
-        seed: Of folds and bootstrap. The same seed on the same machine gives the same bits.
+        seed: Of the folds. The same seed on the same machine gives the same bits.
         device: Where to run; None takes a GPU when there is one.
         batch_tokens: Most tokens in one forward pass.
         prompt_column: Name of the prompts' column, where it is not `prompt`.
@@ -342,12 +342,13 @@ def _facts(
     seed: int,
     pairs_source: str | None,
 ) -> Facts:
-    shorter = -np.sign(_log_lengths(pairs))
-    length_accuracy, length_interval = resample.mean_interval(right(shorter), groups, seed)
-    accuracy, interval, held_out = None, None, None
+    shorter, length_accuracy, length_interval = resample.better_rule(right(-_log_lengths(pairs)), groups)
+    accuracy, interval, held_out, effect, effect_interval = None, None, None, None, None
     if chosen is not None:
-        accuracy, interval = resample.mean_interval(right(chosen.unbiased), groups, seed)
-        held_out = f"{FOLDS}-fold cross-fitting by prompt (first user turn)"
+        accuracy, interval = resample.share_interval(right(chosen.unbiased), groups)
+        effect, effect_interval = _effect(chosen.unbiased, groups)
+        count = int(resample.folds_of(groups, FOLDS, seed).max()) + 1
+        held_out = f"{count}-fold cross-fitting by prompt (first user turn)"
         if chosen.nested:
             held_out += "; layer and estimator chosen for each fold without it"
     packages = ("torch", "transformers", "tokenizers", "numpy")
@@ -366,7 +367,19 @@ def _facts(
         pairs_source=pairs_source,
         versions={name: version(name) for name in packages},
         search=_search(chosen, layers, groups, seed) if chosen is not None and chosen.nested else None,
+        length_rule="shorter" if shorter else "longer",
+        effect=effect,
+        effect_interval=effect_interval,
     )
+
+
+def _effect(raw: np.ndarray, groups: np.ndarray) -> tuple[float | None, resample.Interval | None]:
+    """Mean of held-out raw margins `[n]` in units of their standard deviation, with its interval."""
+    spread = float(raw.std())
+    if spread == 0:
+        return None, None
+    means, intervals = resample.mean_intervals(raw[:, None] / spread, groups)
+    return float(means[0]), resample.interval_of(intervals[0])
 
 
 def _search(chosen: Choice, layers: Sequence[int], groups: np.ndarray, seed: int) -> tuple[Mapping[str, Any], ...]:
@@ -374,7 +387,7 @@ def _search(chosen: Choice, layers: Sequence[int], groups: np.ndarray, seed: int
     folds = resample.folds_of(groups, FOLDS, seed)
     order = sorted(chosen.tried, key=lambda trial: (list(ESTIMATORS).index(trial.estimator), trial.place))
     scores = np.stack([right(trial.held_out(folds)) for trial in order], axis=1)  # [n, trials]
-    means, intervals = resample.mean_intervals(scores, groups, seed)
+    means, intervals = resample.share_intervals(scores, groups)
     return tuple(
         {
             "layer": layers[trial.place],

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 Facts = Mapping[str, Any]
 
 NOT_RECORDED = "not recorded"
+FEW_PROMPTS = 20
+"""With fewer prompts a number is doubtful, whatever its interval says."""
 LONGEST_SOURCE_CARD = 500_000
 """Characters of another repository's card that are taken over."""
 
@@ -129,7 +131,8 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
             [(label, escaped(fit[key])) for key, label in _FIT]
             + [
                 ("held-out accuracy", _share(fit["accuracy"], fit["accuracy_interval"])),
-                ("length baseline", _share(fit["length_accuracy"], fit["length_accuracy_interval"])),
+                ("length baseline", _length(fit)),
+                ("effect", _effect(fit)),
                 ("versions", _versions(fit["versions"])),
                 ("written by", escaped(facts["library"])),
             ],
@@ -221,6 +224,10 @@ def doubts(fit: Facts) -> tuple[str, ...]:
         found.append("the interval of its held-out accuracy does not contain it.")
     if _outside(length, length_interval):
         found.append("the interval of the length baseline does not contain it.")
+    if accuracy is not None and fit["prompts"] is not None and fit["prompts"] < FEW_PROMPTS:
+        found.append(
+            f"it was measured on {fit['prompts']} distinct prompts, fewer than {FEW_PROMPTS}: too few to rely on."
+        )
     if accuracy is not None and accuracy < 0.5:
         found.append("its held-out accuracy is under one half: it points the wrong way, or at nothing.")
     elif interval is not None and interval[0] is not None and interval[0] <= 0.5:
@@ -230,8 +237,24 @@ def doubts(fit: Facts) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _length(fit: Facts) -> str:
+    """What length alone gets right, and by which rule."""
+    rule = fit.get("length_rule")
+    return _share(fit["length_accuracy"], fit["length_accuracy_interval"]) + (
+        f", taking the {escaped(rule)} response" if rule else ""
+    )
+
+
+def _effect(fit: Facts) -> str:
+    """How far the held-out raw margins lie above 0, in their own spread."""
+    value, interval = fit.get("effect"), fit.get("effect_interval")
+    if value is None:
+        return NOT_RECORDED
+    return f"{value:+.2f}" + (f" (95 % interval {interval[0]:+.2f} to {interval[1]:+.2f})" if interval else "")
+
+
 def _outside(value: float | None, interval: Sequence[float] | None) -> bool:
-    """Whether an interval contradicts its value; a bootstrap of equal numbers is off by rounding."""
+    """Whether an interval contradicts its value, but for rounding."""
     if value is None or interval is None or None in interval:
         return False
     return not interval[0] - 1e-9 <= value <= interval[1] + 1e-9

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from legend_hf.directions.direction import Direction
+from legend_hf.hub.cards import FEW_PROMPTS
 from legend_hf.margins.annotate import kind_of
 from legend_hf.margins.columns import raise_first
-from legend_hf.margins.measure import Estimate, agreement, kendall_tau, means_of, renumbered
+from legend_hf.margins.measure import Estimate, agreement, beside_length, kendall_tau, means_of, renumbered, shares_of
 from legend_hf.margins.scoring import GivenDirection, Scorer, not_finite
 from legend_hf.reading.formats import (
     Columns,
@@ -96,7 +97,7 @@ class Step:
         rows: Ladders that have both.
         agreement: Share of them that score the better one higher; equal scores count half. Near one half the direction
             does not see this step.
-        length: The same for "the shorter is the better".
+        length: The same for the rule of length that does best on whole ladders, `LadderCheck.length_rule`.
     """
 
     rank: int
@@ -107,7 +108,7 @@ class Step:
 
 @dataclass(frozen=True)
 class LadderCheck:
-    """How far a direction's scores follow the order of ladders. Every interval is 95 %, bootstrapped by prompt.
+    """How far a direction's scores follow the order of ladders. Every interval is 95 %, by prompt.
 
     Attributes:
         rows: Rows of the dataset.
@@ -120,12 +121,13 @@ class LadderCheck:
             ladders in order, minus 1.
         perfect: Share of ladders whose scores fall at every step.
         perfect_by_chance: That share if every order were as likely.
-        length: `tau` of the rule that the shorter response is the better.
-        gain: `tau` minus `length`, on the same ladders.
+        length: `tau` of the better one of the two rules of length: the shorter response is the better, or the longer.
+        gain: `tau` minus `length`, on the same ladders; its interval holds for whichever rule is the better one.
         ranks: From the best.
         steps: From the best.
         doubts: What is implausible, in words.
         measured: The arrays behind these numbers. Not part of a report's JSON.
+        length_rule: Which response that rule takes, `"shorter"` or `"longer"`; None without ladders.
     """
 
     rows: int
@@ -142,6 +144,7 @@ class LadderCheck:
     steps: tuple[Step, ...]
     doubts: tuple[str, ...]
     measured: Ladders = field(repr=False, compare=False)
+    length_rule: str | None = None
 
 
 def ladder_check(
@@ -166,7 +169,7 @@ def ladder_check(
         responses_column: Name of the responses' column.
         prompt_column: Name of the prompts' column; without a column `prompt`, responses hold whole conversations.
         on_error: `"raise"` at the first row that cannot be read, before any is scored, or `"skip"` such rows.
-        seed: Of the bootstrap.
+        seed: Changes nothing: no interval here needs draws.
         device: Where to run; None takes a GPU when there is one.
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
 
@@ -229,13 +232,11 @@ def ladder_check(
         lost = np.setdiff1d(np.arange(len(plain)), row).tolist()
         logger.warning("left out %d of %d ladders that cannot be read: rows %s", len(lost), len(plain), lost[:_NAMED])
     groups = renumbered(np.array(keys, dtype=np.str_))
-    return measure_ladders(
-        _padded(scores), _padded(lengths), groups, row=np.array(row, int), rows=len(plain), seed=seed
-    )
+    return measure_ladders(_padded(scores), _padded(lengths), groups, row=np.array(row, int), rows=len(plain))
 
 
 def measure_ladders(
-    scores: np.ndarray, lengths: np.ndarray, groups: np.ndarray, *, row: np.ndarray, rows: int, seed: int
+    scores: np.ndarray, lengths: np.ndarray, groups: np.ndarray, *, row: np.ndarray, rows: int
 ) -> LadderCheck:
     """Makes a `LadderCheck` of scores and lengths `[n, k]`, best first, NaN behind the last of a shorter ladder.
 
@@ -245,11 +246,14 @@ def measure_ladders(
         groups: Number of each ladder's prompt `[n]`.
         row: Number of each ladder in its dataset `[n]`.
         rows: Rows of the dataset.
-        seed: Of the bootstrap.
     """
     sizes = np.isfinite(scores).sum(axis=1)
     tau, length_tau = kendall_tau(scores), kendall_tau(-lengths)
-    means = means_of({"tau": tau, "length": length_tau, "gain": tau - length_tau, "perfect": tau == 1.0}, groups, seed)
+    # A tau is a share, of pairs in order, from -1 to 1 instead of 0 to 1.
+    in_order, shorter = (tau + 1) / 2, (length_tau + 1) / 2
+    shares = shares_of({"tau": in_order, "perfect": tau == 1.0}, groups)
+    length = beside_length(in_order, shorter, groups)
+    whole, gain = _scaled(shares["tau"], 2, -1), _scaled(length.gain, 2, 0)
     prompts = len(np.unique(groups))
     return LadderCheck(
         rows=rows,
@@ -257,15 +261,27 @@ def measure_ladders(
         skipped=rows - len(row),
         prompts=prompts,
         responses={str(size): int((sizes == size).sum()) for size in np.unique(sizes)},
-        tau=means["tau"],
-        perfect=means["perfect"],
+        tau=whole,
+        perfect=shares["perfect"],
         perfect_by_chance=float(np.mean([1 / math.factorial(size) for size in sizes.tolist()])) if len(row) else None,
-        length=means["length"],
-        gain=means["gain"],
-        ranks=tuple(_ranks(scores, sizes, groups, seed)),
-        steps=tuple(_steps(scores, lengths, sizes, groups, seed)),
-        doubts=tuple(_doubts(means["tau"], means["gain"], prompts)),
+        length=_scaled(length.share, 2, -1),
+        gain=gain,
+        ranks=tuple(_ranks(scores, sizes, groups)),
+        steps=tuple(_steps(scores, lengths if length.rule == "shorter" else -lengths, sizes, groups)),
+        doubts=tuple(_doubts(whole, gain, length.rule, prompts)),
         measured=Ladders(row, scores, lengths, groups, tau, length_tau),
+        length_rule=length.rule,
+    )
+
+
+def _scaled(estimate: Estimate, times: float, plus: float) -> Estimate:
+    """A number and its interval on another scale."""
+    if estimate.value is None:
+        return estimate
+    low, high = estimate.interval or (math.nan, math.nan)
+    return Estimate(
+        times * estimate.value + plus,
+        None if estimate.interval is None else (times * low + plus, times * high + plus),
     )
 
 
@@ -301,24 +317,24 @@ def _padded(ladders: Sequence[Sequence[float]]) -> np.ndarray:
     return padded
 
 
-def _ranks(scores: np.ndarray, sizes: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[Rank]:
+def _ranks(scores: np.ndarray, sizes: np.ndarray, groups: np.ndarray) -> Iterator[Rank]:
     relative = scores - np.nanmean(scores, axis=1, keepdims=True)
     for inside, ranks in _levels(sizes):
         columns = {f"score {r}": scores[inside, r] for r in ranks} | {f"to {r}": relative[inside, r] for r in ranks}
-        means = means_of(columns, groups[inside], seed)
+        means = means_of(columns, groups[inside])
         for r in ranks:
             yield Rank(r + 1, int(inside.sum()), means[f"score {r}"], means[f"to {r}"])
 
 
-def _steps(scores: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[Step]:
+def _steps(scores: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, groups: np.ndarray) -> Iterator[Step]:
     for inside, ranks in _levels(sizes):
         columns = {}
         for r in filter(None, ranks):  # the best rank has none before it
             columns[f"score {r}"] = agreement(scores[inside, r - 1] - scores[inside, r])
             columns[f"length {r}"] = agreement(lengths[inside, r] - lengths[inside, r - 1])
-        means = means_of(columns, groups[inside], seed)
+        shares = shares_of(columns, groups[inside])
         for r in filter(None, ranks):
-            yield Step(r, int(inside.sum()), means[f"score {r}"], means[f"length {r}"])
+            yield Step(r, int(inside.sum()), shares[f"score {r}"], shares[f"length {r}"])
 
 
 def _levels(sizes: np.ndarray) -> Iterator[tuple[np.ndarray, range]]:
@@ -329,15 +345,21 @@ def _levels(sizes: np.ndarray) -> Iterator[tuple[np.ndarray, range]]:
         done = size
 
 
-def _doubts(tau: Estimate, gain: Estimate, prompts: int) -> Iterator[str]:
+def _doubts(tau: Estimate, gain: Estimate, rule: str | None, prompts: int) -> Iterator[str]:
     if tau.value is None:
         yield "no ladder can be read, so nothing is known of its order."
         return
     if tau.interval is None:
         yield f"the ladders have too few distinct prompts for intervals: {prompts}."
-    elif tau.interval[0] <= 0 <= tau.interval[1]:
-        yield "its order of the ladders' responses cannot be told from chance: the interval of tau contains 0."
+    else:
+        if prompts < FEW_PROMPTS:
+            yield f"the ladders have {prompts} distinct prompts, fewer than {FEW_PROMPTS}: too few to rely on."
+        if tau.interval[0] <= 0 <= tau.interval[1]:
+            yield "its order of the ladders' responses cannot be told from chance: the interval of tau contains 0."
     if tau.value < 0 and (tau.interval is None or tau.interval[1] < 0):
         yield "its scores rise along the ladders, whose best response comes first."
     if gain.interval is not None and gain.interval[0] <= 0:
-        yield "its order of the ladders' responses is not beyond that of their length, within the interval."
+        yield (
+            "its order of the ladders' responses is not beyond that of their length "
+            f'("the {rule}, the better"), within the interval.'
+        )

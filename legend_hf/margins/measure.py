@@ -50,7 +50,8 @@ class Estimate:
 
     Attributes:
         value: None where the rows cannot give it.
-        interval: 95 %, bootstrapped by prompt; None with fewer than `FEWEST_PROMPTS` prompts.
+        interval: 95 %, by prompt, as `directions.resample` says; None with fewer than `FEWEST_PROMPTS` prompts, and for
+            a mean without bounds where all values are equal. Never without width.
     """
 
     value: float | None
@@ -58,6 +59,21 @@ class Estimate:
 
 
 UNKNOWN = Estimate(None)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the length of the responses gets right by itself.
+
+    Attributes:
+        rule: Which response the better rule takes, `"shorter"` or `"longer"`; None without rows.
+        share: What it gets right. Its interval knows that it is the better one of two.
+        gain: How much more is right than that; its interval holds for whichever rule is the better one.
+    """
+
+    rule: str | None
+    share: Estimate
+    gain: Estimate
 
 
 @dataclass(frozen=True)
@@ -82,8 +98,10 @@ class ProbabilityErrors:
     Attributes:
         rows: Rows with a probability.
         ece: Expected calibration error: the mean distance between confidence and share right, over bins of equal mass.
-            0 is best. Its interval corrects for the error that resampling adds.
-        ece_by_chance: What the same rows would show if their probabilities were exactly right: small bins never are.
+            0 is best. In its interval lies what it would be without the luck of these prompts; from 0 on, if exact
+            probabilities may well show as much.
+        ece_by_chance: What exactly right probabilities would show on average on as many prompts whose rows repeat each
+            other as these do: small bins never are exact.
         brier: Mean squared distance between probability and label. 0.25 is that of a constant one half.
         nll: Mean negative log likelihood in nats. 0.693 is that of a constant one half.
         bins: From the least to the most sure.
@@ -158,24 +176,40 @@ def renumbered(groups: np.ndarray) -> np.ndarray:
     return np.unique(groups, return_inverse=True)[1]
 
 
-def mean_of(values: np.ndarray, groups: np.ndarray, seed: int) -> Estimate:
-    """Mean of `values [n]` with its interval by group."""
-    return means_of({"": values}, groups, seed)[""]
+def share_of(values: np.ndarray, groups: np.ndarray) -> Estimate:
+    """Mean of `values [n]` in [0, 1] with its interval by group."""
+    return shares_of({"": values}, groups)[""]
 
 
-def means_of(columns: Mapping[str, np.ndarray], groups: np.ndarray, seed: int) -> dict[str, Estimate]:
-    """As `mean_of` for several columns `[n]` of the same rows, with the same draws."""
+def shares_of(columns: Mapping[str, np.ndarray], groups: np.ndarray) -> dict[str, Estimate]:
+    """As `share_of` for several columns `[n]` of the same rows."""
+    return _estimates(resample.share_intervals, columns, groups)
+
+
+def means_of(columns: Mapping[str, np.ndarray], groups: np.ndarray) -> dict[str, Estimate]:
+    """Means of several columns `[n]` without bounds, with their intervals by group."""
+    return _estimates(resample.mean_intervals, columns, groups)
+
+
+def beside_length(right: np.ndarray, shorter: np.ndarray, groups: np.ndarray) -> Baseline:
+    """Compares what something gets right with what the length of the responses gets right, on the same rows.
+
+    Args:
+        right: How right it is, `[n]`, in [0, 1].
+        shorter: How right the rule "the shorter, the better" is, `[n]`, in [0, 1]; its opposite has the rest.
+        groups: Prompt of each row `[n]`.
+    """
     if len(groups) == 0:
-        return dict.fromkeys(columns, UNKNOWN)
-    values = np.stack([values.astype(np.float64) for values in columns.values()], axis=1)  # [n, k]
+        return Baseline(None, UNKNOWN, UNKNOWN)
     numbers = renumbered(groups)
-    if numbers.max() + 1 < FEWEST_PROMPTS:
-        return {name: Estimate(float(mean)) for name, mean in zip(columns, values.mean(axis=0), strict=True)}
-    means, intervals = resample.mean_intervals(values, numbers, seed)
-    return {
-        name: Estimate(float(mean), (float(low), float(high)))
-        for name, mean, (low, high) in zip(columns, means, intervals, strict=True)
-    }
+    own, share, interval = resample.better_rule(shorter, numbers)
+    gain, gain_interval = resample.gain_over_rule(right, shorter, numbers)
+    few = numbers.max() + 1 < FEWEST_PROMPTS
+    return Baseline(
+        rule="shorter" if own else "longer",
+        share=Estimate(share, None if few else interval),
+        gain=Estimate(gain, None if few else gain_interval),
+    )
 
 
 def agreement(margins: np.ndarray) -> np.ndarray:
@@ -255,7 +289,7 @@ def auc(margins: np.ndarray, groups: np.ndarray, seed: int) -> Estimate:
 
 def pearson(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> Estimate:
     """Linear correlation of `x [n]` and `y [n]`."""
-    return _estimate(lambda times: _correlation(x, y, times), groups, seed)
+    return _estimate(lambda times: _correlation(x, y, times), groups, seed, least=-1.0)
 
 
 def spearman(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> Estimate:
@@ -265,7 +299,7 @@ def spearman(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> Est
     def statistic(times: np.ndarray) -> float:
         return _correlation(_ranks(x_codes, times), _ranks(y_codes, times), times)
 
-    return _estimate(statistic, groups, seed)
+    return _estimate(statistic, groups, seed, least=-1.0)
 
 
 def probability_errors(probabilities: np.ndarray, groups: np.ndarray, seed: int) -> ProbabilityErrors | None:
@@ -290,25 +324,19 @@ def probability_errors(probabilities: np.ndarray, groups: np.ndarray, seed: int)
     right = agreement(p - 0.5)
     bins = _bins_of_equal_mass(confidence)
     count = int(bins.max()) + 1
-
-    def statistic(times: np.ndarray) -> float:
-        gaps = np.bincount(bins, times * (confidence - right), count)
-        return float(np.abs(gaps).sum() / times.sum())
-
-    ece = _estimate(statistic, groups, seed, corrected=True)
+    ece, by_chance = _calibration_error(confidence - right, bins, renumbered(groups), seed)
     likelihood = np.log(np.clip(p, SMALLEST_PROBABILITY, 1.0))
-    means = means_of({"brier": (1 - p) ** 2, "nll": -likelihood}, groups, seed)
     return ProbabilityErrors(
         rows=len(p),
         ece=ece,
-        ece_by_chance=_ece_by_chance(confidence, bins, seed),
-        brier=means["brier"],
-        nll=means["nll"],
+        ece_by_chance=by_chance,
+        brier=share_of((1 - p) ** 2, groups),
+        nll=means_of({"": -likelihood}, groups)[""],
         bins=tuple(
             ProbabilityBin(
                 rows=int((bins == b).sum()),
                 confidence=float(confidence[bins == b].mean()),
-                right=mean_of(right[bins == b], groups[bins == b], seed),
+                right=share_of(right[bins == b], groups[bins == b]),
             )
             for b in range(count)
         ),
@@ -362,15 +390,34 @@ def direction_stability(
     )
 
 
-def _estimate(statistic: Statistic, groups: np.ndarray, seed: int, *, corrected: bool = False) -> Estimate:
-    """Value of a statistic on the rows as they are, and its interval over draws of whole groups.
+def _estimates(
+    intervals_of: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    columns: Mapping[str, np.ndarray],
+    groups: np.ndarray,
+) -> dict[str, Estimate]:
+    if len(groups) == 0:
+        return dict.fromkeys(columns, UNKNOWN)
+    numbers = renumbered(groups)
+    means, intervals = intervals_of(np.stack([v.astype(np.float64) for v in columns.values()], axis=1), numbers)
+    if numbers.max() + 1 < FEWEST_PROMPTS:
+        intervals = np.full_like(intervals, np.nan)
+    return {
+        name: Estimate(float(mean), resample.interval_of(ends))
+        for name, mean, ends in zip(columns, means, intervals, strict=True)
+    }
+
+
+def _estimate(statistic: Statistic, groups: np.ndarray, seed: int, *, least: float = 0.0) -> Estimate:
+    """Value of a statistic on the rows as they are, and its interval.
+
+    The error comes from draws of whole groups, the interval from the error as that of a share of the way from the
+    statistic's least value to 1, its largest: draws of rows that are all in order never show any that is not.
 
     Args:
         statistic: Number of the rows given how often each counts.
         groups: Group of each row `[n]`.
         seed: Of the draws.
-        corrected: Mirror the draws at the value: what resampling adds to a statistic (a mean of distances only grows by
-            noise), the sample has added to the truth already. Then bounded by 0 and 1.
+        least: The smallest value that it can have.
     """
     if len(groups) == 0:
         return UNKNOWN
@@ -385,12 +432,37 @@ def _estimate(statistic: Statistic, groups: np.ndarray, seed: int, *, corrected:
         for draw in range(CURVE_DRAWS):
             times = np.bincount(rng.integers(count, size=count), minlength=count)
             drawn[draw] = statistic(times[numbers].astype(np.float64))
-    low, high = _spread(drawn).interval or (None, None)
-    if low is None or high is None:
+    drawn = drawn[np.isfinite(drawn)]
+    if 2 * len(drawn) <= CURVE_DRAWS:
         return Estimate(value)
-    if corrected:
-        low, high = np.clip([2 * value - high, 2 * value - low], 0.0, 1.0).tolist()
-    return Estimate(value, (low, high))
+    way = 1.0 - least
+    (ends,) = resample.wilson(np.array([(value - least) / way]), np.array([drawn.std() / way]), np.bincount(numbers))
+    return Estimate(value, resample.interval_of(least + way * ends))
+
+
+def _calibration_error(missing: np.ndarray, bins: np.ndarray, groups: np.ndarray, seed: int) -> tuple[Estimate, float]:
+    """Mean distance between confidence and share right over bins, with its interval, and what chance makes of it.
+
+    Chance: each prompt's rows keep what they miss, with a sign drawn for the prompt. So rows that repeat each other err
+    together, as they do in the data. No gap of a bin is further from its truth than chance makes it, all bins taken
+    together, so the mean distance is not either: the interval is the value plus and minus what chance stays below.
+
+    Args:
+        missing: Confidence minus what came true of each row `[n]`.
+        bins: Bin of each row `[n]`.
+        groups: Group of each row `[n]`, numbered from 0.
+        seed: Of the signs.
+    """
+    count, prompts = int(bins.max()) + 1, int(groups.max()) + 1
+    by_prompt = np.bincount(groups * count + bins, missing, prompts * count).reshape(prompts, count)
+    value = float(np.abs(by_prompt.sum(axis=0)).sum()) / len(missing)
+    rng = np.random.default_rng(seed)
+    chance = np.array([np.abs(rng.choice((-1.0, 1.0), prompts) @ by_prompt).sum() for _ in range(CURVE_DRAWS)])
+    chance = chance / len(missing)
+    if prompts < FEWEST_PROMPTS or value == 0.0 == chance.max():
+        return Estimate(value), float(chance.mean())
+    far = float(np.quantile(chance, 0.975)) * resample.student(np.bincount(groups)) / resample.Z
+    return Estimate(value, (max(value - far, 0.0), min(value + far, 1.0))), float(chance.mean())
 
 
 def _spread(draws: np.ndarray) -> Estimate:
@@ -428,19 +500,6 @@ def _bins_of_equal_mass(values: np.ndarray) -> np.ndarray:
     count = max(1, min(PROBABILITY_BINS, len(values) // FEWEST_IN_BIN))
     edges = np.quantile(values, np.arange(1, count) / count)
     return renumbered(np.searchsorted(edges, values, side="right"))
-
-
-def _ece_by_chance(confidence: np.ndarray, bins: np.ndarray, seed: int) -> float:
-    """Mean calibration error of labels that are drawn from the probabilities themselves."""
-    order = np.argsort(confidence, kind="stable")  # so that the draws do not depend on the order of the rows
-    confidence, bins = confidence[order], bins[order]
-    rng = np.random.default_rng(seed)
-    count = int(bins.max()) + 1
-    errors = np.empty(CURVE_DRAWS)
-    for draw in range(CURVE_DRAWS):
-        right = rng.random(len(confidence)) < confidence
-        errors[draw] = np.abs(np.bincount(bins, confidence - right, count)).sum() / len(confidence)
-    return float(errors.mean())
 
 
 def _weighted_sums(differences: np.ndarray, weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:

@@ -92,10 +92,13 @@ def histogram(split: SplitReport, margins: Margins) -> Picture:
     """How many pairs have which margin, with those at the limits of the scale apart."""
     values = margins.margin
     places, counts, width, ends = _bars(values)
-    negative, positive = float((values < 0).mean()), float((values > 0).mean())
+    # What reads as safer is the raw margin's to say: the one that is drawn may have lost its sign.
+    negative, positive = float((margins.raw < 0).mean()), float((margins.raw > 0).mean())
     with _figure(4.6) as figure:
-        zeros = int((values == 0).sum())
+        zeros, lost = int((values == 0).sum()), int(((values == 0) & (margins.raw < 0)).sum())
         subtitle = _about(split) + (f", {_count(zeros)} of them exactly 0 (grey)" if zeros else "")
+        if lost:
+            subtitle += f", {_count(lost)} of which read the other way before"
         axes = _axes(figure, "By how much does the chosen response read as safer?", subtitle)
         axes.bar(places, counts, 0.92 * width, color=[_colour(place) for place in places])
         for place, count, word in ends:
@@ -119,9 +122,11 @@ def histogram(split: SplitReport, margins: Margins) -> Picture:
             )  # fmt: skip
         axes.set_xlabel(f"{_words(split.column)} of the pair")
         axes.set_ylabel("Number of pairs")
+        _whole_numbers(axes)
         return Picture(
             _png(figure),
-            f"Histogram of the margins of {split.split}: {_percent(positive)} above 0, {_percent(negative)} below.",
+            f"Histogram of the margins of {split.split}: the chosen response reads as safer in {_percent(positive)}, "
+            f"the rejected one in {_percent(negative)}.",
         )
 
 
@@ -198,6 +203,7 @@ def reliability(split: SplitReport, margins: Margins) -> Picture:
         confidence = np.maximum(margins.probability, 1 - margins.probability)
         under.hist(confidence, np.linspace(0.5, 1, 26), color=BLUE, alpha=0.75, rwidth=0.92)
         under.set_ylabel("Number\nof pairs")
+        _whole_numbers(under)
         under.set_xlabel("Stated probability of the response that reads as safer")
         for one in (axes, under):
             one.set_xlim(0.49, 1.01)
@@ -210,7 +216,7 @@ def reliability(split: SplitReport, margins: Margins) -> Picture:
 
 
 def layer_sweep(direction: DirectionReport) -> Picture:
-    """Accuracy by layer and estimator, beside what the length of the responses gets right."""
+    """Accuracy by layer and estimator, beside what the better rule of length gets right."""
     tried, facts = direction.search, direction.facts
     estimators = list(dict.fromkeys(t.estimator for t in tried))
     layers = sorted({t.layer for t in tried})
@@ -230,7 +236,9 @@ def layer_sweep(direction: DirectionReport) -> Picture:
         shown = [v for t in tried for v in t.interval] + [0.5]
         baseline = facts["length_accuracy"]
         lines = [(0.5, "tossing a coin", ":")] + (
-            [(baseline, "taking the shorter response", "--")] if baseline is not None else []
+            [(baseline, f"taking the {_words(facts.get('length_rule') or 'shorter')} response", "--")]
+            if baseline is not None
+            else []
         )
         shown += [value for value, _, _ in lines]
         for value, text, style in lines:
@@ -297,6 +305,13 @@ def _axes(figure: Figure, title: str, subtitle: str, *, rows: int = 1) -> Axes:
         one.grid(axis="y", color=PALE, linewidth=0.8)
         one.set_axisbelow(True)
     return axes
+
+
+def _whole_numbers(axes: Axes) -> None:
+    """Ticks of counts: there is no half of a pair."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _png(figure: Figure) -> bytes:

@@ -38,12 +38,14 @@ from legend_hf.margins.measure import (
     Stability,
     agreement,
     auc,
+    beside_length,
     coverage,
     direction_stability,
-    mean_of,
     means_of,
     pearson,
     probability_errors,
+    share_of,
+    shares_of,
     spearman,
 )
 from legend_hf.reading.formats import (
@@ -69,6 +71,7 @@ MOST_CATEGORIES = 200
 DIGEST = 32  # characters of a prompt's hash that are kept
 EXCERPT = 80
 NAMED_MISSING = 5  # categories that a doubt names
+LEAST_ERROR = 0.05  # calibration error that matters
 # What follows `margin_` in columns that are not the margins of a direction of that name.
 _KINDS = ("raw", "bin", "prob", "negative", "status")
 
@@ -117,15 +120,18 @@ class Length:
     Attributes:
         spearman: Rank correlation of the raw margin with the length of the chosen minus that of the rejected response.
         pearson: The same, linear.
-        baseline: Share of pairs that "the shorter response is the safer" gets right; equal lengths count half.
+        rule: Which response the better one of two rules takes for the safer, `"shorter"` or `"longer"`; None without
+            rows.
+        baseline: Share of pairs that this rule gets right; equal lengths count half.
         gain: Agreement of the margins minus the baseline, on the same rows.
-        rows_against: Pairs whose chosen response is the longer one, which the baseline gets wrong.
+        rows_against: Pairs that the rule gets wrong.
         agreement_against: Share of those that the margins get right.
-        agreement_along: Share that the margins get right where the chosen response is the shorter one.
+        agreement_along: Share that the margins get right where the rule is right too.
     """
 
     spearman: Estimate
     pearson: Estimate
+    rule: str | None
     baseline: Estimate
     gain: Estimate
     rows_against: int
@@ -363,7 +369,7 @@ def report(
 ) -> Report:
     """Says how good the margins of a dataset are.
 
-    Every interval is 95 % and bootstrapped by prompt: rows with the same first user turn are drawn together.
+    Every interval is 95 % and by prompt: rows with the same first user turn count as repeats of each other.
 
     Args:
         dataset: Annotated: a dataset or splits with `margin` columns, those of several directions included; streaming
@@ -614,28 +620,27 @@ def read_margins(
 
 def _split_report(m: Margins, suspicious: int, seed: int, expected: Sequence[str] | None) -> SplitReport:
     right, shorter = agreement(m.raw), agreement(-m.longer)
-    against, along = m.longer > 0, m.longer < 0
-    means = means_of(
+    shares = shares_of(
         {
             "agreement": right,
-            "baseline": shorter,
-            "gain": right - shorter,
             "negative": m.raw < 0,
             "at_limits": np.abs(m.margin) == 1.0,
             "pull": _sigmoid(m.margin),
-            "loss": np.logaddexp(0.0, m.margin),
         },
         m.groups,
-        seed,
     )
+    baseline = beside_length(right, shorter, m.groups)
+    by_rule = shorter if baseline.rule == "shorter" else 1 - shorter
+    against, along = by_rule == 0, by_rule == 1
     length = Length(
         spearman=spearman(m.raw, m.longer, m.groups, seed),
         pearson=pearson(m.raw, m.longer, m.groups, seed),
-        baseline=means["baseline"],
-        gain=means["gain"],
+        rule=baseline.rule,
+        baseline=baseline.share,
+        gain=baseline.gain,
         rows_against=int(against.sum()),
-        agreement_against=mean_of(right[against], m.groups[against], seed),
-        agreement_along=mean_of(right[along], m.groups[along], seed),
+        agreement_against=share_of(right[against], m.groups[against]),
+        agreement_along=share_of(right[along], m.groups[along]),
     )
     errors = None if m.probability is None else probability_errors(m.probability, m.groups, seed)
     spread = None if m.category is None else coverage(m.category, m.groups, expected=expected)
@@ -648,37 +653,38 @@ def _split_report(m: Margins, suspicious: int, seed: int, expected: Sequence[str
         skipped=m.total - len(m.row) - m.invalid,
         invalid=m.invalid,
         prompts=len(np.unique(m.groups)),
-        agreement=means["agreement"],
+        agreement=shares["agreement"],
         auc=auc(m.raw, m.groups, seed) if len(m.row) else UNKNOWN,
-        negative=means["negative"],
-        at_limits=means["at_limits"],
+        negative=shares["negative"],
+        at_limits=shares["at_limits"],
         margin=_spread(m.margin),
         raw=_spread(m.raw),
-        pull=means["pull"],
-        loss=means["loss"],
+        pull=shares["pull"],
+        loss=means_of({"": np.logaddexp(0.0, m.margin)}, m.groups)[""],
         length=length,
         probability=errors,
         bins=None if m.bin is None else {f"{v:.6g}": int((m.bin == v).sum()) for v in np.unique(m.bin)},
-        categories=None if m.category is None else _categories(m, seed),
+        categories=None if m.category is None else _categories(m),
         suspicious=tuple(
             Suspicious(int(m.row[i]), float(m.margin[i]), float(m.raw[i]), m.excerpts.get(int(m.row[i])))
             for i in order[:suspicious]
             if m.raw[i] < 0
         ),
-        doubts=tuple(_split_doubts(m, means["agreement"], length, errors, means["pull"], spread)),
+        doubts=tuple(_split_doubts(m, shares["agreement"], length, errors, shares["pull"], spread)),
         coverage=spread,
     )
 
 
-def _categories(m: Margins, seed: int) -> tuple[Category, ...]:
+def _categories(m: Margins) -> tuple[Category, ...]:
     assert m.category is not None
     found = []
     for name in np.unique(m.category):
         inside = m.category == name
         groups, raw, margin = m.groups[inside], m.raw[inside], m.margin[inside]
-        means = means_of({"margin": margin, "negative": raw < 0, "agreement": agreement(raw)}, groups, seed)
+        shares = shares_of({"negative": raw < 0, "agreement": agreement(raw)}, groups)
+        mean = means_of({"": margin}, groups)[""]
         prompts, share = len(np.unique(groups)), len(raw) / len(m.row)
-        found.append(Category(str(name), len(raw), prompts, **means, share=share))
+        found.append(Category(str(name), len(raw), prompts, mean, **shares, share=share))
     return tuple(sorted(found, key=lambda c: (-c.rows, c.name)))
 
 
@@ -696,8 +702,11 @@ def _split_doubts(
     if len(m.row) == 0:
         yield "no row has a margin and texts that can be read, so nothing is known."
         return
+    prompts = len(np.unique(m.groups))
     if share.interval is None:
-        yield f"too few distinct prompts for intervals: {len(np.unique(m.groups))}."
+        yield f"too few distinct prompts for intervals: {prompts}."
+    elif prompts < cards.FEW_PROMPTS:
+        yield f"there are {prompts} distinct prompts, fewer than {cards.FEW_PROMPTS}: too few to rely on."
     yield from _missing(spread, "row")
     if not m.raw.any():
         yield "all margins are 0."
@@ -707,13 +716,15 @@ def _split_doubts(
     elif share.interval is not None and share.interval[0] <= 0.5:
         yield "agreement with the labels cannot be told from a coin's."
     if length.gain.interval is not None and length.gain.interval[0] <= 0:
-        yield "agreement with the labels is not beyond that of the shorter response, within the interval."
+        yield f"agreement with the labels is not beyond that of the {length.rule} response, within the interval."
     if length.spearman.value is not None and abs(length.spearman.value) >= 0.5:
         yield "the margins go along with the length of the responses."
     if m.has_raw and (m.margin * m.raw < 0).any():
         yield f"rows whose margin and raw margin have opposite signs: {int((m.margin * m.raw < 0).sum())}."
-    if errors is not None and errors.ece.value is not None and errors.ece.value > max(0.05, 1.5 * errors.ece_by_chance):
-        yield f"the probabilities are off by {errors.ece.value:.2f} on average: calibrate on pairs like these."
+    if errors is not None and errors.ece.interval is not None and errors.ece.interval[0] > 0:
+        value = errors.ece.value or 0.0
+        if value > LEAST_ERROR:
+            yield f"the probabilities are off by {value:.2f} on average: calibrate on pairs like these."
     if pull.value is not None and pull.value > 0.9:
         yield "margins this large push every pair alike in TRL's loss, which loses their sizes: use a calibrated scale."
 

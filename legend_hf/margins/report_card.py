@@ -39,7 +39,7 @@ def markdown(report: Report, plots: Mapping[str, str]) -> str:
 def _splits(splits: Sequence[SplitReport]) -> str:
     several = len({s.column for s in splits}) > 1
     parts = [
-        "## How good these margins are\n\nIn brackets: 95 % intervals, bootstrapped by prompt, since rows of one "
+        "## How good these margins are\n\nIn brackets: 95 % intervals by prompt, since rows of one "
         "prompt repeat each other. The labels are the dataset's own (chosen is preferred) and not free of errors."
     ]
     for column in dict.fromkeys(s.column for s in splits):
@@ -79,8 +79,9 @@ def _measures(splits: Sequence[SplitReport]) -> str:
         ),
         row(
             "length alone",
-            (_bracketed(s.length.baseline) for s in splits),
-            "The same for the rule that the shorter response is the safer.",
+            (_bracketed(s.length.baseline) + (f", the {s.length.rule} one" if s.length.rule else "") for s in splits),
+            "The same for a rule that looks at length alone: the better one of taking the shorter response and taking "
+            "the longer.",
         ),
         row(
             "gain over length",
@@ -90,12 +91,13 @@ def _measures(splits: Sequence[SplitReport]) -> str:
         row(
             "where length is wrong",
             (_bracketed(s.length.agreement_against) + f" ({s.length.rows_against} rows)" for s in splits),
-            "Agreement where the chosen response is the longer one. A margin that only measures length gets 0 here.",
+            "Agreement where that rule takes the rejected response. A margin that only measures length gets 0 "
+            "here and 1 below, or the reverse.",
         ),
         row(
             "where length is right",
             (_bracketed(s.length.agreement_along) for s in splits),
-            "Agreement where the chosen response is the shorter one.",
+            "Agreement where it takes the chosen response.",
         ),
         row(
             "correlation with length",
@@ -138,7 +140,7 @@ def _measures(splits: Sequence[SplitReport]) -> str:
                 "calibration error (ECE)",
                 ("–" if e is None else f"{_bracketed(e.ece)}; {e.ece_by_chance:.3f} by chance" for e in errors),
                 "How far the stated probability is from the share that is right, on average. 0 is best; by chance: "
-                "what exact probabilities would show on as many rows.",
+                "what exact probabilities would show on as many prompts.",
             ),
             row(
                 "Brier score",
@@ -157,15 +159,13 @@ def _measures(splits: Sequence[SplitReport]) -> str:
 def _suspicious(split: SplitReport) -> str:
     shown = split.suspicious[:SHOWN_SUSPICIOUS]
     intro = (
-        f"**Rows to look at** in {cards.as_code(split.split)} (numbered from 0, the most negative margin first): here "
-        "the rejected response reads as safer by most. Sides may be swapped, or the margin may err."
+        f"**Rows to look at** in {cards.as_code(split.split)} (numbered from 0, the most negative raw margin first): "
+        "here the rejected response reads as safer by most. Sides may be swapped, or the margin may err."
     )
     if all(s.excerpt is None for s in shown):
-        return f"{intro}\n\n" + ", ".join(f"{s.row} ({_signed(s.margin)})" for s in shown)
-    rows = [
-        (str(s.row), _signed(s.margin), *(cards.escaped(text) for text in s.excerpt or ("", "", ""))) for s in shown
-    ]
-    return f"{intro}\n\n" + cards.as_table(("Row", "Margin", "Prompt", "Chosen", "Rejected"), rows)
+        return f"{intro}\n\n" + ", ".join(f"{s.row} ({_signed(s.raw)})" for s in shown)
+    rows = [(str(s.row), _signed(s.raw), *(cards.escaped(text) for text in s.excerpt or ("", "", ""))) for s in shown]
+    return f"{intro}\n\n" + cards.as_table(("Row", "Raw margin", "Prompt", "Chosen", "Rejected"), rows)
 
 
 def _categories(split: SplitReport) -> str:
@@ -233,9 +233,19 @@ def _direction(direction: DirectionReport) -> str:
             f"{cards.escaped(facts['pairs'])} of {cards.escaped(facts['prompts'])} prompts",
             "What it was fitted on.",
         ),
-        ("held out", cards.escaped(facts["held_out"]), "What the next two numbers were measured on."),
+        ("held out", cards.escaped(facts["held_out"]), "What the next numbers were measured on."),
         ("accuracy", _bracketed(accuracy), "Share of held-out pairs whose chosen response scores higher."),
-        ("length alone", _bracketed(length), "The same for the rule that the shorter response is the safer."),
+        (
+            "length alone",
+            _bracketed(length) + (f", the {cards.escaped(facts['length_rule'])} one" if facts["length_rule"] else ""),
+            "The same for the better one of two rules: to take the shorter response, or the longer.",
+        ),
+        (
+            "effect",
+            _bracketed(Estimate(_or_none(facts["effect"]), facts["effect_interval"]), signed=True),
+            "Mean of the held-out raw margins over their standard deviation. About 0: the direction says nothing of "
+            "new pairs, however large its margins.",
+        ),
     ]
     stable = direction.stability
     if stable is not None:
@@ -325,8 +335,8 @@ def _ladder(ladder: LadderCheck) -> str:
         ),
         (
             "length alone",
-            _bracketed(ladder.length, signed=True),
-            "The same for the rule that the shorter response is the better.",
+            _bracketed(ladder.length, signed=True) + (f", the {ladder.length_rule} one" if ladder.length_rule else ""),
+            "The same for the better one of two rules: the shorter response is the better, or the longer.",
         ),
         (
             "gain over length",
@@ -354,7 +364,9 @@ def _ladder(ladder: LadderCheck) -> str:
     by_rank = (
         "Rank by rank. The score is relative to the mean of its own ladder, in hidden-state units; a step whose share "
         "is about 0.5 is not seen.\n\n"
-        + cards.as_table(("Rank", "Ladders", "Score", "Scores above the next", "Is shorter than the next"), ranks)
+        + cards.as_table(
+            ("Rank", "Ladders", "Score", "Scores above the next", f"Is {ladder.length_rule} than the next"), ranks
+        )
         + (f"\n\nAnd {more} further ranks." if more > 0 else "")
     )
     intro = (

@@ -24,7 +24,7 @@ import numpy as np
 
 from legend_hf.directions.generate import key_of
 from legend_hf.directions.refusals import turns_away
-from legend_hf.directions.resample import mean_intervals
+from legend_hf.directions.resample import Interval, interval_of, share_interval, share_intervals
 from legend_hf.preferences.continuations import Decoding, open_continuer
 from legend_hf.preferences.corrections import AFFIRMATIONS, check_columns, check_fits, check_phrases, check_text, opened
 
@@ -49,9 +49,10 @@ class CorrAtK:
     Attributes:
         ks: `[K]` numbers of words, ascending.
         values: `[K]` Corr@k, the share of continuations that turn back, in [0, 1].
-        intervals: `[K]` 95 % intervals of `values`, by a bootstrap that draws whole requests.
+        intervals: `[K]` 95 % intervals of `values`, in which the continuations of one request count as repeats of each
+            other; None where there is only one request.
         mean: The mean of `values`.
-        mean_interval: Its 95 % interval, by the same draws.
+        mean_interval: Its 95 % interval, or None.
         requests: How many different requests.
         short: `[K]` how many of the continuations follow a text of fewer than k words, which do not test k; None where
             the verdicts do not say.
@@ -59,9 +60,9 @@ class CorrAtK:
 
     ks: tuple[int, ...]
     values: tuple[float, ...]
-    intervals: tuple[tuple[float, float], ...]
+    intervals: tuple[Interval | None, ...]
     mean: float
-    mean_interval: tuple[float, float]
+    mean_interval: Interval | None
     requests: int
     short: tuple[int, ...] | None
 
@@ -72,10 +73,10 @@ def corr_at_k(verdicts: Dataset | Iterable[Mapping[str, Any]], *, seed: int = 0)
     Intervals are ours. The order of the verdicts changes nothing.
 
     Args:
-        verdicts: Rows with `k` (words), `request` (text; equal ones are drawn together) and `corrected` (bool, or 0 or
+        verdicts: Rows with `k` (words), `request` (text; equal ones are one request) and `corrected` (bool, or 0 or
             1). Each request has as many verdicts at one k as at every other. Maybe with `words`, the number of words
             that the continuation follows.
-        seed: Of the bootstrap.
+        seed: Changes nothing: no interval here needs draws.
 
     Returns:
         The rates.
@@ -113,16 +114,14 @@ def corr_at_k(verdicts: Dataset | Iterable[Mapping[str, Any]], *, seed: int = 0)
     tables = [np.array([sorted(cells[name][k]) for k in ks], dtype=np.float64).T for name in names]  # each [b, K]
     values = np.concatenate(tables)  # [n, K]
     groups = np.repeat(np.arange(len(names)), [len(table) for table in tables])  # [n]
-    # The last column holds sums, which are whole numbers and so the same in any order; divided by K they are means.
-    means, intervals = mean_intervals(np.column_stack([values, values.sum(axis=1)]), groups, seed)
-    means[-1], intervals[-1] = means[-1] / len(ks), intervals[-1] / len(ks)
-    pairs = [(float(low), float(high)) for low, high in intervals]
+    means, intervals = share_intervals(values, groups)
+    mean, mean_interval = share_interval(values.ravel(), np.repeat(groups, len(ks)))
     return CorrAtK(
         ks=tuple(ks),
-        values=tuple(map(float, means[:-1])),
-        intervals=tuple(pairs[:-1]),
-        mean=float(means[-1]),
-        mean_interval=pairs[-1],
+        values=tuple(map(float, means)),
+        intervals=tuple(map(interval_of, intervals)),
+        mean=mean,
+        mean_interval=mean_interval,
         requests=len(names),
         short=None if short is None else tuple(short[k] for k in ks),
     )
@@ -170,7 +169,7 @@ def compute_corr_at_k(
         temperature: Of sampling, above 0.
         top_p: Of sampling.
         affirmations: Phrases that the response begins with.
-        seed: Of affirmations, sampling and bootstrap. Samples also depend on `batch_size` and on the rows beside.
+        seed: Of affirmations and sampling. Samples also depend on `batch_size` and on the rows beside.
         batch_size: Most texts continued together.
         prompt_column: Where the prompt stands.
         response_column: Where F stands.
@@ -241,7 +240,7 @@ def compute_corr_at_k(
     names = ("row", "request", "k", "sample", "words", "prefix")
     columns = {name: [record[name] for record in records] for name in names}
     result = Dataset.from_dict({**columns, "continuation": said, "corrected": corrected})
-    return corr_at_k(result, seed=seed), result
+    return corr_at_k(result), result
 
 
 def refusal_judge(requests: Sequence[str], prefixes: Sequence[str], continuations: Sequence[str]) -> list[bool]:

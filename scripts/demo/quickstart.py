@@ -100,9 +100,9 @@ def summarise(direction: Direction, annotated: dict[str, Dataset], folder: Path)
 
 def share(value: float | None, interval: tuple[float, float] | None) -> str:
     """A share with its 95 % interval."""
-    if value is None or interval is None:
+    if value is None:
         return "not recorded"
-    return f"{value:.2f}  [{interval[0]:.2f}, {interval[1]:.2f}]"
+    return f"{value:.2f}" + (f"  [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 
 if __name__ == "__main__":
