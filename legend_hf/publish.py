@@ -479,8 +479,7 @@ def _cards_of(sources: Iterable[Source], token: str | None) -> dict[str, str]:
     for source in sources:
         commit = source.revision or source.repository.commit
         card = commit and transfer.read_readme(source.repo_id, repo_type="dataset", revision=commit, token=token)
-        if card is not None and commit is not None:
-            found[source.repo_id] = card
+        found[source.repo_id] = card or ""
     return found
 
 
@@ -548,8 +547,7 @@ def _card(
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCardData
 
-    there = cards.front_matter(existing)
-    data = DatasetCardData(dataset_info=there.get("dataset_info"), configs=there.get("configs"))
+    data = DatasetCardData(**cards.file_metadata(existing))
     infos = DatasetInfosDict.from_dataset_card_data(data)
     layouts = MetadataConfigs.from_dataset_card_data(data)
     facts = {}
@@ -597,7 +595,7 @@ def _card(
         existing,
         source_cards,
     )
-    written = DatasetInfosDict.from_dataset_card_data(DatasetCardData(**cards.front_matter(text)))
+    written = DatasetInfosDict.from_dataset_card_data(DatasetCardData(**cards.file_metadata(text)))
     for name, config in configs.items():
         if written[name].features != next(iter(config.splits.values())).features:
             raise ValueError(

@@ -85,7 +85,7 @@ def dataset_facts(**changes: Any) -> dict[str, Any]:
 
 
 def front(card: str) -> dict[str, Any]:
-    return yaml.safe_load(card.split("---\n")[1])
+    return yaml.safe_load(re.split(r"---\r?\n", card)[1])
 
 
 def tables(card: str) -> Iterator[list[str]]:
@@ -353,12 +353,87 @@ def test_the_source_passes_on_its_licence_and_its_text_once():
     assert "# Their dataset" not in cards.dataset_card(facts, None, None)
 
 
-def test_an_own_licence_is_kept_over_the_sources():
-    facts = dataset_facts(sources=[{"repo_id": "user/pairs", "revision": None}])
-    card = cards.dataset_card(facts, "---\nlicense: apache-2.0\n---\nMine.\n", {"user/pairs": SOURCE_CARD})
-    assert front(card)["license"] == "apache-2.0"
-    assert "Mine." in card
-    assert "# Their dataset" in card
+def source_cards(**heads: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Sources and their cards, from what their front matter says; None: a repository without a card."""
+    ids = {f"user/{name}": f"---\n{head}\n---\n# {name}\n" if head else "" for name, head in heads.items()}
+    return [{"repo_id": repo_id, "revision": None} for repo_id in ids], ids
+
+
+def licensed(existing: str | None, *, others: bool = False, **heads: str) -> dict[str, Any]:
+    """The front matter of a card over sources with these heads, beside a configuration that stays, or not."""
+    sources, texts = source_cards(**heads)
+    facts = dataset_facts(sources=sources)
+    if others:
+        facts["metadata"]["configs"].append({"config_name": "other", "data_files": []})
+    card = cards.dataset_card(facts, existing, texts)
+    assert cards.dataset_card(facts, card, texts) == card
+    return front(card)
+
+
+MIT, NC, MINE = "license: mit", "license: cc-by-nc-4.0", "---\nlicense: apache-2.0\n---\nMine.\n"
+
+
+@pytest.mark.parametrize(
+    ("existing", "others", "heads", "licence"),
+    [
+        (None, False, [MIT], "mit"),
+        (None, False, [NC], "cc-by-nc-4.0"),
+        (None, False, [""], None),
+        (None, False, [MIT, MIT], "mit"),
+        (None, False, [MIT, NC], ["mit", "cc-by-nc-4.0"]),
+        (None, False, ["license: [mit, cc-by-nc-4.0]"], ["mit", "cc-by-nc-4.0"]),
+        (None, False, [MIT, ""], ["mit", "unknown"]),
+        (None, False, [MIT, "tags: [a]"], ["mit", "unknown"]),
+        (MINE, False, [MIT], ["apache-2.0", "mit"]),
+        (MINE, True, [NC], ["apache-2.0", "cc-by-nc-4.0"]),
+        (MINE, True, [""], ["apache-2.0", "unknown"]),
+        (MINE, False, [""], "apache-2.0"),
+        (MINE, True, [], "apache-2.0"),
+        ("# Bare\n", True, [NC], ["unknown", "cc-by-nc-4.0"]),
+        ("# Bare\n", True, [""], None),
+        ("---\nlicense: MIT\n---\n", True, [MIT], "MIT"),
+        ("---\nlicense: [a, b]\n---\n", True, ["license: a"], ["a", "b"]),
+    ],
+)
+def test_every_licence_is_said(existing: str | None, others: bool, heads: list[str], licence: Any):
+    """What is under several licences says all of them, "unknown" being one; none is taken for another's."""
+    found = licensed(existing, others=others, **{f"s{i}": head for i, head in enumerate(heads)})
+    assert found.get("license") == licence
+
+
+OTHER = "license: other\nlicense_name: {0}\nlicense_link: https://example.org/{0}"
+
+
+def test_a_licence_with_a_name_of_its_own_keeps_it_and_two_are_refused():
+    found = licensed(MINE, a=OTHER.format("ours"))
+    assert found["license"] == ["apache-2.0", "other"]
+    assert (found["license_name"], found["license_link"]) == ("ours", "https://example.org/ours")
+    with pytest.raises(ValueError, match="`license_name` of the card is 'ours' and that of the source `user/b` is 'x'"):
+        licensed(None, a=OTHER.format("ours"), b=OTHER.format("x"))
+    with pytest.raises(ValueError, match="a card has room for one, so push to another repository"):
+        licensed(f"---\n{OTHER.format('ours')}\n---\n", a=OTHER.format("x"))
+
+
+def test_each_sources_licence_stands_beside_it():
+    sources, texts = source_cards(a=MIT, b=OTHER.format("ours"), c="")
+    card = cards.dataset_card(dataset_facts(sources=sources), None, texts)
+    for said in ("licence `mit`.", "licence `other`, `ours`, `https://example.org/ours`.", "licence not stated."):
+        assert said in card
+    assert "(It has no text.)" not in card
+    assert_whole(card)
+
+
+@pytest.mark.parametrize("written", ["no", "[en, no]", '\n- en\n- no\n- "yes"', "'no'", "on"])
+def test_languages_that_yaml_reads_as_booleans_are_languages(written: str):
+    """Inherited they are strings for every reader of YAML; in a card that is there they stay as they are."""
+    expected = cards._listed(yaml.load(written, yaml.BaseLoader))
+    inherited = licensed(None, a=f"language: {written}")["language"]
+    assert cards._listed(inherited) == expected
+    for existing in (f"---\nlanguage: {written}\n---\n", f"---\r\nlanguage: {written}\r\n---\r\n"):
+        card = cards.dataset_card(dataset_facts(), existing)
+        assert f"language: {written}".encode() in card.encode()
+        united = licensed(existing, a="language: fr")["language"]
+        assert united == [*expected, "fr"]
 
 
 def test_a_source_card_without_readable_metadata_still_passes_on_its_text(caplog: pytest.LogCaptureFixture):

@@ -205,6 +205,34 @@ def test_what_people_wrote_and_added_stays(hub: LoopbackHub, repo_id: str):
     assert stored(hub, repo_id)["notes.txt"] == b"mine"
 
 
+def test_front_matter_that_yaml_changes_survives_a_push(hub: LoopbackHub, repo_id: str):
+    from datasets import load_dataset
+
+    head = "language: 'no'\nversion: 1.10   # the second\nlength: 1:30:00\ntags: [mine]\nlicense: mit\n"
+    transfer.upload_files(
+        repo_id, {"README.md": f"---\n{head}---\n# Mine\n".encode()}, repo_type="dataset", commit_message="by hand"
+    )
+    push(three_splits(), repo_id)
+    card = readme(hub, repo_id)
+    assert card.startswith("---\n" + head.partition("tags")[0])
+    assert front(card)["tags"][0] == "mine"
+    assert "\nlicense: mit\n" in card
+    assert_same(load_dataset(repo_id), three_splits())
+    push(three_splits(), f"{repo_id}-b", source=repo_id)  # inherited, it is a word for every reader
+    assert front(readme(hub, f"{repo_id}-b"))["language"] == "no"
+    assert_same(load_dataset(f"{repo_id}-b"), three_splits())
+
+
+def test_a_second_configuration_under_another_licence_says_both(hub: LoopbackHub, repo_id: str, source: str):
+    push(three_splits(), repo_id, source=source)
+    assert front(readme(hub, repo_id))["license"] == "mit"
+    edit_readme(source, lambda old: old.replace("license: mit", "license: cc-by-nc-4.0"))
+    push(three_splits(seed=3), repo_id, source=source, config_name="second")
+    card = readme(hub, repo_id)
+    assert front(card)["license"] == ["mit", "cc-by-nc-4.0"]
+    assert ["licence `mit`" in part for part in card.split("### How ")[1:]] == [True, False]
+
+
 def test_several_configs_in_one_push_and_one_by_one(hub: LoopbackHub, repo_id: str):
     from datasets import load_dataset
 

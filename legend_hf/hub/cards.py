@@ -14,11 +14,14 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
+
+from legend_hf.hub import front_matter
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +37,11 @@ _BEGIN = "<!-- legend_hf:begin -->"
 _END = "<!-- legend_hf:end -->"
 _NOTE = "<!-- Written by legend_hf: the next push replaces this section and keeps what is outside it. -->"
 _MARKER = re.compile(r"[ \t]*<!--\s*/?legend_hf:.*?-->[ \t]*(?:\r?\n)?", re.DOTALL)
-_FRONT_MATTER = re.compile(
-    r"\A\ufeff?\s*---[ \t]*(?:\r\n|\r|\n)(?:(?P<yaml>.*?)(?:\r\n|\r|\n))??---[ \t]*(?:\r\n|\r|\n|\Z)",
-    re.DOTALL,
-)
 _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 # Where several sources may each add their own; any other key of ours gives way to one that is there already.
-_UNITED = ("tags", "annotations_creators", "source_datasets")
+_UNITED = ("tags", "annotations_creators", "source_datasets", "language")
 _OURS = ("library_name", "base_model", "datasets", "dataset_info", "configs", "size_categories")
 # What a source's front matter says of its own files, viewer and access, not of its texts.
 _NOT_INHERITED = (
@@ -53,7 +52,14 @@ _NOT_INHERITED = (
     "size_categories",
     "source_datasets",
     "arxiv",
+    # Said apart, because several may hold.
+    "license",
+    "license_name",
+    "license_link",
 )
+
+# The Hub's word for a licence that nobody knows.
+_UNKNOWN = "unknown"
 
 _SIZES = (
     (10**3, "n<1K"),
@@ -91,6 +97,26 @@ _FIT = (
     ("held_out", "held out"),
     ("seed", "seed"),
 )
+
+
+@dataclass(frozen=True)
+class Licence:
+    """What a card's front matter says of its licence.
+
+    Attributes:
+        ids: Of the Hub's list; empty when not stated.
+        name: Of one that is not on that list.
+        link: To its text.
+    """
+
+    ids: tuple[str, ...]
+    name: str | None
+    link: str | None
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """All of it."""
+        return tuple(part for part in (*self.ids, self.name, self.link) if part is not None)
 
 
 def direction_card(facts: Facts, existing: str | None = None) -> str:
@@ -172,15 +198,23 @@ def dataset_card(facts: Facts, existing: str | None = None, source_cards: Mappin
     ).to_dict()
     inherited: dict[str, Any] = {}
     appendices = []
+    licences: dict[str, Licence] = {}
     for source in facts["sources"]:
-        if source["repo_id"] in (source_cards or {}):
-            kept, appendix = _inherit(source, (source_cards or {})[source["repo_id"]])
-            inherited = _merge(inherited, kept)
+        card = (source_cards or {}).get(source["repo_id"])
+        if card is None:
+            continue
+        kept, appendix, licences[source["repo_id"]] = _inherit(source, card)
+        inherited = _merge(inherited, kept)
+        if card:
             appendices.append(appendix)
+    configs = facts["metadata"]["configs"] or ()
+    others = any(config["config_name"] not in facts["configs"] for config in configs) or any(
+        config["kept_splits"] for config in facts["configs"].values()
+    )
     old = _blocks(existing or "")
     blocks = {name: text for name, text in old.items() if name not in facts["configs"]}
     for name, config in facts["configs"].items():
-        blocks[name] = _config_block(name, config, facts, old.get(name))
+        blocks[name] = _config_block(name, config, facts, old.get(name), licences)
     section = _fill(
         "dataset.md",
         columns=_columns(facts["metadata"]["dataset_info"]),
@@ -192,17 +226,19 @@ def dataset_card(facts: Facts, existing: str | None = None, source_cards: Mappin
         section,
         title=_title(facts["repo_id"], "Preference pairs with margins"),
         inherited=inherited,
+        licence=_licence(front_matter.as_written(front_matter.split(existing)[0]), licences, others=others),
         appendices=appendices,
     )
 
 
-def front_matter(text: str | None) -> dict[str, Any]:
-    """Reads a README's front matter; empty when it has none.
+def file_metadata(text: str | None) -> dict[str, Any]:
+    """What a README's front matter says of the files, `dataset_info` and `configs`, as `datasets` reads it.
 
     Raises:
         ValueError: It is not YAML, or not a mapping.
     """
-    return _split(text)[0]
+    read = front_matter.as_python(front_matter.split(text)[0])
+    return {key: read.get(key) for key in ("dataset_info", "configs")}
 
 
 def doubts(fit: Facts) -> tuple[str, ...]:
@@ -260,7 +296,45 @@ def _outside(value: float | None, interval: Sequence[float] | None) -> bool:
     return not interval[0] - 1e-9 <= value <= interval[1] + 1e-9
 
 
-def _config_block(name: str, config: Facts, facts: Facts, old: str | None) -> str:
+def _licence(there: Facts, licences: Mapping[str, Licence], *, others: bool) -> dict[str, Any]:
+    """What the front matter says of licences: all of them, where the rows are under several.
+
+    Args:
+        there: The front matter that is there.
+        licences: Of the sources, by id.
+        others: Whether rows stay that are not of these sources.
+
+    Raises:
+        ValueError: Two licences have names of their own, of which a card has room for one.
+    """
+    known = list(dict.fromkeys(name for licence in licences.values() for name in licence.ids or (_UNKNOWN,)))
+    old = [str(name) for name in _listed(there.get("license") or [])]
+    if set(known) <= {_UNKNOWN, *old} and not (others or len(licences) > 1):
+        known = [name for name in known if name != _UNKNOWN]
+    if not old and others:
+        old = [_UNKNOWN]
+    united: list[str] = []
+    for name in (*old, *known):
+        if name.lower() not in map(str.lower, united):
+            united.append(name)
+    if set(united) <= {_UNKNOWN} or not known:
+        return {}
+    changes: dict[str, Any] = {"license": united[0] if len(united) == 1 else united}
+    names = {key: value for key in ("license_name", "license_link") if (value := there.get(key)) is not None}
+    for repo_id, licence in licences.items():
+        for key, value in (("license_name", licence.name), ("license_link", licence.link)):
+            clash = names.get(key) not in (None, value) and (key == "license_name" or "other" in licence.ids)
+            if value is not None and clash:
+                raise ValueError(
+                    f"`{key}` of the card is {names[key]!r} and that of the source `{repo_id}` is {value!r}; a card "
+                    "has room for one, so push to another repository"
+                )
+            if value is not None and names.setdefault(key, value) == value:
+                changes[key] = value
+    return changes
+
+
+def _config_block(name: str, config: Facts, facts: Facts, old: str | None, licences: Mapping[str, Licence]) -> str:
     assert re.fullmatch(r"[\w.-]+", name), name
     directions: Mapping[str, Facts] = config["directions"]
     provenance = as_table(
@@ -306,16 +380,19 @@ def _config_block(name: str, config: Facts, facts: Facts, old: str | None) -> st
         "config.md",
         config=as_code(name),
         provenance=f"{provenance}\n\nAnnotated with {escaped(facts['library'])}.",
-        source="\n".join(_source_line(source) for source in facts["sources"]) or "The source dataset was not named.",
+        source="\n".join(_source_line(source, licences) for source in facts["sources"])
+        or "The source dataset was not named.",
         statistics="\n".join([statistics, *kept_rows]),
         program=_dataset_program(name, directions, facts["sources"]),
     )
     return f"<!-- legend_hf:config {name} -->\n{text.strip()}\n<!-- /legend_hf:config {name} -->"
 
 
-def _source_line(source: Facts) -> str:
+def _source_line(source: Facts, licences: Mapping[str, Licence]) -> str:
     commit = as_code(source["revision"]) if source["revision"] else NOT_RECORDED
-    return f"Source: {repository_link(source['repo_id'], 'datasets/', NOT_RECORDED)}, commit {commit}."
+    licence = licences.get(source["repo_id"])
+    said = "" if licence is None else f", licence {', '.join(map(as_code, licence.said)) or 'not stated'}"
+    return f"Source: {repository_link(source['repo_id'], 'datasets/', NOT_RECORDED)}, commit {commit}{said}."
 
 
 def _blocks(text: str) -> dict[str, str]:
@@ -372,6 +449,7 @@ def _compose(
     *,
     title: str,
     inherited: Mapping[str, Any] | None = None,
+    licence: Mapping[str, Any] | None = None,
     appendices: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Puts front matter, section and what people wrote together.
@@ -382,14 +460,14 @@ def _compose(
         section: Our text.
         title: Heading of a README that is new.
         inherited: Front matter taken over where there is none.
+        licence: Front matter that is set whatever there is.
         appendices: Markers and texts that go to the end, unless the marker is there already.
     """
-    import yaml
-
-    there, body = _split(existing)
+    there, body = front_matter.split(existing)
     text = existing or ""
     newline = "\r\n" if 2 * text.count("\r\n") > text.count("\n") else "\n"
-    front = _merge(_merge(there, inherited or {}), metadata)
+    front = _merge(_merge(front_matter.as_written(there), inherited or {}), metadata) | dict(licence or {})
+    head = front_matter.edited(there, front, newline=newline)
     ours = f"{_BEGIN}\n{_NOTE}\n\n{section.strip()}\n\n{_END}".replace("\n", newline)
     begin, end = _bounds(body)
     if not body.strip():
@@ -401,28 +479,7 @@ def _compose(
     for marker, words in appendices:
         if marker not in body:
             body = f"{body.rstrip()}{newline * 2}" + f"{marker}\n{words.strip()}\n".replace("\n", newline)
-    dumped = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, line_break=newline)
-    return f"---{newline}{dumped}---{newline}{body}"
-
-
-def _split(text: str | None) -> tuple[dict[str, Any], str]:
-    """Front matter and body of a README."""
-    import yaml
-
-    match = _FRONT_MATTER.match(text or "")
-    if match is None:
-        return {}, text or ""
-    assert text is not None
-    try:
-        data = yaml.safe_load(match["yaml"] or "")
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the README's front matter is not YAML ({reason}); correct it by hand first") from error
-    if data is not None and not isinstance(data, dict):
-        raise ValueError(
-            f"the README's front matter is a {type(data).__name__}, not `key: value` lines; correct it by hand first"
-        )
-    return data or {}, text[match.end() :]
+    return f"---{newline}{head}{newline}---{newline}{body}"
 
 
 def _section(text: str) -> str:
@@ -451,7 +508,7 @@ def _merge(there: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         if old is None or key in _OURS:
             merged[key] = value
-        elif key in _UNITED:
+        elif key in _UNITED and not set(_listed(value)) <= set(_listed(old)):
             merged[key] = list(dict.fromkeys([*_listed(old), *_listed(value)]))
     return merged
 
@@ -460,10 +517,11 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
-def _inherit(source: Facts, card: str) -> tuple[dict[str, Any], tuple[str, str]]:
-    """Front matter that a source's card passes on, and its text with a marker of where it is from."""
+def _inherit(source: Facts, card: str) -> tuple[dict[str, Any], tuple[str, str], Licence]:
+    """Front matter that a source's card passes on, its text with a marker of where it is from, and its licence."""
     try:
-        data, body = _split(card)
+        head, body = front_matter.split(card)
+        data = front_matter.as_written(head)
     except ValueError as error:
         # Somebody else's card: it cannot be corrected here, and its text can still be shown.
         logger.warning("took no licence, language or tags from the card of `%s`: %s", source["repo_id"], error)
@@ -482,7 +540,11 @@ def _inherit(source: Facts, card: str) -> tuple[dict[str, Any], tuple[str, str]]
     )
     name = re.sub(r"[^\w./-]", "", source["repo_id"])
     marker = f"<!-- legend_hf:source {name} -->"
-    return kept, (marker, heading + (body or "(It has no text.)"))
+    licence = Licence(
+        tuple(str(each) for each in _listed(data.get("license") or []) if _is_plain(each)),
+        *(str(v) if (v := data.get(key)) and _is_plain(v) else None for key in ("license_name", "license_link")),
+    )
+    return kept, (marker, heading + (body or "(It has no text.)")), licence
 
 
 def _is_plain(value: Any) -> bool:
