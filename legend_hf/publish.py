@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from legend_hf._version import __version__
-from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
 from legend_hf.hub import cards, transfer
 from legend_hf.hub.source import Source, Trace, find_sources, has_commit, traces_of
 from legend_hf.margins.columns import OK, suffixed
 from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
+from legend_hf.margins.origin import check_made_by, every_scale, marks_of, not_of_this, same
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -299,6 +299,10 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
             f"{where} has no column `{columns['margin']}`; annotate it first: `annotate(dataset, "
             "direction)`. It has " + ", ".join(f"`{c}`" for c in list(rows.features)[:20])
         )
+    if not check_made_by(direction, marks_of(rows, columns["margin"]), columns["margin"], f"{where}: "):
+        logger.warning(
+            "%s: nothing says which direction made `%s`; margins that `annotate` makes now do", where, columns["margin"]
+        )
     values = {c: _numbers(rows, full, where) for c, full in columns.items() if full in rows.features}
     read = np.ones(len(rows), dtype=bool)
     if STATUS in rows.features:
@@ -308,7 +312,7 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
     if "margin_raw" in values:
         raw = values["margin_raw"][read].astype(np.float64)
         # Where all margins are 0, every scale fits; the first one is taken.
-        scales = [text for text, expected in _scales(calibration, raw) if _same(margin, expected)]
+        scales = [text for text, expected in every_scale(calibration, raw) if same(margin, expected)]
         made: dict[str, list[np.ndarray]] = {}
         if "margin_bin" in values:
             bins = calibration.apply(raw, "bins")
@@ -316,12 +320,13 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
         if "margin_prob" in values:
             made["margin_prob"] = [calibration.prob(raw)]
         wrong = ["margin"] if not scales else []
-        wrong += [c for c, expected in made.items() if not any(_same(values[c][read], e) for e in expected)]
+        wrong += [c for c, expected in made.items() if not any(same(values[c][read], e) for e in expected)]
         if wrong:
-            raise ValueError(
-                f"{where}: `{columns[wrong[0]]}` is not what this direction makes of "
-                f"`{columns['margin_raw']}`; give the direction it was annotated with, or drop the raw column if "
-                "the margins were changed on purpose"
+            raise not_of_this(
+                f"{where}: ",
+                columns[wrong[0]],
+                f"`{columns['margin_raw']}`",
+                ", or drop the raw column if the margins were changed on purpose",
             )
         flag = suffixed(NEGATIVE, name)
         if rows.features.get(flag) == Value("bool"):
@@ -343,21 +348,6 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
         **dict(zip(("q05", "q50", "q95"), quantiles, strict=True)),
         "positive": float((margin > 0).mean()) if len(margin) else None,
     }
-
-
-def _scales(calibration: Calibration, raw: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """What `margin` may be, in words and in numbers `[n]`; what is likeliest comes first."""
-    others = [kind for kind in calibration.kinds if kind not in (calibration.kind, "raw")]
-    kinds = dict.fromkeys([calibration.kind, *others, "raw"])
-    for kind in kinds:
-        yield calibration.label(kind), calibration.apply(raw, kind)
-    for kind in kinds:
-        yield f"{calibration.label(kind)}, below 0 set to 0", np.maximum(calibration.apply(raw, kind), 0)
-
-
-def _same(values: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether two columns are equal but for the last bits of float32."""
-    return np.allclose(values.astype(np.float64), expected, rtol=1e-5, atol=1e-6)
 
 
 def _numbers(rows: Dataset, column: str, where: str) -> np.ndarray:

@@ -337,7 +337,7 @@ def test_thousands_of_columns(direction):
     out = annotate(ds, direction)
     mapped = ds.map(LegendMarginFn(direction), batched=True)
     assert time.process_time() - start < 20  # 2 s; what grows with their square would take minutes
-    assert out.column_names == [*many, *texts, *NUMBERS] == mapped.column_names
+    assert out.column_names == [*many, *texts, *NUMBERS, "margin_direction"] == mapped.column_names
     assert out.features == mapped.features
     features = out.features
     assert all(features[name] == Value("int64") for name in many)

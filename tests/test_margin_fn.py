@@ -84,7 +84,7 @@ def test_columns_and_their_meaning(direction, ds):
     from datasets import Value
 
     out = ds.map(LegendMarginFn(direction), batched=True)
-    assert out.column_names == ["prompt", "chosen", "rejected", *NUMBERS]
+    assert out.column_names == ["prompt", "chosen", "rejected", *NUMBERS, "margin_direction"]
     assert all(out.features[name] == Value("float32") for name in NUMBERS)
     got = numbers(out)
     assert np.isfinite(got).all()
@@ -254,7 +254,7 @@ def test_streaming_with_features(direction, ds):
     fn = LegendMarginFn(direction)
     stream = ds.to_iterable_dataset(num_shards=3)
     out = stream.map(fn, batched=True, batch_size=5, features=fn.features(stream.features))
-    assert list(out.features) == ["prompt", "chosen", "rejected", *NUMBERS]
+    assert list(out.features) == ["prompt", "chosen", "rejected", *NUMBERS, "margin_direction"]
     got = np.array([[row[name] for name in NUMBERS] for row in out])
     assert close(got, one_by_one(direction, ROWS))
     from_annotate = annotate(stream, direction)
@@ -346,7 +346,7 @@ def test_every_column_is_made_of_the_raw_margin_as_it_is_written(calibrated, ds,
     fn = LegendMarginFn(calibrated, scale=kind, add=["margin_prob", "margin_bin"], negative="flag")
     out = annotate(ds, fn)
     added = ["margin_bin", "margin_prob", "margin_negative"]
-    assert out.column_names == ["prompt", "chosen", "rejected", *NUMBERS, *added]
+    assert out.column_names == ["prompt", "chosen", "rejected", *NUMBERS, *added, "margin_direction"]
     assert [out.features[name] for name in added] == [Value("float32"), Value("float32"), Value("bool")]
     got = {name: np.array(out[name][:], dtype=np.float64) for name in (*NUMBERS, *added)}
     raw, calibration = got["margin_raw"], calibrated.calibration
@@ -553,7 +553,7 @@ def test_several_directions_read_each_text_once(direction, calibrated, tiny_llam
     fn = LegendMarginFn({"a": direction, "b": other, "c": last})
     out = fn(ds[:6])
     assert len(read) == 2, "layers share a reading, another pooling is another reader"
-    assert list(out) == [f"{column}_{name}" for name in "abc" for column in NUMBERS]
+    assert list(out) == [f"{column}_{name}" for name in "abc" for column in (*NUMBERS, "margin_direction")]
     for name, alone in (("a", direction), ("b", other), ("c", last)):
         single = LegendMarginFn(alone)(ds[:6])
         for column in NUMBERS:
@@ -563,7 +563,9 @@ def test_several_directions_read_each_text_once(direction, calibrated, tiny_llam
     held = {name: replace(d, calibration=calibrated.calibration) for name, d in (("a", direction), ("b", other))}
     fn = LegendMarginFn(held, add=["margin_prob"], negative="flag")
     out = fn(ds[:6])
-    assert list(out) == [f"{c}_{name}" for name in "ab" for c in (*NUMBERS, "margin_prob", "margin_negative")]
+    assert list(out) == [
+        f"{c}_{name}" for name in "ab" for c in (*NUMBERS, "margin_prob", "margin_negative", "margin_direction")
+    ]
     for name in "ab":
         expected = calibrated.calibration.prob(out[f"margin_raw_{name}"].astype(np.float64))
         np.testing.assert_array_equal(out[f"margin_prob_{name}"], expected)

@@ -100,6 +100,36 @@ def test_texts_are_in_the_report_only_when_asked_for():
     assert "a secret way to say it" in asked.to_markdown()
 
 
+def test_no_more_texts_are_held_than_are_shown(monkeypatch):
+    """However many rows contradict their label, in whatever order they come."""
+    from legend_hf.margins import report as module
+
+    alive = most = 0
+
+    class Excerpt(tuple):
+        def __new__(cls, texts):
+            nonlocal alive, most
+            alive, most = alive + 1, max(most, alive + 1)
+            return super().__new__(cls, texts)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    short = module._excerpt
+    monkeypatch.setattr(module, "_excerpt", lambda pair: Excerpt(short(pair)))
+    raw = -np.random.default_rng(3).permutation(3000).astype(np.float32)
+    raw[::50] = raw[1::50]  # equal ones: the first row counts
+    ds = rows(3000, margin_raw=raw)
+    found = only(ds, suspicious=7, excerpts=True)
+    assert [s.row for s in found.suspicious] == np.lexsort((np.arange(3000), raw))[:7].tolist()
+    assert all(s.excerpt == (ds[s.row]["prompt"], ds[s.row]["chosen"], ds[s.row]["rejected"]) for s in found.suspicious)
+    assert 7 <= most <= 8, "the control: some were made"
+    (margins,) = read_margins(ds, excerpts=7)
+    assert set(margins.excerpts) == {s.row for s in found.suspicious}
+    assert only(ds, suspicious=0, excerpts=True).suspicious == ()
+
+
 def test_a_planted_swap_is_found():
     rng = np.random.default_rng(0)
     raw = rng.normal(20, 3, 300)
@@ -350,6 +380,33 @@ def test_several_directions_have_a_table_each_and_no_kind_of_column_is_taken_for
     # A direction that is called like a kind of column.
     odd = rows(20).rename_columns({"margin": "margin_bin", "margin_raw": "margin_raw_bin"})
     assert [s.column for s in report(odd).splits] == ["margin_bin"]
+
+
+STRANGE = {
+    "margin_note": ["see below"] * 20,
+    "margin_of_error": [0.5] * 20,
+    "margin_rank": list(range(20)),
+    "margin_call": [True, False] * 10,
+    "margin_parts": [[0.1, 0.2]] * 20,
+    "margin_bin": ["high", "low"] * 10,
+    "margin_prob": ["likely"] * 20,
+    "margins": [1.0] * 20,
+    "margin_empty": [None] * 20,
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("column", STRANGE)
+def test_a_column_that_only_sounds_like_a_margin_is_nobodys(column, stream):
+    from datasets import IterableDataset
+
+    plain, ds = rows(20), rows(20, **{column: STRANGE[column]})
+    if stream:  # that does not know its types
+        plain, ds = (IterableDataset.from_generator(lambda d=d: iter(d.to_list())) for d in (plain, ds))
+        assert ds.features is None
+    assert report({"train": ds}).splits == report({"train": plain}).splits
+    alone = rows(20).rename_columns({"margin": "margin_safety"}).remove_columns("margin_raw")
+    assert [s.column for s in report(alone).splits] == ["margin_safety"], "the control: a margin alone is one"
 
 
 def test_bins_are_counted():
@@ -627,7 +684,8 @@ def run(*arguments):
 
 
 def test_the_command_prints_and_writes_the_report(tmp_path, direction):
-    rows(40, kind=["a", "b"] * 20).to_json(tmp_path / "annotated.jsonl")
+    made = direction.calibration.apply(np.array(rows(40)["margin_raw"], dtype=np.float64))
+    rows(40, kind=["a", "b"] * 20, margin=made).to_json(tmp_path / "annotated.jsonl")
     direction.save_pretrained(tmp_path / "direction")
     done = run(
         "report", tmp_path / "annotated.jsonl", "--direction", tmp_path / "direction", "--category-column", "kind",

@@ -96,12 +96,16 @@ def test_columns_and_their_meaning(direction, ds):
 
     fn = LegendScoreFn(direction)
     out = ds.map(fn, batched=True)
-    assert out.column_names == ["prompt", "responses", "source", *COLUMNS] == [*ds.column_names, *fn.columns]
+    assert (
+        out.column_names
+        == ["prompt", "responses", "source", *COLUMNS, "scores_direction"]
+        == [*ds.column_names, *fn.columns]
+    )
     assert out.features["scores"] == List(Value("float32"))
     assert out.features["ranking"] == List(Value("int32"))
     assert out.features["best_response"] == Value("int32")
     assert out.features == fn.features(ds.features), "what is promised is what `map` finds by itself"
-    assert out.remove_columns(COLUMNS).features == ds.features
+    assert out.remove_columns(fn.columns).features == ds.features
     assert [len(scores) for scores in out["scores"]] == [len(row["responses"]) for row in ROWS]
     assert close(out["scores"], one_by_one(direction, ROWS))
     for row in out:
@@ -178,7 +182,7 @@ def test_choice_probs_are_shares_that_rise_with_the_scores(calibrated, ds):
 
     fn = LegendScoreFn(calibrated, add=["choice_probs"])
     out = annotate(ds, fn)
-    assert fn.columns == [*COLUMNS, "choice_probs"]
+    assert fn.columns == [*COLUMNS, "choice_probs", "scores_direction"]
     assert out.features["choice_probs"] == List(Value("float32"))
     for row in out:
         scores, probs = np.array(row["scores"]), np.array(row["choice_probs"])
@@ -321,7 +325,7 @@ def test_skipped_rows_are_finite_and_say_why(calibrated, kind):
         {"prompt": None, "responses": ["Yes.", "No."]},
     ]
     fn = LegendScoreFn(calibrated, add=["choice_probs"], on_error="skip")
-    assert fn.columns == [*COLUMNS, "choice_probs", "scores_status"]
+    assert fn.columns == [*COLUMNS, "choice_probs", "scores_direction", "scores_status"]
     ds = Dataset.from_list([{"prompt": row["prompt"], "responses": row["responses"]} for row in rows])
     out = ds.with_format(kind).map(fn, batched=True).with_format(None)
     status = out["scores_status"][:]
@@ -393,7 +397,7 @@ def test_fingerprint_is_stable_before_between_and_after_calls(calibrated, ds, tm
     assert LegendMarginFn(calibrated).fingerprint() not in {make(add=[]).fingerprint(), fn.fingerprint()}
     copy = pickle.loads(pickle.dumps(make(on_error="skip", store=tmp_path / "s.sqlite", responses_column="texts")))
     assert copy.skips
-    assert copy.columns == [*COLUMNS, "choice_probs", "scores_status"]
+    assert copy.columns == [*COLUMNS, "choice_probs", "scores_direction", "scores_status"]
     assert "s.sqlite" in copy.how_to_go_on
 
 
@@ -450,12 +454,14 @@ def test_several_directions_read_each_text_once(direction, calibrated, tiny_llam
     fn = LegendScoreFn({"a": direction, "b": other, "c": last})
     out = fn(batch)
     assert read == [15, 15], "layers share a reading, another pooling is another reader"
-    assert list(out) == fn.columns == [f"{column}_{name}" for name in "abc" for column in COLUMNS]
+    assert (
+        list(out) == fn.columns == [f"{column}_{name}" for name in "abc" for column in (*COLUMNS, "scores_direction")]
+    )
     for name, alone in (("a", direction), ("b", other), ("c", last)):
         assert close(out[f"scores_{name}"], LegendScoreFn(alone)(batch)["scores"])
     assert not close(out["scores_a"], out["scores_b"])
     named = LegendScoreFn({"safety": calibrated}, add=["choice_probs"], on_error="skip")
-    assert named.columns == [f"{c}_safety" for c in (*COLUMNS, "choice_probs")] + ["scores_status"]
+    assert named.columns == [f"{c}_safety" for c in (*COLUMNS, "choice_probs", "scores_direction")] + ["scores_status"]
     assert pickle.loads(pickle.dumps(named)).columns == named.columns
     for names in (["status"], ["a", "status"]):
         with pytest.raises(ValueError, match="`scores_status` would mean two things; give other names"):

@@ -19,6 +19,7 @@ import numpy as np
 from legend_hf.directions.calibrate import KINDS
 from legend_hf.directions.direction import Direction
 from legend_hf.margins import columns
+from legend_hf.margins.origin import MARGINS, mark
 from legend_hf.margins.scoring import Scorer, load_directions, not_finite, scorer_from_state
 from legend_hf.reading.formats import Columns, Pair, RowError, names_of, pairs_from_batch
 from legend_hf.reading.forward import Way
@@ -42,7 +43,8 @@ class LegendMarginFn:
     along the direction than the rejected one. Where asked for: `margin_bin` (a few sizes, with the sign), `margin_prob`
     (the probability that the pair's label is right), `margin_negative` (bool) and, with `on_error="skip"`,
     `margin_status`: `"ok"`, or why the row could not be read; its scores and margins are then 0.0 and its probability
-    0.5. All but the scores are functions of `margin_raw` as it is written.
+    0.5. All but the scores are functions of `margin_raw` as it is written. `margin_direction` says which direction made
+    them, so that another one is refused later.
 
     Works with `Dataset`, `DatasetDict` and `IterableDataset` (pass `features=fn.features(ds.features)`), any
     `batch_size`, `num_proc` and `with_rank=True`, which spreads workers over GPUs.
@@ -110,7 +112,9 @@ class LegendMarginFn:
         self._scorer = replace(where, directions=load_directions(direction, revision=revision, model=model))
         for name, d in self._scorer.directions:
             _check_held(d, name, scale, add)
-        columns.check_distinct([*COLUMNS, *ADDED, NEGATIVE], STATUS, [name for name, _ in self._scorer.directions])
+        columns.check_distinct(
+            [*COLUMNS, *ADDED, NEGATIVE, MARGINS], STATUS, [name for name, _ in self._scorer.directions]
+        )
         self._scale = scale
         self._add = tuple(column for column in ADDED if column in add)
         self._negative = negative
@@ -131,7 +135,7 @@ class LegendMarginFn:
     @property
     def columns(self) -> list[str]:
         """Names of the columns this writes, in order."""
-        each = [*COLUMNS, *self._add, *([NEGATIVE] if self._negative == "flag" else [])]
+        each = [*COLUMNS, *self._add, *([NEGATIVE] if self._negative == "flag" else []), MARGINS]
         names = [columns.suffixed(column, name) for name, _ in self._scorer.directions for column in each]
         return names + ([STATUS] if self.skips else [])
 
@@ -150,7 +154,9 @@ class LegendMarginFn:
         """The features of the new columns alone, in order."""
         from datasets import Features, Value
 
-        types = {STATUS: "string"} | {columns.suffixed(NEGATIVE, name): "bool" for name, _ in self._scorer.directions}
+        types = {STATUS: "string"}
+        for name, _ in self._scorer.directions:
+            types |= {columns.suffixed(NEGATIVE, name): "bool", columns.suffixed(MARGINS, name): "string"}
         return Features({name: Value(types.get(name, "float32")) for name in self.columns})
 
     def __call__(self, batch: Any, rank: int | None = None) -> Any:
@@ -247,12 +253,12 @@ class LegendMarginFn:
         }
         return _rebuild, (json.dumps({"scorer": scorer, "arguments": arguments}, sort_keys=True), vectors)
 
-    def _columns_of(self, name: str, written: np.ndarray) -> dict[str, np.ndarray]:
+    def _columns_of(self, name: str, written: np.ndarray) -> dict[str, Any]:
         """Makes one direction's columns `[rows]` from its raw margins, chosen and rejected scores `[3, rows]`."""
         direction = dict(self._scorer.directions)[name]
         # All that is made of the raw margin is made of the float32 that is written, so that it can be made of it again.
         raw, calibration = written[0].astype(np.float64), direction.calibration
-        values = dict(zip(COLUMNS[1:], written, strict=True))
+        values: dict[str, Any] = dict(zip(COLUMNS[1:], written, strict=True))
         values["margin"] = calibration.apply(raw, self._scale)
         if "margin_bin" in self._add:
             values["margin_bin"] = calibration.apply(raw, "bins")
@@ -262,6 +268,7 @@ class LegendMarginFn:
             values |= {column: np.maximum(values[column], 0) for column in ("margin", "margin_bin") if column in values}
         if self._negative == "flag":
             values[NEGATIVE] = raw < 0
+        values[MARGINS] = [mark(direction)] * len(raw)
         return {columns.suffixed(column, name): numbers for column, numbers in values.items()}
 
 

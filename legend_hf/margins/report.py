@@ -10,11 +10,12 @@ form of TRL's loss.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,7 +27,7 @@ from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import Direction
 from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.hub import cards
-from legend_hf.margins.columns import OK
+from legend_hf.margins.columns import OK, suffixed
 from legend_hf.margins.ladder import LadderCheck, ladder_check
 from legend_hf.margins.margin_fn import STATUS
 from legend_hf.margins.measure import (
@@ -48,6 +49,7 @@ from legend_hf.margins.measure import (
     shares_of,
     spearman,
 )
+from legend_hf.margins.origin import beside, check_made_by, every_scale, marks_in, not_of_this, same
 from legend_hf.reading.formats import (
     Columns,
     Conversation,
@@ -73,7 +75,7 @@ EXCERPT = 80
 NAMED_MISSING = 5  # categories that a doubt names
 LEAST_ERROR = 0.05  # calibration error that matters
 # What follows `margin_` in columns that are not the margins of a direction of that name.
-_KINDS = ("raw", "bin", "prob", "negative", "status")
+_KINDS = ("raw", "bin", "prob", "negative", "status", "direction")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,9 @@ class Margins:
         longer: Characters of the chosen response minus those of the rejected one `[n]`.
         groups: Number of each row's prompt `[n]`.
         category: `[n]` of strings, or None.
-        excerpts: Row number to the beginnings of (prompt, chosen, rejected); empty unless asked for.
+        excerpts: Row number to the beginnings of (prompt, chosen, rejected), of the lowest raw margins; empty unless
+            asked for.
+        made_by: The marks of the directions that made them; None is a row that does not say.
     """
 
     split: str
@@ -111,6 +115,7 @@ class Margins:
     groups: np.ndarray
     category: np.ndarray | None
     excerpts: Mapping[int, tuple[str, str, str]]
+    made_by: frozenset[str | None] = frozenset({None})
 
 
 @dataclass(frozen=True)
@@ -374,7 +379,8 @@ def report(
     Args:
         dataset: Annotated: a dataset or splits with `margin` columns, those of several directions included; streaming
             ones are read once. None reports on directions alone.
-        direction: What the margins come from, for its facts; as `LegendMarginFn` was given it.
+        direction: What the margins come from, for its facts; as `LegendMarginFn` was given it. Another one than made
+            the margins is refused.
         category_column: A column with one value a row, for a table by category and for what it covers; of
             `stability_pairs` too, if they have it.
         categories: Names that `category_column` should have, to say which are missing.
@@ -391,7 +397,8 @@ def report(
         device: Where `stability_pairs` and `ladders` are read.
 
     Raises:
-        ValueError: There is no margin column or no text, a margin is no number, an argument is not possible.
+        ValueError: There is no margin column or no text, a margin is no number, an argument is not possible, or the
+            margins are not those of `direction`.
     """
     directions = direction if isinstance(direction, Mapping) else {"": direction} if direction is not None else {}
     if stability_pairs is not None and not directions:
@@ -412,9 +419,10 @@ def report(
             name=str(name) or str(getattr(split, "split", None) or "train"),
             columns=columns,
             category_column=category_column,
-            excerpts=excerpts,
+            excerpts=suspicious if excerpts else 0,
         )
     ]
+    unsaid = _check_origins(measured, directions)
     pairs = None if stability_pairs is None else list(stability_pairs)
     spread = None
     if pairs is not None and category_column is not None and any(category_column in row for row in pairs):
@@ -423,7 +431,11 @@ def report(
     return Report(
         library=f"legend_hf {__version__}",
         seed=seed,
-        splits=tuple(_split_report(margins, suspicious, seed, expected) for margins in measured),
+        splits=tuple(
+            replace(made, doubts=(*made.doubts, *_origin_doubts(margins, margins in unsaid)))
+            for margins in measured
+            for made in [_split_report(margins, suspicious, seed, expected)]
+        ),
         directions=tuple(
             direction_report(
                 d,
@@ -524,7 +536,7 @@ def read_margins(
     name: str = "train",
     columns: Columns | None = None,
     category_column: str | None = None,
-    excerpts: bool = False,
+    excerpts: int = 0,
 ) -> list[Margins]:
     """Reads one split's margins, lengths and prompts: one `Margins` for each margin column.
 
@@ -533,44 +545,48 @@ def read_margins(
         name: What to call it.
         columns: Names of the text columns.
         category_column: A column with one value a row.
-        excerpts: Keep the beginnings of the texts of rows with negative margins.
+        excerpts: Of how many rows to keep the beginnings of the texts, those with the lowest raw margins below 0.
 
     Raises:
         ValueError: It has no margins or no texts, a value is not one number, or there are too many categories.
     """
     names: list[str] = list(split.column_names or ())
-    suffixes = _suffixes(names)
+    suffixes = _suffixes(names, split.features or {}, {})
     parts: dict[str, list[float]] = {}
     numbers: list[int] = []
     longer: list[int] = []
     keys: list[bytes] = []
     categories: list[Any] = []
-    texts: dict[int, tuple[str, str, str]] = {}
+    worst: dict[str, list[tuple[float, int, tuple[str, str, str]]]] = {}
+    marks: dict[str, set[object]] = {}
     total = 0
     for batch in split.with_format(None).iter(batch_size=ROWS_AT_ONCE):
         if not names:  # streaming, where the columns are known from the first rows
             names = list(batch)
-            suffixes = _suffixes(names)
+        if not total:
+            suffixes = _suffixes(names, split.features or {}, batch)
         if not suffixes:
             break
         if category_column is not None and category_column not in batch:
             raise ValueError(_no_category(category_column, names))
-        kept = []
+        kept: dict[int, Pair] = {}
         status = batch.get(STATUS)
         for i, pair in enumerate(pairs_from_batch(batch, columns or Columns(), first_row=total)):
             if isinstance(pair, RowError) or (status is not None and status[i] != OK):
                 continue
-            kept.append(i)
+            kept[i] = pair
             numbers.append(total + i)
             longer.append(response_length(pair.chosen) - response_length(pair.rejected))
             keys.append(_prompt_key(pair.chosen))
-            if excerpts:
-                texts[total + i] = _excerpt(pair)
-        for suffix in suffixes:
-            for column in _columns_of(suffix, names):
-                values = batch[column]
-                where = f"split `{name}`"
-                parts.setdefault(column, []).extend(_number(values[i], column, total + i, where) for i in kept)
+        for suffix, columns_of_it in suffixes.items():
+            where = f"split `{name}`"
+            read = {c: [_number(batch[c][i], c, total + i, where) for i in kept] for c in columns_of_it}
+            for column, values in read.items():
+                parts.setdefault(column, []).extend(values)
+            said = beside(f"margin{suffix}")
+            marks.setdefault(suffix, set()).update(batch[said][i] if said in batch else None for i in kept)
+            raws = read.get(f"margin_raw{suffix}", read[f"margin{suffix}"])
+            _keep_worst(worst.setdefault(suffix, []), excerpts, kept, raws, read.values(), total)
         if category_column is not None:
             categories += [batch[category_column][i] for i in kept]
         total += len(next(iter(batch.values())))
@@ -586,8 +602,8 @@ def read_margins(
     arrays = {column: np.array(values, dtype=np.float64) for column, values in parts.items()}
     row, groups = np.array(numbers, dtype=np.int64), _numbers(keys)
     found = []
-    for suffix in suffixes:
-        own = {column: arrays.get(column, np.empty(0)) for column in _columns_of(suffix, names)}
+    for suffix, own_columns in suffixes.items():
+        own = {column: arrays.get(column, np.empty(0)) for column in own_columns}
         margin_column, raw_column, prob_column, bin_column = (
             f"{kind}{suffix}" for kind in ("margin", "margin_raw", "margin_prob", "margin_bin")
         )
@@ -612,7 +628,8 @@ def read_margins(
                 longer=np.array(longer, dtype=np.float64)[good],
                 groups=groups[good],
                 category=None if labels is None else labels[good],
-                excerpts={int(r): texts[int(r)] for r in row[good][raw < 0] if int(r) in texts},
+                excerpts={-minus_row: texts for _, minus_row, texts in worst.get(suffix, [])},
+                made_by=marks_in(marks.get(suffix, ())),
             )
         )
     return found
@@ -794,22 +811,94 @@ def _read_rows(rows: Sequence[Mapping[str, Any]], columns: Columns) -> Iterator[
         yield pairs_from_batch({name: [row.get(name) for row in chunk] for name in names}, columns, first_row=first)
 
 
-def _suffixes(names: Sequence[str]) -> list[str]:
-    """What follows `margin` in the names of margin columns: `""` for the only one, `"_safety"` for a named one."""
+def _keep_worst(
+    heap: list[tuple[float, int, tuple[str, str, str]]],
+    most: int,
+    pairs: Mapping[int, Pair],
+    raws: Sequence[float],
+    numbers: Iterable[Sequence[float]],
+    first: int,
+) -> None:
+    """Keeps the texts of the lowest raw margins below 0, and of equal ones those of the first rows.
+
+    Args:
+        heap: Of (-margin, -row, texts); its first one is the next to go.
+        most: How many to keep.
+        pairs: The rows of a batch that can be read, by their numbers in it.
+        raws: Their raw margins `[n]`.
+        numbers: All their numbers; a row with one that is not finite is left out of the report.
+        first: Number of the batch's first row.
+    """
+    finite = np.isfinite(np.array(list(numbers))).all(axis=0)
+    for (i, pair), raw, good in zip(pairs.items(), raws, finite, strict=True):
+        rank = (-raw, -(first + i))
+        if raw < 0 and good and most and (len(heap) < most or rank > heap[0][:2]):
+            entry = (*rank, _excerpt(pair))
+            heapq.heappush(heap, entry) if len(heap) < most else heapq.heapreplace(heap, entry)
+
+
+def _suffixes(names: Sequence[str], features: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What follows `margin` in the names of margin columns, with the columns of each that hold its numbers.
+
+    `""` is the only direction, `"_safety"` a named one. A column `margin_note` is nobody's: a direction's margin has
+    its other columns beside it. Where there are none such, and no `margin`, columns of fractions are taken as they are.
+
+    Args:
+        names: Of all columns.
+        features: Types of the columns, where they are known.
+        batch: Of the first rows, by which a column is known otherwise.
+    """
     named = [name.removeprefix("margin") for name in names if name.startswith("margin_")]
     # `margin_raw_safety` belongs to `margin_safety`; a direction that is itself called "raw" has a `margin_raw_raw`.
-    own = [
-        suffix
-        for suffix in named
-        if not any(suffix == f"_{kind}" or suffix.startswith(f"_{kind}_") for kind in _KINDS)
-        or f"margin_raw{suffix}" in names
-    ]
-    return ([""] if "margin" in names else []) + own
+    free = [s for s in named if not any(s == f"_{kind}" or s.startswith(f"_{kind}_") for kind in _KINDS)]
+    kinds = ("chosen_score", "rejected_score", *(f"margin_{kind}" for kind in _KINDS))
+    own = [s for s in named if any(f"{kind}{s}" in names for kind in kinds)]
+    found = ([""] if "margin" in names else []) + own
+    found = found or [s for s in free if _holds(f"margin{s}", float, features, batch)]
+    return {
+        suffix: [f"margin{suffix}", *(c for c in (f"margin_raw{suffix}",) if c in names)]
+        + [c for c in (f"margin_prob{suffix}", f"margin_bin{suffix}") if _holds(c, (int, float), features, batch)]
+        for suffix in found
+    }
 
 
-def _columns_of(suffix: str, names: Sequence[str]) -> list[str]:
-    wanted = (f"{kind}{suffix}" for kind in ("margin", "margin_raw", "margin_prob", "margin_bin"))
-    return [column for column in wanted if column in names]
+def _holds(column: str, kind: Any, features: Mapping[str, Any], batch: Mapping[str, Any]) -> bool:
+    """Whether a column holds numbers of a kind, by its type, or by its first value where that is not known."""
+    if column in features:
+        dtype = str(getattr(features[column], "dtype", ""))
+        return dtype.startswith("float") or (kind is not float and dtype.startswith(("int", "uint")))
+    first = next((value for value in batch.get(column, ()) if value is not None), None)
+    return isinstance(first, kind) and not isinstance(first, bool)
+
+
+def _check_origins(measured: Sequence[Margins], directions: Mapping[str, Direction]) -> list[Margins]:
+    """Refuses a direction that did not make the margins; gives those that do not say whose they are."""
+    unsaid: list[Margins] = []
+    for name, direction in directions.items():
+        own = [m for m in measured if m.column == suffixed("margin", name)] or list(measured)
+        refusals = []
+        for m in own:
+            where, raw = f"split `{m.split}`: ", m.column.replace("margin", "margin_raw", 1)
+            try:
+                if not check_made_by(direction, m.made_by, m.column, where):
+                    unsaid.append(m)
+                made = every_scale(direction.calibration, m.raw)
+                if m.has_raw and not any(same(m.margin, numbers) for _, numbers in made):
+                    raise not_of_this(where, m.column, f"`{raw}`")
+            except ValueError as refusal:
+                refusals.append(refusal)
+        if refusals and (own[0].column == suffixed("margin", name) or len(refusals) == len(own)):
+            raise refusals[0]
+    return unsaid
+
+
+def _origin_doubts(m: Margins, unsaid: bool) -> Iterable[str]:
+    """What to doubt about where margins come from."""
+    several = len(m.made_by - {None})
+    if several > 1:
+        yield f"the margins were made by {several} directions, whose margins cannot be compared."
+    if unsaid and len(m.row):
+        yield f"nothing says which direction made the margins: there is no `{beside(m.column)}`, or rows lack it."
 
 
 def _number(value: Any, column: str, row: int, where: str) -> float:

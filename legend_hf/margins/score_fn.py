@@ -19,6 +19,8 @@ import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins import columns
+from legend_hf.margins.origin import SCORES as MARKS
+from legend_hf.margins.origin import mark
 from legend_hf.margins.scoring import GivenDirection, Scorer, load_directions, not_finite, scorer_from_state
 from legend_hf.reading.formats import Columns, Conversation, RowError, names_of, responses_from_batch
 from legend_hf.reading.forward import Way
@@ -52,6 +54,7 @@ class LegendScoreFn:
     `on_error="skip"`: `scores_status`, `"ok"` or why the row could not be read. Such a row has a score of 0.0 for each
     response (none where they cannot be counted), the ranking and the equal shares that follow from it, and
     `best_response` -1, so that nothing is picked. All but the scores are functions of `scores` as they are written.
+    `scores_direction` says which direction made them, so that another one is refused later.
 
     `choice_probs` are Luce's choice model with the calibration's `logit` as log-odds per unit: softmax(logit · scores).
     Of two responses it is the probability that goes with the `logit` margin. It is ours, not the paper's, and it
@@ -107,7 +110,7 @@ class LegendScoreFn:
         self._scorer = replace(where, directions=load_directions(direction, revision=revision, model=model))
         for name, d in self._scorer.directions:
             _check_held(d, name, add)
-        columns.check_distinct([*COLUMNS, *ADDED], STATUS, [name for name, _ in self._scorer.directions])
+        columns.check_distinct([*COLUMNS, *ADDED, MARKS], STATUS, [name for name, _ in self._scorer.directions])
         self._add = tuple(column for column in ADDED if column in add)
         self._on_error = on_error
         self._overwrite = overwrite
@@ -126,7 +129,9 @@ class LegendScoreFn:
     @property
     def columns(self) -> list[str]:
         """Names of the columns this writes, in order."""
-        names = [columns.suffixed(c, name) for name, _ in self._scorer.directions for c in (*COLUMNS, *self._add)]
+        names = [
+            columns.suffixed(c, name) for name, _ in self._scorer.directions for c in (*COLUMNS, *self._add, MARKS)
+        ]
         return names + ([STATUS] if self.skips else [])
 
     def features(self, features: Features | None) -> Features | None:
@@ -138,7 +143,7 @@ class LegendScoreFn:
         from datasets import Features, List, Value
 
         types = {SCORES: List(Value("float32")), RANKING: List(Value("int32")), BEST: Value("int32")}
-        types[PROBS] = List(Value("float32"))
+        types |= {PROBS: List(Value("float32")), MARKS: Value("string")}
         each = {
             columns.suffixed(column, name): kind
             for name, _ in self._scorer.directions
@@ -257,7 +262,7 @@ class LegendScoreFn:
         orders = [np.argsort(-row, kind="stable").astype(np.int32) for row in written]
         for row in good:
             best[row] = orders[row][0]
-        made: dict[str, Any] = {SCORES: written, RANKING: orders, BEST: best}
+        made: dict[str, Any] = {SCORES: written, RANKING: orders, BEST: best, MARKS: [mark(direction)] * len(scores)}
         if PROBS in self._add:
             logit = direction.calibration.logit
             assert logit is not None  # `_check_held`

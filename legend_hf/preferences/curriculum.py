@@ -23,6 +23,7 @@ from legend_hf.directions import resample
 from legend_hf.margins.annotate import kind_of
 from legend_hf.margins.columns import OK
 from legend_hf.margins.margin_fn import STATUS
+from legend_hf.margins.origin import check_one, marks_of
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ def _check_arguments(dataset: Any, by: str, stages: int | None, **choices: str) 
         if by == "margin" and "margin_raw" in dataset.column_names:  # pairs of scores that are not a direction's
             remedy = 'pass `by="margin_raw"`, which orders pairs as well'
         raise ValueError(f"`by={by!r}` names no column; the dataset has {there}; {remedy}")
+    check_one(marks_of(dataset, by), by)
 
 
 def _annotated_rows(dataset: Dataset) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 from legend_hf.margins.annotate import kind_of
 from legend_hf.margins.columns import OK
 from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
+from legend_hf.margins.origin import MARGINS
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def remedy_for(split: Dataset, column: str) -> str:
 
 def like_margin(columns: Iterable[str]) -> list[str]:
     """Columns that may be meant as `margin`, which trainers find by its exact name only."""
-    ours = {*COLUMNS, *ADDED, NEGATIVE, STATUS}
+    ours = {*COLUMNS, *ADDED, NEGATIVE, STATUS, MARGINS}
     return [name for name in columns if "margin" in name.lower() and name not in ours]
 
 

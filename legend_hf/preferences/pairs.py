@@ -26,6 +26,7 @@ import numpy as np
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.columns import OK, check_on_error, shown_as
 from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
+from legend_hf.margins.origin import MARGINS, beside, check_made_by, check_one, marks_of
 from legend_hf.margins.score_fn import STATUS as SCORES_STATUS
 from legend_hf.preferences.export import splits_of
 from legend_hf.preferences.similarity import (
@@ -96,6 +97,7 @@ def select_pairs(
         if by not in split.column_names:
             remedy = "add it first: `ds.map(PairSimilarityFn(model), batched=True)`" if by == COLUMN else "name another"
             raise ValueError(f"the dataset has no column `{by}`, but {_quoted(split.column_names)}; {remedy}")
+        check_one(marks_of(split, by), by)
     chosen = {name: _selected(split, keep, fraction, by, seed) for name, split in splits.items()}
     return _like(dataset, {name: split.select(chosen[name]) for name, split in splits.items()})
 
@@ -163,11 +165,12 @@ def make_pairs(
         The same kind, with `prompt` (if there was one), `chosen`, `rejected`, `chosen_score`, `rejected_score` and
         `margin_raw` (their difference, above 0, in the units of the scores: hidden-state units where a direction gave
         them, those of a rating or a reward model where that did), maybe `margin`, maybe `pair_similarity` (all
-        float32), `chosen_index` and `rejected_index` (their places among the responses, int64) and every further column
-        as it stands. In the order of the rows.
+        float32), `chosen_index` and `rejected_index` (their places among the responses, int64), `margin_direction` where
+        the scores say which one made them, and every further column as it stands. In the order of the rows.
 
     Raises:
-        ValueError: An argument that is not allowed, a missing column, or one that would be overwritten.
+        ValueError: An argument that is not allowed, a missing column, one that would be overwritten, or scores that are
+            not those of `direction`.
         RowError: A row that cannot be read: responses, or scores that are not one finite number each.
         OSError: The direction or the model cannot be loaded.
     """
@@ -188,6 +191,8 @@ def make_pairs(
     }
     if direction is not None and not isinstance(direction, Direction):
         direction = Direction.from_pretrained(direction)
+    if direction is not None:
+        _check_scored_by(direction, splits, scores_column)
     embedder = None
     if model is not None:
         embedder = embedder_of(
@@ -302,6 +307,16 @@ def _selected(split: Dataset, keep: str, fraction: float, by: str, seed: int) ->
     taken = order[len(rows) - count :] if keep == "similar" else order[:count]
     logger.info("kept %d of %d rows (%s by `%s`), dropped %d", count, len(split), keep, by, len(split) - count)
     return sorted(rows[taken].tolist())
+
+
+def _check_scored_by(direction: Direction, splits: Mapping[str | None, Dataset], column: str) -> None:
+    """Refuses scores that another direction gave, and says where nobody knows."""
+    for name, split in splits.items():
+        where = "" if name is None else f"split {name!r}: "
+        if not check_made_by(direction, marks_of(split, column), column, where):
+            logger.warning(
+                "%snothing says which direction made `%s`; `margin` is right only if it is the one given", where, column
+            )
 
 
 def _read_rows(
@@ -435,6 +450,7 @@ class _Layout:
     features: Any  # of all columns, in order; the prompts' under its own name
     drop: list[str]
     prompt: str | None
+    marks: str | None  # the column that says which direction scored
 
 
 def _layout(split: Dataset, named: Mapping[str, str], prompt_column: str, *, embedded: bool, scaled: bool) -> _Layout:
@@ -461,13 +477,18 @@ def _layout(split: Dataset, named: Mapping[str, str], prompt_column: str, *, emb
     new |= {COLUMN: number} if embedded else {}
     new |= {"chosen_index": index, "rejected_index": index}
     drop = list(named.values())
+    marks = beside(named["scores_column"])
+    marks = marks if marks in names else None
+    if marks is not None:  # which direction scored is which one made the margins
+        drop.append(marks)
+        new[MARGINS] = split.features[marks]
     kept = {name: feature for name, feature in split.features.items() if name not in drop}
     taken = [name for name in new if name in kept]
     taken += ["prompt"] if prompt_column != "prompt" and "prompt" in kept else []
     if taken:
         raise ValueError(f"the dataset already has {_quoted(taken)}; rename or remove what is there")
     prompt = {prompt_column: kept.pop(prompt_column)} if prompt_column in kept else {}
-    return _Layout(Features({**prompt, **new, **kept}), drop, prompt_column if prompt else None)
+    return _Layout(Features({**prompt, **new, **kept}), drop, prompt_column if prompt else None, marks)
 
 
 def _response_feature(feature: Any) -> Any:
@@ -509,7 +530,7 @@ def _build(
                 _fill,
                 batched=True,
                 with_indices=True,
-                fn_kwargs={"responses_column": responses_column, "numbers": numbers},
+                fn_kwargs={"responses_column": responses_column, "marks": layout.marks, "numbers": numbers},
                 remove_columns=layout.drop,
                 features=layout.features,
                 desc="Making pairs",
@@ -541,9 +562,16 @@ def _numbers(found: _Found, direction: Direction | None) -> dict[str, np.ndarray
 
 
 def _fill(
-    batch: Mapping[str, Any], rows: Sequence[int], *, responses_column: str, numbers: Mapping[str, np.ndarray]
+    batch: Mapping[str, Any],
+    rows: Sequence[int],
+    *,
+    responses_column: str,
+    marks: str | None,
+    numbers: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     columns: dict[str, Any] = {name: values[rows] for name, values in numbers.items()}
+    if marks is not None:
+        columns[MARGINS] = batch[marks]
     for side in ("chosen", "rejected"):
         places = zip(batch[responses_column], columns[f"{side}_index"], strict=True)
         columns[side] = [_response(responses, i) for responses, i in places]
