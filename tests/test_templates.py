@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legend_hf.reading.formats import conversation
-from legend_hf.reading.templates import CHAT, TextError, Tokens, render, tokenize
+from legend_hf.reading.templates import CHAT, TextError, Tokens, render, render_open, tokenize
 
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
@@ -165,6 +165,168 @@ def test_dates_in_chat_templates_are_frozen(tokenizer):
     new_year = read(tokenizer, talk, template=CHAT, date="2025-01-01")
     assert "Today: 01 Jan 2025" in tokenizer.decode(new_year.ids)
     assert new_year != read(tokenizer, talk, template=CHAT, date="2025-01-02")
+
+
+# How a template may ask for the day; `F` is the format.
+CLOCKS = {
+    "plain": "{{ strftime_now('F') }}",
+    "double quotes": '{{ strftime_now("F") }}',
+    "variable": "{% set how = 'F' %}{{ strftime_now(how) }}",
+    "row's own": "{{ strftime_now(how or 'F') }}",
+    "keyword": "{{ strftime_now(format='F') }}",
+    "filtered": "{{ strftime_now('F' | trim) }}",
+    "put together": "{{ strftime_now('F'[:2] ~ 'F'[2:]) }}",
+    "another name": "{% set now = strftime_now %}{{ now('F') }}",
+    "if it is there": "{% if strftime_now is defined %}{{ strftime_now('F') }}{% endif %}",
+    "in a macro": "{% macro day() %}{{ strftime_now('F') }}{% endmacro %}{{ day() }}",
+    "in a loop": "{% for m in messages[:1] %}{% set how = 'F' %}{{ strftime_now(how) }}{% endfor %}",
+    "lines": "{{\n strftime_now(\n 'F'\n)\n}}",
+}
+TALK_ONLY = "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}"
+
+
+@pytest.mark.parametrize("how", CLOCKS)
+@pytest.mark.parametrize("form", ["%d %b %Y", "%-d. %B %y, %A", "%Y-%m-%dT%H:%M:%S.%f", "100%% %j %%d %%%d", "%c|%x|%p %s %Z", "%F %e %u", "no day"])  # fmt: skip
+def test_no_way_of_asking_for_the_day_escapes_the_frozen_one(tokenizer, monkeypatch, how, form):
+    import time
+    from dataclasses import replace
+    from datetime import datetime
+
+    talk = replace(conversation("Hello", "Hi"), chat_template_kwargs={"how": None})
+    asked = with_template(tokenizer, CLOCKS[how].replace("F", form) + TALK_ONLY)
+    rest = "[user] Hello</s>[assistant] Hi</s>"
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        text = render(talk, asked, template=CHAT, joiner="", date="2025-03-09").text
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    day = datetime(2025, 3, 9).strftime(form.replace("%s", "1741478400"))
+    assert text == day + rest
+    # The control: the template as it is reads the clock.
+    now = asked.apply_chat_template([*talk.prompt, *talk.response], tokenize=False, how=None)
+    assert now.endswith(rest)
+    assert (now == text) == ("%" not in form)
+
+
+def test_templates_that_draw_by_chance_are_refused(tokenizer):
+    for chance in ("{{ ['a', 'b'] | random }}", "{{ lipsum(1) }}"):
+        with pytest.raises(ValueError, match='the chat template draws by chance .*use another one, or `template="dial'):
+            read(with_template(tokenizer, chance + TALK_ONLY), conversation("Hello", "Hi"), template=CHAT)
+    assert isinstance(
+        read(with_template(tokenizer, TALK_ONLY), conversation("random", "lipsum"), template=CHAT), Tokens
+    )
+
+
+# Templates by what a content has to be for them: a string, a list of parts, either, or one for each side.
+STRINGS = "{% for m in messages %}[{{ m.role }}] {{ m.content + '' }}</s>{% endfor %}"
+PARTS = "{% for m in messages %}[{{ m.role }}] {% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}</s>{% endfor %}"
+STRICT = "{% for m in messages %}[{{ m.role }}] {{ m.content[0]['text'] + '' }}</s>{% endfor %}"
+EITHER = (
+    "{% for m in messages %}[{{ m.role }}] {% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{{ p.text }}{% endfor %}{% endif %}</s>{% endfor %}"
+)
+MIXED = (
+    "{% for m in messages %}[{{ m.role }}] {% if m.role == 'assistant' %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{{ p.text }}{% endfor %}{% endif %}</s>{% endfor %}"
+)
+TURNED = MIXED.replace("==", "!=")
+EXPECTED = "[system] Be kind.</s>[user] Hello</s>[assistant] So?</s>[user] And?</s>[assistant]  Hi\n</s>"
+
+
+@pytest.mark.parametrize("template", [STRINGS, PARTS, STRICT, EITHER, MIXED, TURNED], ids=["strings", "parts", "strict", "either", "mixed", "turned"])  # fmt: skip
+def test_templates_get_contents_as_they_want_them(tokenizer, template):
+    asked = [("system", "Be kind."), ("user", "Hello"), ("assistant", "So?"), ("user", "And?")]
+    talk = conversation(
+        [{"role": role, "content": text} for role, text in asked], [{"role": "assistant", "content": " Hi\n"}]
+    )
+    rendered = render(talk, with_template(tokenizer, template), template=CHAT, joiner="", date="2025-01-01")
+    assert rendered.text == EXPECTED
+    assert [rendered.text[a:b] for a, b in rendered.spans] == [" Hi\n"]
+    opened = render_open(talk, with_template(tokenizer, template), template=CHAT, joiner="", date="2025-01-01")
+    assert opened == EXPECTED.partition("[assistant]  Hi")[0]
+
+
+def test_a_template_for_parts_loses_strings_without_a_word(tokenizer):  # control of the test above
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    asked = with_template(tokenizer, PARTS)
+    assert asked.apply_chat_template(messages, tokenize=False) == "[user] </s>[assistant] </s>"
+
+
+@pytest.mark.parametrize(
+    ("named", "with_tools", "taken"),
+    [
+        ({"default": "D", "tool_use": "T"}, False, "D"),
+        ({"default": "D", "tool_use": "T"}, True, "T"),
+        ({"default": "D", "rag": "R"}, True, "D"),
+        ({"chatml": "C"}, False, "C"),
+        ({"chatml": "C", "tool_use": "T", "rag": "R"}, False, "C"),
+        ({"chatml": "C", "tool_use": "T"}, True, "T"),
+        ({"tool_use": "T"}, False, "T"),
+        ({"short": "S", "long": "L"}, False, None),
+        ({"short": "S", "long": "L", "tool_use": "T"}, False, None),
+        ({"short": "S", "default": "D", "long": "L"}, False, "D"),
+    ],
+)
+def test_of_named_templates_the_one_that_is_meant(tokenizer, named, with_tools, taken):
+    from dataclasses import replace
+
+    asked = with_template(tokenizer, {name: f"{mark}:{TALK_ONLY}" for name, mark in named.items()})
+    talk = replace(conversation("Hello", "Hi"), tools=({"type": "function"},) if with_tools else None)
+    if taken is None:
+        message = (
+            "has the chat templates 'short', 'long' and none is named 'default'; rename one .* `template=\"dialogue\"`"
+        )
+        with pytest.raises(ValueError, match=message):
+            render(talk, asked, template=CHAT, joiner="", date="2025-01-01")
+    else:
+        text = render(talk, asked, template=CHAT, joiner="", date="2025-01-01").text
+        assert text == f"{taken}:[user] Hello</s>[assistant] Hi</s>"
+
+
+def test_a_template_that_cannot_be_used_is_refused_with_the_model(tokenizer, tiny_llama, tmp_path):
+    import shutil
+
+    from legend_hf.reading.reader import describe_model
+
+    with pytest.raises(ValueError, match='no chat template; use `template="dialogue"`'):
+        describe_model(str(tiny_llama), template="chat")
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    with_template(tokenizer, {"short": CHATML, "long": CHATML}).save_pretrained(folder)
+    with pytest.raises(ValueError, match="none is named 'default'"):
+        describe_model(str(folder))
+    assert describe_model(str(folder), template="dialogue").template == "dialogue"
+
+
+def test_the_end_of_a_turn_need_not_be_the_eos(tokenizer):
+    """`last` with `eos="template"` reads what ends the turn, and says so where nothing does."""
+    from copy import deepcopy
+
+    own = deepcopy(tokenizer)
+    own.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    talk = conversation("Hello </s>", "Hi there")
+    ending = {
+        "<|end|>": "<|end|>",
+        "<|end|>\n": "<|end|>",
+        " .\n<|end|></s>": "</s>",
+        "</s>": "</s>",
+        "\n": None,
+        "": None,
+    }
+    for closing, token in ending.items():
+        chat = with_template(
+            own, "{% for m in messages %}<s>{{ m.content }}" + closing.replace("\n", "{{ '\n' }}") + "{% endfor %}"
+        )
+        tokens = read(chat, talk, template=CHAT, eos="template", pooling="last")
+        if token is None:
+            assert isinstance(tokens, TextError)
+            assert 'that could be its end; use `eos="append"`, or `eos="none"`' in str(tokens)
+            assert isinstance(read(chat, talk, template=CHAT, eos="template", pooling="mean"), Tokens)
+        else:
+            assert decode(chat, tokens, [tokens.last]) == token
+            assert tokens.last > tokens.content[-1]
 
 
 def test_multi_turn_responses_pool_only_the_assistants_words(tokenizer):

@@ -201,6 +201,8 @@ def describe_model(
     tokenizer = _load_tokenizer(path or str(model), commit, trust_remote_code)
     if template == "auto":
         template = templates.CHAT if tokenizer.chat_template else templates.DIALOGUE
+    if template == templates.CHAT:
+        templates.chat_template_of(tokenizer)  # refuses what cannot be used
     text_config = config.get_text_config(decoder=True)
     n_layers = text_config.num_hidden_layers
     return Reader(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+import string
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.reading.formats import Conversation, Message
@@ -34,9 +36,14 @@ REFERENCE = (
 DEFAULT_JOINER = {CHAT: "", DIALOGUE: " ", "alpaca": "\n"}
 
 # transformers gives templates a `strftime_now` that reads the clock, and takes no function of ours in its place. A
-# macro of that name in front of the template shadows it. (`+%}` keeps the template's own first line break.)
-_FROZEN_CLOCK = "{% macro strftime_now(format) %}{{ dates_by_format[format] }}{% endmacro +%}"
-_DATE_FORMAT = re.compile(r"""strftime_now\(\s*("[^"]*"|'[^']*')\s*\)""")
+# macro of that name in front of the template shadows it, whatever format it is called with: it puts the frozen day's
+# values in the place of the directives. (`+%}` keeps the template's own first line break.)
+_FROZEN_CLOCK = (
+    "{% macro strftime_now(format) %}{% for part in format.split('%%') %}{% set ns = namespace(text=part) %}"
+    "{% for directive, value in frozen_day.items() %}{% set ns.text = ns.text.replace(directive, value) %}{% endfor %}"
+    "{{ '' if loop.first else '%' }}{{ ns.text }}{% endfor %}{% endmacro +%}"
+)
+_CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")  # Jinja's own, which transformers leaves in place
 
 REACH = 16  # characters for each token of the window: how much of a long prompt or response is looked at, at first
 SLACK = 64  # tokens that the part which is looked at must have beyond the window, so that none at its cut edge is kept
@@ -161,7 +168,7 @@ def tokenize(
         rendered: Texts.
         tokenizer: A fast tokenizer; it is not changed.
         eos: `"none"`, `"append"` (the EOS token ends every text) or `"template"` (what the chat template puts after
-            the response stays in the text).
+            the response stays in the text, and the token that ends the turn is the last: the EOS, or another).
         pooling: `"mean"`, `"last"` or `"mean_all"`, decides which positions count as content.
         max_length: Longest text in tokens.
 
@@ -265,7 +272,13 @@ def _locate(
     eos_id = tokenizer.eos_token_id
     last = content[-1]
     if eos == "template":
-        last = next((i for i in range(content[-1] + 1, len(ids)) if ids[i] == eos_id), last)
+        closing = _end_of_turn(ids, content[-1] + 1, tokenizer)
+        if closing is None and pooling == "last":
+            return TextError(
+                "the chat template puts no token of its own behind the response that could be its end; use "
+                '`eos="append"`, or `eos="none"`'
+            )
+        last = last if closing is None else closing
     elif ids[-1] == eos_id and len(ids) - 1 > content[-1] and eos_id != tokenizer.sep_token_id:
         # This tokenizer ends every text with EOS by itself; whether a text ends so is the Reader's to say.
         ids = ids[:-1]
@@ -284,6 +297,18 @@ def _locate(
     if pooling == "mean_all":
         content = list(range(len(ids)))
     return Tokens(tuple(ids), tuple(content), last)
+
+
+def _end_of_turn(ids: Sequence[int], start: int, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Where behind a response its turn ends: at the EOS, or where the template has another token, at that one."""
+    ends = [i for i in range(start, len(ids)) if ids[i] == tokenizer.eos_token_id]
+    if not ends:
+        special = {
+            *tokenizer.all_special_ids,
+            *(i for i, t in tokenizer.added_tokens_decoder.items() if t.content.strip()),
+        }
+        ends = [i for i in range(start, len(ids)) if ids[i] in special]
+    return ends[0] if ends else None
 
 
 def _inside(token: tuple[int, int], start: int, end: int) -> bool:
@@ -392,17 +417,15 @@ def _apply(
     open_turn: bool = False,
 ) -> str:
     tools = list(conversation.tools) if conversation.tools else None
-    template = tokenizer.get_chat_template(tools=tools)
+    template = chat_template_of(tokenizer, with_tools=tools is not None)
+    listed = _roles_of_parts(tokenizer, template)
     kwargs: dict[str, Any] = dict(conversation.chat_template_kwargs or {})
-    formats = _DATE_FORMAT.findall(template)
-    if formats:
-        day = datetime.fromisoformat(date)
-        template = _FROZEN_CLOCK + template
-        kwargs["dates_by_format"] = {quoted[1:-1]: day.strftime(quoted[1:-1]) for quoted in formats}
+    if "strftime_now" in template:
+        template, kwargs["frozen_day"] = _FROZEN_CLOCK + template, _directives(date)
     try:
         return str(
             tokenizer.apply_chat_template(
-                [dict(m) for m in messages],
+                [_in_parts(m) if (m["role"] == "assistant") in listed else dict(m) for m in messages],
                 tools=tools,
                 chat_template=template,
                 tokenize=False,
@@ -415,3 +438,72 @@ def _apply(
     except Exception as error:  # the template is a program of the model's, run on whatever the row holds
         said = " ".join(str(error)[:_SAID].split()) or type(error).__name__
         raise TextError(f"the chat template refuses these messages: {said}; mend the row or drop it") from error
+
+
+def chat_template_of(tokenizer: PreTrainedTokenizerBase, *, with_tools: bool = False) -> str:
+    """The chat template that writes a text, of the one or the several that a tokenizer has.
+
+    Of several it is, as in transformers, `tool_use` for texts with tools and else `default`; where there is no
+    `default`, the only one that is not for tools or documents.
+
+    Raises:
+        ValueError: There is none, several have names of their own and none is the default, or it draws by chance.
+    """
+    template = tokenizer.chat_template
+    if not template:
+        raise ValueError('the tokenizer has no chat template; use `template="dialogue"`, or another plain one')
+    if isinstance(template, Mapping):
+        own = [name for name in template if name not in ("tool_use", "rag")] or list(template)
+        name = "tool_use" if with_tools and "tool_use" in template else "default" if "default" in template else own[0]
+        if name not in ("tool_use", "default") and len(own) > 1:
+            raise ValueError(
+                f"the tokenizer has the chat templates {', '.join(map(repr, own))} and none is named 'default'; rename "
+                'one in `tokenizer.chat_template` and save the model with it, or use `template="dialogue"`'
+            )
+        template = template[name]
+    chance = _CHANCE.search(template)
+    if chance is not None:
+        raise ValueError(
+            f"the chat template draws by chance ({chance[0]!r}), so a text would have another score each time; use "
+            'another one, or `template="dialogue"`'
+        )
+    return str(template)
+
+
+@lru_cache(maxsize=64)
+def _directives(date: str) -> Mapping[str, str]:
+    """What each directive of `strftime` gives on a day, at midnight, by its spelling, such as `%d` and `%-d`."""
+    day = datetime.fromisoformat(date)
+    values = {"%s": str(int(day.replace(tzinfo=UTC).timestamp()))}  # it would depend on the machine's time zone
+    for letter in string.ascii_letters:
+        for flag in ("", *"-_0^#"):
+            values.setdefault(f"%{flag}{letter}", day.strftime(f"%{flag}{letter}"))
+    return {directive: value for directive, value in values.items() if value != directive}
+
+
+@lru_cache(maxsize=8)  # it keeps the tokenizers alive
+def _roles_of_parts(tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[bool]:
+    """Whose contents a chat template wants as lists of parts: the assistant's (True), the others' (False), or both.
+
+    Found by trying, strings first. A template for parts that is given a string writes nothing of it, or fails.
+    """
+    marks = "<asked-in-this-text>", "<said-in-this-text>"
+    talk = [{"role": role, "content": mark} for role, mark in zip(("user", "assistant"), marks, strict=True)]
+    ways = [frozenset(), frozenset({False, True}), frozenset({False}), frozenset({True})]
+    for listed in ways:
+        messages = [_in_parts(m) if (m["role"] == "assistant") in listed else m for m in talk]
+        try:
+            text = str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
+        except ImportError:
+            raise
+        except Exception:  # a program of the model's: this is not the way, and if none is, each row will say why
+            continue
+        if all(mark in text for mark in marks) and not (listed and re.search(r"""['"]type['"]""", text)):
+            return listed
+    return ways[0]
+
+
+def _in_parts(message: Message) -> dict[str, Any]:
+    """A message with its text as a list of one part."""
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else dict(message)
