@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from legend_hf import ArtifactError, Direction, fit_direction
 from legend_hf.directions.calibrate import KINDS, MOST_PARTS, RAW, fit_calibration
-from legend_hf.directions.direction import CARD_FILE, CONFIG_FILE, TENSOR_FILE, _digest, _unpack
+from legend_hf.directions.direction import CARD_FILE, CONFIG_FILE, FORMAT, TENSOR_FILE, _digest, _unpack
 
 PAIRS = [
     {
@@ -182,8 +182,8 @@ def rewritten(saved, change, *, tensors=None, seal=True):
     ("change", "message"),
     [
         (
-            lambda c: c.update(format=2),
-            "has format 2, this library reads up to 1; upgrade: `pip install -U legend-hf`",
+            lambda c: c.update(format=FORMAT + 1),
+            f"has format {FORMAT + 1}, this library reads up to {FORMAT}; upgrade: `pip install -U legend-hf`",
         ),
         (lambda c: c.update(format="1"), "has format '1'"),
         (lambda c: c.pop("format"), "is not a direction's; give the id of a legend_hf direction"),
@@ -351,7 +351,10 @@ def test_an_incomplete_folder_names_the_missing_file(saved, tmp_path):
 
 def test_the_wrong_model_folder_is_refused(saved, tmp_path):
     (tmp_path / CONFIG_FILE).write_text("{}")
-    with pytest.raises(ValueError, match="this direction was fitted on .*give the folder it was fitted on"):
+    with pytest.raises(OSError, match=r"has no file named model\.safetensors"):
+        Direction.from_pretrained(saved, model=tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ValueError, match="the direction was fitted on .*give the model it was fitted on"):
         Direction.from_pretrained(saved, model=tmp_path)
 
 

@@ -170,7 +170,7 @@ def test_a_second_run_reads_nothing_whatever_changed(direction, rows, tmp_path, 
 
 
 def test_weights_in_a_folder_of_their_own_have_scores_of_their_own(direction, rows, tmp_path, tiny_llama):
-    """A Hub model's name says nothing of the weights in a folder that is given in its place."""
+    """A Hub model's name says nothing of the weights in a folder in its place, where an artifact recorded none."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -180,7 +180,8 @@ def test_weights_in_a_folder_of_their_own_have_scores_of_their_own(direction, ro
             weights += 0.05 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
     tuned.save_pretrained(tmp_path / "tuned")
     AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "tuned")
-    reader = dataclasses.replace(direction.reader, model="you/model", revision="0" * 40, model_sha256=None)
+    hub = dataclasses.replace(direction.reader, model="you/model", revision="0" * 40, model_sha256=None)
+    reader = dataclasses.replace(hub, weights_sha256=None, tensors_sha256=None, config_sha256=None)
     given = [dataclasses.replace(direction, reader=reader, model_path=str(p)) for p in (tiny_llama, tmp_path / "tuned")]
     store = tmp_path / "s.sqlite"
     kept = [np.array(annotate(rows, LegendMarginFn(d, store=store))["margin_raw"]) for d in given]

@@ -233,7 +233,7 @@ def test_the_program_of_a_directions_model_runs_only_when_told(
     model = tmp_path / "model"
     ran = with_code(tiny_llama, model)
     name, commit = uploaded(model, repo_id)
-    artifact = forged(whole, tmp_path / "direction", model=name, revision=commit, model_type="own")
+    artifact = forged(whole, tmp_path / "direction", model=name, revision=commit, model_type="own", config_sha256=None)
     artifact_id, _ = uploaded(artifact, f"{repo_id}-direction")
     direction = Direction.from_pretrained(artifact_id)
     row = {"prompt": ["Why?"], "chosen": ["Because."], "rejected": ["Ask me later."]}

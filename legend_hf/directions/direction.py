@@ -22,7 +22,7 @@ from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Bins, Calibration, Link
 from legend_hf.hub import cards, transfer
 from legend_hf.reading.formats import Message, conversation
-from legend_hf.reading.reader import Reader, Runtime, folder_sha256, open_reader
+from legend_hf.reading.reader import Reader, Runtime, check_folder, open_reader
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +118,8 @@ class Direction:
 
     def __post_init__(self) -> None:
         """Refuses a vector that is none."""
+        if self.model_path is not None:
+            object.__setattr__(self, "model_path", os.fspath(self.model_path))  # a path does not go into JSON
         v = self.vector
         if v.shape != (self.reader.d_model,) or v.dtype != np.float32:
             raise ValueError(
@@ -197,7 +199,7 @@ class Direction:
         # Not by the name that was given, which may hold a password.
         direction = _unpack(found.contents[CONFIG_FILE], found.contents[TENSOR_FILE], found.source)
         if model is not None:
-            _check_folder(direction.reader, os.fspath(model))
+            check_folder(direction.reader, os.fspath(model))
         return replace(
             direction,
             repo_id=found.repo_id,
@@ -229,6 +231,7 @@ class Direction:
         revision: str | None = None,
         commit_message: str = "Add a direction",
         create_pr: bool = False,
+        trust_remote_code: bool = False,
     ) -> Direction:
         """Publishes the artifact with its card in one commit; text that somebody wrote into the card stays.
 
@@ -236,11 +239,13 @@ class Direction:
             repo_id: Hub model repository, made if missing.
             private: Whether a repository that is made now is private.
             model_id: Hub id (`id` or `id@revision`) of the model, for a direction that was fitted on a folder: others
-                cannot load the folder. Its tokenizer and shape are checked against the reader.
+                cannot load the folder. Its weights, config and tokenizer are held against the reader's; the Hub knows
+                the sha256 of its weight files, so they are not downloaded.
             token: Hub token; None takes the environment's.
             revision: Branch to push to.
             commit_message: Of the commit.
             create_pr: Open a pull request instead.
+            trust_remote_code: Run code that comes with `model_id`.
 
         Returns:
             The same direction, knowing its repository and commit.
@@ -248,7 +253,7 @@ class Direction:
         Raises:
             ValueError: The direction was fitted on a folder and `model_id` is missing or another model.
         """
-        published = self._with_model_id(model_id)
+        published = self._with_model_id(model_id, trust_remote_code)
         # A bare name stands for a repository of the token's owner; the card's program needs the whole id.
         repo_id = transfer.check_writable(repo_id, token=token, create_pr=create_pr).repo_id
         info = transfer.upload_files(
@@ -317,23 +322,31 @@ class Direction:
     def _card(self, existing: str | None, repo_id: str | None) -> str:
         return cards.direction_card({**self.to_config(), "repo_id": repo_id}, existing)
 
-    def _with_model_id(self, model_id: str | None) -> Direction:
+    def _with_model_id(self, model_id: str | None, trust_remote_code: bool) -> Direction:
+        """The direction of a published model: its own, or the one that is said to be the folder's."""
         from legend_hf.reading.reader import describe_model
 
-        if self.reader.model is not None:
-            if model_id is not None and model_id.partition("@")[0] != self.reader.model:
-                raise ValueError(f"`model_id` is {model_id!r}, but this direction was fitted on {self.reader.name}")
+        name, _, revision = (model_id or "").partition("@")
+        if self.reader.model is not None and (not name or (name == self.reader.model and not revision)):
             return self
-        if model_id is None:
+        if self.reader.model is not None and name != self.reader.model:
+            raise ValueError(f"`model_id` is {model_id!r}, but this direction was fitted on {self.reader.name}")
+        if not name:
             raise ValueError(
                 "this direction was fitted on a model folder, which nobody else can load; publish the model and name "
                 'it: `push_to_hub(..., model_id="you/model")`'
             )
-        name, _, revision = model_id.partition("@")
-        hub = describe_model(name, revision=revision or None)
-        for key in ("model_type", "d_model", "n_layers", "tokenizer_sha256", "chat_template_sha256"):
+        hub = describe_model(name, revision=revision or None, trust_remote_code=trust_remote_code)
+        keys = ["model_type", "d_model", "n_layers", "tokenizer_sha256"]
+        keys += ["chat_template_sha256"] if self.reader.template == "chat" else []
+        # Of a reader that was made by hand nothing may be known.
+        keys += [k for k in ("config_sha256", "weights_sha256", "code_sha256") if self.reader.config_sha256 is not None]
+        for key in keys:
             if getattr(hub, key) != getattr(self.reader, key):
-                raise ValueError(f"{model_id!r} is not the model of this direction: its `{key}` differs")
+                cut = ", or lie in other files: publish those that it was fitted on" if key == "weights_sha256" else ""
+                raise ValueError(f"{model_id!r} is not the model of this direction: its `{key}` differs{cut}")
+        if self.reader.model is not None:
+            return self
         return replace(self, reader=replace(self.reader, model=hub.model, revision=hub.revision, model_sha256=None))
 
 
@@ -481,12 +494,3 @@ def _digest(config: Mapping[str, Any], tensors: bytes) -> str:
 
 def _plain(facts: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
-
-
-def _check_folder(reader: Reader, folder: str) -> None:
-    found = folder_sha256(folder)
-    if reader.model_sha256 is not None and found != reader.model_sha256:
-        raise ValueError(
-            f"the model in {folder!r} has sha256 {found}, this direction was fitted on {reader.model_sha256}; give the "
-            "folder it was fitted on, or fit a new direction"
-        )

@@ -8,7 +8,9 @@ columns.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -21,7 +23,15 @@ from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import Direction, Facts
 from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.reading.formats import Columns, Pair, RowError, opening, pairs_from_batch, response_length
-from legend_hf.reading.reader import OpenReader, Reader, Runtime, describe_model, open_reader, with_layer
+from legend_hf.reading.reader import (
+    OpenReader,
+    Reader,
+    Runtime,
+    describe_model,
+    open_reader,
+    tensors_of,
+    with_layer,
+)
 from legend_hf.reading.templates import REFERENCE, Tokens
 
 logger = logging.getLogger(__name__)
@@ -61,7 +71,7 @@ DEFAULTS: Mapping[str, Any] = {
 def fit_direction(
     pairs: Iterable[Mapping[str, Any]],
     *,
-    model: str,
+    model: str | os.PathLike[str],
     revision: str | None = None,
     preset: str | None = None,
     template: str | None = None,
@@ -163,8 +173,9 @@ def fit_direction(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    path = model if reader.model is None else None
+    path = os.fspath(model) if reader.model is None else None
     opened = open_reader(reader, Runtime(path, device, batch_tokens, trust_remote_code))
+    reader = replace(reader, tensors_sha256=tensors_of(reader, path))
     kept, texts, unreadable = _encode(opened, read_pairs, on_error)
     skipped += unreadable
     groups = resample.groups_of([opening(pair.chosen) for pair in kept])

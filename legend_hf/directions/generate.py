@@ -209,7 +209,7 @@ def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def run_identity(reader: Reader, max_new_tokens: int, chat_template_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     """Everything that the answers depend on, and nothing that only says how fast they come."""
-    names = ("model", "revision", "model_sha256", "tokenizer_sha256", "template", "joiner", "dtype")
+    names = ("model", "revision", "model_sha256", "code_sha256", "tokenizer_sha256", "template", "joiner", "dtype")
     identity = {name: getattr(reader, name) for name in names}
     if reader.template == templates.CHAT:
         identity |= {"chat_template_sha256": reader.chat_template_sha256, "date": reader.date}

@@ -460,6 +460,59 @@ def resolve_commit(
     return _again(resolve, repo_id, repo_type, "read", token, revision=revision)
 
 
+def read_model_file(repo_id: str, name: str, *, commit: str, token: str | bool | None = None) -> bytes | None:
+    """Reads a small file of a Hub model at a commit, through the cache; None where it is not there.
+
+    Raises:
+        OSError: As `read_files`.
+        ValueError: It is too large, or its download is damaged.
+    """
+    return _download(repo_id, name, repo_type="model", commit=commit, token=token, max_bytes=MAX_BYTES, required=False)
+
+
+def file_sha256s(repo_id: str, names: Sequence[str], *, commit: str, token: str | bool | None = None) -> dict[str, str]:
+    """SHA-256 of files of a Hub model at a commit: from the cache, else from the Hub's record of its large files.
+
+    Nothing large is downloaded. Files that are not there have no entry.
+
+    Raises:
+        OSError: As `read_files`.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.hf_api import RepoFile
+
+    found, unknown = {}, []
+    for name in names:
+        cached = try_to_load_from_cache(repo_id, name, revision=commit)
+        if isinstance(cached, str):
+            found[name] = _cached_sha256(Path(cached))
+        elif cached is None:  # else it is known that there is none
+            unknown.append(name)
+    if not unknown:
+        return found
+
+    def ask() -> list[Any]:
+        return _api(token).get_paths_info(repo_id, list(unknown), revision=commit)
+
+    for entry in _again(ask, repo_id, "model", "read", token, revision=commit):
+        if isinstance(entry, RepoFile) and entry.lfs is not None:
+            found[entry.path] = entry.lfs.sha256
+        elif isinstance(entry, RepoFile):  # small enough to stand in git itself
+            content = read_model_file(repo_id, entry.path, commit=commit, token=token)
+            if content is not None:
+                found[entry.path] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def _cached_sha256(path: Path) -> str:
+    """Of a cached file; a large one lies under it as its name."""
+    name = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
+    if re.fullmatch(r"[0-9a-f]{64}", name):
+        return name
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _read_hub(
     repo_id: str,
     names: Sequence[str],

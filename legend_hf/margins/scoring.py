@@ -25,7 +25,7 @@ from legend_hf.reading.reader import (
     OpenReader,
     Reader,
     Runtime,
-    folder_sha256,
+    deciding,
     open_reader,
     resolve_device,
     with_layer,
@@ -112,6 +112,7 @@ class Scorer:
                     "repo_id": direction.repo_id,
                     "revision": direction.revision,
                     "model_path": direction.model_path,
+                    "deciding": deciding(direction.reader, direction.model_path),
                 }
                 for name, direction in self.directions
             ],
@@ -248,10 +249,7 @@ def not_finite(numbers: np.ndarray, rows: Sequence[int], direction: Direction) -
 
 def _identity(direction: Direction) -> list[Any]:
     """What a score depends on besides the text; the calibration is made of scores, not the other way."""
-    reader, path = direction.reader, direction.model_path
-    # A Hub model's name says nothing of the weights in a folder that is given in its place.
-    folder = folder_sha256(path) if path is not None and reader.model_sha256 is None else None
-    return [reader.to_dict(), direction.vector.tobytes().hex(), *([folder] if folder is not None else [])]
+    return [*deciding(direction.reader, direction.model_path), direction.vector.tobytes().hex()]
 
 
 def _digest(direction: Direction) -> bytes:

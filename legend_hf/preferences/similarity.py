@@ -26,7 +26,7 @@ from legend_hf.margins.columns import OK, after, check_free, check_on_error, che
 from legend_hf.margins.stopping import settle_in_worker
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, Conversation, Pair, RowError, names_of, pairs_from_batch
-from legend_hf.reading.reader import Reader, Runtime, describe_model, open_reader, resolve_device, with_layer
+from legend_hf.reading.reader import Reader, Runtime, deciding, describe_model, open_reader, resolve_device, with_layer
 from legend_hf.reading.templates import TextError, Tokens
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ class PairSimilarityFn:
         embedder = self._embedder
         decides = [
             SIMILARITY_VERSION,
-            embedder.reader.to_dict(),
+            *deciding(embedder.reader, embedder.path),
             embedder.max_length,
             self._on_error,
             asdict(self._columns),

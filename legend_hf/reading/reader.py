@@ -15,12 +15,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date as calendar_date
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.reading import templates
 from legend_hf.reading.formats import SKIP, Conversation
 from legend_hf.reading.forward import WAYS, Route, Way, read_vectors
+from legend_hf.reading.identity import (
+    Identity,
+    commit_identity,
+    config_sha256,
+    folder_identity,
+    folder_sha256,
+    folder_state,
+    tensors_sha256,
+)
 from legend_hf.reading.probe import probe
 from legend_hf.reading.templates import TextError, Tokens
 
@@ -35,7 +43,6 @@ EOS_POLICIES = ("none", "append", "template")
 DTYPES = ("float32", "bfloat16", "float16")
 # The day that chat templates print when they ask for today's: scores must not change overnight.
 FROZEN_DATE = "2025-01-01"
-IDENTITY_FILES = (".json", ".safetensors", ".model", ".jinja", ".txt")
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,11 @@ class Reader:
     Attributes:
         model: Hub id of the model, or None when it was read from a folder.
         revision: Commit of `model`, or None when it was read from a folder.
-        model_sha256: Identity of a model folder: hash of its config, tokenizer and weights; None for a Hub model.
+        model_sha256: One digest for a model folder, of its weights and its config; None for a Hub model.
         model_type: `config.model_type` of the model.
         d_model: Width of its hidden states.
         n_layers: Number of its blocks.
-        tokenizer_sha256: Hash of the tokenizer's vocabulary and of what it makes of a fixed text.
+        tokenizer_sha256: Hash of the tokenizer's vocabulary and rules and of what it makes of a fixed text.
         chat_template_sha256: Hash of the chat template, None without one.
         template: `"chat"`, `"dialogue"`, `"alpaca"` or a string with `{prompt}`.
         joiner: What stands between a plain template and the response.
@@ -61,6 +68,10 @@ class Reader:
         max_length: Longest text in tokens; longer ones lose tokens from the prompt's beginning.
         dtype: Of the model's weights and activations. Pooling and projection are always done in float32 or wider.
         date: ISO date that chat templates print as today's.
+        weights_sha256: Of the weight files, see `identity`; None: not known.
+        tensors_sha256: Of the weights in whatever files; None: not known, only fits record it.
+        config_sha256: Of the config's fields that can change a number; None: nothing was recorded of the model.
+        code_sha256: Of the code that came with the model; None: none was run.
     """
 
     model: str | None
@@ -80,6 +91,10 @@ class Reader:
     max_length: int
     dtype: str
     date: str = FROZEN_DATE
+    weights_sha256: str | None = None
+    tensors_sha256: str | None = None
+    config_sha256: str | None = None
+    code_sha256: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses values that no reader can have, whoever wrote them."""
@@ -191,7 +206,7 @@ def describe_model(
         ValueError: An argument that this model cannot follow.
         OSError: The model or its tokenizer cannot be loaded.
     """
-    path = str(model) if os.path.isdir(model) else None
+    path = os.fspath(model) if os.path.isdir(model) else None
     if path is not None and revision is not None:
         raise ValueError(
             f"`revision` is {revision!r} but {path!r} is a folder; a folder has no revisions: leave it out"
@@ -205,6 +220,7 @@ def describe_model(
         templates.chat_template_of(tokenizer)  # refuses what cannot be used
     text_config = config.get_text_config(decoder=True)
     n_layers = text_config.num_hidden_layers
+    found = _identity(path or str(model), commit, trust_remote_code)
     return Reader(
         model=None if path is not None else str(model),
         revision=commit,
@@ -222,6 +238,9 @@ def describe_model(
         pooling=pooling,
         max_length=min(max_length, _window(text_config, tokenizer)),
         dtype=_resolve_dtype(dtype, device),
+        weights_sha256=found.weights_sha256,
+        config_sha256=found.config_sha256,
+        code_sha256=found.code_sha256,
     )
 
 
@@ -308,6 +327,7 @@ class LoadedModel:
         model: Without a language-model head, maybe without its last blocks.
         tokenizer: Its fast tokenizer.
         config: As published, whatever was loaded of it.
+        identity: What was loaded, whatever it is called.
         depth: Highest index into `hidden_states` that it can give.
         route: How to read with it.
     """
@@ -315,6 +335,7 @@ class LoadedModel:
     model: Any
     tokenizer: PreTrainedTokenizerBase
     config: PretrainedConfig
+    identity: Identity
     depth: int
     route: Route
 
@@ -340,13 +361,17 @@ def open_reader(reader: Reader, runtime: Runtime | None = None, *, depth: int | 
     depth = reader.layer if depth is None else depth
     _settle_in_worker(device)
     # Readers that differ only in how they cut and pool share one model; how it can be read may depend on the length.
+    source, where = (runtime.path, _state(runtime)) if runtime.path is not None else (reader.model, reader.revision)
     key = (
-        *(reader.model, reader.revision, reader.model_sha256, reader.dtype, reader.max_length),
-        *(runtime.path, runtime.route, device),
+        *(source, where, reader.dtype, reader.max_length),
+        *(runtime.route, runtime.trust_remote_code, device),
     )
     if key not in _LOADED or _LOADED[key].depth < depth:
+        for other in [k for k in _LOADED if k[0] == runtime.path and k[1] != where]:  # what the folder was before
+            del _LOADED[other]
         _LOADED[key] = _load(reader, runtime, device, depth)
     loaded = _LOADED[key]
+    _check_same(reader, loaded.identity, runtime.path)
     _check_match(reader, loaded.config, loaded.tokenizer)
     return OpenReader(reader, loaded)
 
@@ -369,29 +394,6 @@ def resolve_device(device: str | None, rank: int | None = None) -> str:
     return f"cuda:{(rank or 0) % max(count, 1)}"
 
 
-def folder_sha256(folder: str | os.PathLike[str]) -> str:
-    """Identity of a model folder: hash over its config, tokenizer and weights, whatever it is called.
-
-    Raises:
-        ValueError: The folder has no `config.json`.
-    """
-    names = sorted(p.name for p in Path(folder).iterdir() if p.suffix in IDENTITY_FILES and p.is_file())
-    if "config.json" not in names:
-        raise ValueError(f"{str(folder)!r} has no `config.json`; give the folder of a model saved by `save_pretrained`")
-    state = tuple((n, (Path(folder) / n).stat().st_size, (Path(folder) / n).stat().st_mtime_ns) for n in names)
-    return _hash_files(os.path.abspath(folder), state)
-
-
-@lru_cache(maxsize=32)
-def _hash_files(folder: str, state: tuple[tuple[str, int, int], ...]) -> str:
-    """Hash of file names and contents; `state` (sizes and times) makes a changed folder a new question."""
-    whole = hashlib.sha256()
-    for name, _, _ in state:
-        with open(os.path.join(folder, name), "rb") as file:
-            whole.update(f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()
-
-
 def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedModel:
     source, commit = runtime.path or reader.model, None if runtime.path else reader.revision
     if source is None:
@@ -404,22 +406,17 @@ def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedMo
             f"`{source}` is a model on the Hub, and something here is called the same, which would be read in its "
             "place; run from another folder, or give the model's folder: `Direction.from_pretrained(..., model=path)`"
         )
-    if runtime.path is not None and reader.model_sha256 is not None:
-        found = folder_sha256(runtime.path)
-        if found != reader.model_sha256:
-            raise ValueError(
-                f"the model in {runtime.path!r} has sha256 {found}, the direction was fitted on "
-                f"{reader.model_sha256}; give the folder it was fitted on, or fit a new direction"
-            )
     config = _load_config(source, commit, runtime.trust_remote_code)
     tokenizer = _load_tokenizer(source, commit, runtime.trust_remote_code)
+    identity = _identity(source, commit, runtime.trust_remote_code)
+    _check_same(reader, identity, runtime.path)
     _check_match(reader, config, tokenizer)
     model = _load_weights(source, commit, config, reader.dtype, runtime.trust_remote_code)
     model = model.to(device).eval()
     route = probe(model, max_length=reader.max_length, force=runtime.route, depth=depth)
     say = logger.info if route.way == "tree" or runtime.route is not None else logger.warning
     say("%s is read the %s way: %s", source, route.way, route.reason)
-    return LoadedModel(model, tokenizer, config, depth, route)
+    return LoadedModel(model, tokenizer, config, identity, depth, route)
 
 
 def _load_weights(
@@ -497,6 +494,118 @@ def _load_tokenizer(source: str, commit: str | None, trust_remote_code: bool) ->
     return tokenizer
 
 
+def check_folder(reader: Reader, folder: str) -> None:
+    """Refuses a folder whose model is not the reader's, before anything of it is loaded.
+
+    Raises:
+        ValueError: Its weights or its config are others.
+        OSError: It has no weights that are read.
+    """
+    _check_same(reader, folder_identity(folder), folder, ignore=("code_sha256",))
+
+
+def tensors_of(reader: Reader, path: str | None) -> str | None:
+    """Digest of the weights in whatever files, for a model that was loaded from a folder or is in the Hub's cache."""
+    if path is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        assert reader.model is not None
+        config = try_to_load_from_cache(reader.model, "config.json", revision=reader.revision)
+        if not isinstance(config, str):
+            return None
+        path = os.path.dirname(config)
+    return tensors_sha256(path)
+
+
+def deciding(reader: Reader, path: str | None) -> list[Any]:
+    """What decides a vector besides the text: the weights where they are known, else the names they were found under.
+
+    So a commit that changes a model's card, or the same model under another name, is the same model.
+
+    Args:
+        reader: How texts are read.
+        path: Folder that the model is loaded from, if any.
+    """
+    known = reader.weights_sha256 is not None and reader.config_sha256 is not None
+    names = {"tensors_sha256", *(("model", "revision", "model_sha256") if known else ())}
+    facts = {name: value for name, value in reader.to_dict().items() if name not in names}
+    # A Hub model's name says nothing of what lies in a folder in its place.
+    return [facts, None if known or path is None else folder_sha256(path)]
+
+
+def _identity(source: str, commit: str | None, trust_remote_code: bool) -> Identity:
+    if commit is None:
+        return folder_identity(source, trust_remote_code=trust_remote_code)
+    return commit_identity(source, commit, trust_remote_code=trust_remote_code)
+
+
+def _state(runtime: Runtime) -> str:
+    assert runtime.path is not None
+    return folder_state(runtime.path, trust_remote_code=runtime.trust_remote_code)
+
+
+def _check_same(reader: Reader, found: Identity, folder: str | None, *, ignore: Sequence[str] = ()) -> None:
+    """Refuses another model than the reader's: other weights, another config, other code."""
+    expected = _expected(reader, folder)
+    where = f"the model in {folder!r}" if folder is not None else f"`{reader.name}`"
+    if expected is None and folder is not None and reader.model_sha256 not in (None, whole := folder_sha256(folder)):
+        raise _another(where, "weights or config", whole, reader.model_sha256, reader)
+    for name, what in (("config_sha256", "config"), ("weights_sha256", "weights"), ("code_sha256", "code")):
+        there, here = getattr(found, name), getattr(expected, name, None)
+        if expected is None or there == here or name in ignore or (name == "weights_sha256" and None in (there, here)):
+            continue
+        if folder is not None and _same_otherwise(name, reader, folder, found):
+            continue
+        if name == "code_sha256" and there is None:
+            raise ValueError(
+                f"{where} was read by code that comes with it when the direction was fitted, and is not now; pass "
+                "`trust_remote_code=True` if you trust it"
+            )
+        raise _another(where, what, there, here, reader)
+
+
+def _another(where: str, what: str, there: str | None, here: str | None, reader: Reader) -> ValueError:
+    return ValueError(
+        f"{where} is another one: its {what} {'have' if what.startswith('weights') else 'has'} sha256 {there}, the "
+        f"direction was fitted on {here}; give the model it was fitted on ({reader.name}), or fit a new direction"
+    )
+
+
+def _expected(reader: Reader, folder: str | None) -> Identity | None:
+    """What was recorded of the reader's model; where nothing was and a folder takes its place, what the Hub says."""
+    recorded = None
+    if reader.config_sha256 is not None:
+        recorded = Identity(reader.weights_sha256, reader.config_sha256, reader.code_sha256)
+    if folder is None or reader.model is None or reader.weights_sha256 is not None:
+        return recorded
+    return _of_commit(reader) or recorded
+
+
+@lru_cache(maxsize=32)
+def _of_commit(reader: Reader) -> Identity | None:
+    assert reader.model is not None
+    assert reader.revision is not None
+    try:
+        return replace(commit_identity(reader.model, reader.revision), code_sha256=reader.code_sha256)
+    except OSError as error:
+        logger.warning("whether the folder holds %s cannot be checked: %s", reader.name, error)
+        return None
+
+
+@lru_cache(maxsize=32)
+def _same_otherwise(name: str, reader: Reader, folder: str, found: Identity) -> bool:
+    """Whether it is the same, written otherwise: weights cut into other files, a config saved by another version."""
+    if name == "weights_sha256":
+        return reader.tensors_sha256 is not None and reader.tensors_sha256 == tensors_sha256(folder)
+    if name != "config_sha256" or reader.model is None or found.code_sha256 is not None:
+        return False
+    try:
+        published = _load_config(reader.model, reader.revision, False)
+    except (OSError, ValueError):
+        return False
+    return config_sha256(published.to_dict()) == config_sha256(_load_config(folder, None, False).to_dict())
+
+
 def _check_match(reader: Reader, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     text_config = config.get_text_config(decoder=True)
     found: Mapping[str, Any] = {
@@ -524,8 +633,8 @@ def _check_match(reader: Reader, config: PretrainedConfig, tokenizer: PreTrained
         raise ValueError('`eos="append"` needs a tokenizer with an EOS token, this one has none; use `eos="none"`')
 
 
-# Spaces, lines, case, digits, accents, other scripts: what tokenizers differ in.
-_PROBE = " The  quick\n\nbrown FOX's 1234.5 naïve—été 日本語 🙂\tend "
+# Spaces, lines, case, digits, accents (composed and not), widths, other scripts: what tokenizers differ in.
+_PROBE = " The  quick\n\nbrown FOX's 1234.5 naïve—été 日本語 🙂\tend e\u0301 \uff21 don\u2019t \u00a0x\r\n#@_a-b/c מ"
 
 
 def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -535,8 +644,15 @@ def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @lru_cache(maxsize=32)
 def _tokenizer_hashes(tokenizer: PreTrainedTokenizerBase) -> str:
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    merges = rules["model"].get("merges") or ()
+    vocabulary = rules["model"].get("vocab")
     facts = {
         "vocabulary": sorted(tokenizer.get_vocab().items()),
+        # Older files have a merge as one string, newer ones as two.
+        "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
+        "scores": vocabulary if isinstance(vocabulary, list) else None,
+        "added": sorted((token["content"], token["lstrip"], token["rstrip"]) for token in rules["added_tokens"]),
         "probe": tokenizer(_PROBE)["input_ids"],
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
