@@ -271,6 +271,181 @@ def test_ms_swift_gets_whole_rejected_conversations_where_some_need_it():
     assert export.dataset["train"][0]["rejected_messages"][-1] == said("assistant", "No bread")
 
 
+# What the readers do with a row, told in our words. Columns that a loader lets pass, and what becomes of them:
+READ = {
+    # ms-swift 4.6.0, swift/dataset/preprocessor/core.py (`standard_keys`) and swift/template/template_inputs.py
+    "ms-swift": {
+        "messages", "rejected_messages", "rejected_response", "tools", "rejected_tools", "margin", "chat_template_kwargs"
+    },
+    # OpenRLHF 0.11.2, openrlhf/datasets/reward_dataset.py
+    "openrlhf": {"prompt", "chosen", "rejected", "margin"},
+    # TRL 1.16.0, trl/trainer/reward_trainer.py
+    "trl": {"prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "margin"},
+}  # fmt: skip
+
+
+def plain(messages):
+    return [(m["role"], m.get("content"), bool(m.get("tool_calls"))) for m in messages]
+
+
+def swift_reads(row, flags=()):
+    """Both sides of a row as (messages, tools, keywords), by ms-swift's rules; `None` where it deletes the row."""
+    row = {k: v for k, v in row.items() if k in READ["ms-swift"] or "--remove_unused_columns false" in flags}
+    assert all(m["role"] in ("system", "user", "assistant", "tool") for m in row["messages"])
+    supplement = row.get("rejected_messages") is None
+    if "rejected_response" in row:  # in the place of all that follows the last turn of the user
+        said = row.pop("rejected_response")
+        if said is None or said == row["messages"][-1]["content"]:
+            return None
+        said = [{"role": "assistant", "content": said}] if isinstance(said, str) else said
+        assert not any(m["role"] == "user" for m in said)
+        last = max((i for i, m in enumerate(row["messages"]) if m["role"] == "user"), default=-1)
+        row["rejected_messages"] = row["messages"][: last + 1] + said
+    sides = []
+    for prefix in ("", "rejected_"):
+        got = [row.get(prefix + name) for name in ("messages", "tools", "chat_template_kwargs")]
+        if prefix and supplement:
+            got = [
+                row.get(n) if v is None else v
+                for n, v in zip(("messages", "tools", "chat_template_kwargs"), got, strict=True)
+            ]
+        sides.append((plain(got[0]), got[1], got[2]))
+    return sides
+
+
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "weather"}}]}
+ASK, HI, SUN = said("user", "Is it sunny?"), said("system", "Be kind."), said("tool", "sun")
+YES, NO, HM, WHY = said("assistant", "Yes"), said("assistant", "No"), said("assistant", "Hm"), said("user", "Why?")
+TURNS = {  # prompt, chosen, rejected, and the column that can say the rejected side
+    "one turn": ([ASK], [YES], [NO], "rejected_response"),
+    "a system message": ([HI, ASK], [YES], [NO], "rejected_response"),
+    "tools were used before": ([ASK, CALL, SUN], [YES], [NO], "rejected_response as messages"),
+    "tools are used on one side": ([ASK], [YES], [CALL, SUN, NO], "rejected_response as messages"),
+    "a begun answer": ([ASK, HM], [YES], [NO], "rejected_response as messages"),
+    "the rejected side asks back": ([ASK], [YES], [HM, WHY, NO], "rejected_messages"),
+    "the chosen side asks back": ([ASK], [HM, WHY, YES], [NO], "rejected_messages"),
+}
+
+
+def of_turns(*names):
+    from datasets import Dataset
+
+    rows = [
+        {
+            "prompt": TURNS[name][0],
+            "chosen": TURNS[name][1],
+            "rejected": TURNS[name][2],
+            "tools": [{"name": "weather"}],
+            "chat_template_kwargs": {"enable_thinking": False},
+            "margin": 0.5,
+        }
+        for name in names
+    ]
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize(
+    "names", [*((name,) for name in TURNS), tuple(TURNS), tuple(TURNS)[:5]], ids=lambda n: "+".join(n)[:30]
+)
+def test_ms_swift_reads_both_sides_with_their_tools_and_keywords(names):
+    export = export_for(of_turns(*names), trainer="ms-swift")
+    assert len(export.dataset) == len(names)
+    for name, row in zip(names, export.dataset, strict=True):
+        prompt, chosen, rejected, _ = TURNS[name]
+        one, other = swift_reads(row, export.flags)
+        assert one[0] == plain(prompt + chosen)
+        assert other[0] == plain(prompt + rejected)
+        assert one[1:] == other[1:] == ('[{"name": "weather"}]', {"enable_thinking": False})
+    ways = ["rejected_response", "rejected_response as messages", "rejected_messages"]
+    way = max((TURNS[name][3] for name in names), key=ways.index)
+    assert way.split()[0] in export.columns
+    assert set(export.columns) <= READ["ms-swift"] | {"rejected_chat_template_kwargs"}
+    assert ("--remove_unused_columns false" in export.flags) == (way == "rejected_messages")
+
+
+def test_the_control_what_was_exported_before_loses_turns_and_tools():
+    row = export_for(of_turns("the rejected side asks back"), trainer="ms-swift").dataset[0]
+    one, other = swift_reads(
+        {k: v for k, v in row.items() if k not in ("rejected_tools", "rejected_chat_template_kwargs")}
+    )
+    assert (one[1], other[1]) == ('[{"name": "weather"}]', None)
+    used = export_for(of_turns("tools were used before"), trainer="ms-swift").dataset[0]
+    assert plain([SUN])[0] not in swift_reads(used | {"rejected_response": "No"})[1][0]
+
+
+def test_ms_swift_deletes_equal_sides_so_they_are_left_out(caplog):
+    given = made(strings).map(lambda row: {"rejected": row["chosen"]} if "soup" in row["prompt"] else row)
+    with caplog.at_level(logging.WARNING):
+        export = export_for(given, trainer="ms-swift")
+    assert "left out 1 rows: both sides are equal" in caplog.text
+    assert any(note.startswith("1 rows were left out: both their sides are equal") for note in export.notes)
+    assert len(export.dataset) == 7
+    assert export.dataset["margin"] == pytest.approx(
+        [m for i, m in enumerate(NUMBERS["margin"]) if THINGS[i] != "soup"]
+    )
+    # The control: the other trainers read them.
+    assert len(export_for(given, trainer="openrlhf").dataset) == 8
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([said("developer", "Be kind."), ASK], "message 0 has the role 'developer', and ms-swift deletes such rows"),
+        ([ASK, HM, HI, WHY], "message 2 has the role 'system', at which ms-swift stops in this place"),
+        ([HI, SUN], "message 1 has the role 'tool', at which ms-swift stops"),
+        ([ASK, CALL, said("function", "sun")], "message 2 has the role 'function'"),
+    ],
+)
+def test_roles_at_which_ms_swift_stops_are_refused(prompt, message):
+    from datasets import Dataset
+
+    given = Dataset.from_list([{"prompt": prompt, "chosen": [YES], "rejected": [NO], "margin": 0.5}])
+    with pytest.raises(RowError, match=message):
+        export_for(given, trainer="ms-swift")
+    export_for(given, trainer="trl")
+
+
+def openrlhf_reads(row, flags):
+    """Both sides as text, by OpenRLHF's rules: a side is what its whole text has more than the opened prompt."""
+    if "--data.prompt_key prompt" not in flags:
+        return [chatml(row[side]) for side in ("chosen", "rejected")]
+    prompt = chatml(row["prompt"], opened=True)
+    return [prompt + chatml(row["prompt"] + row[side])[len(prompt) :] for side in ("chosen", "rejected")]
+
+
+def chatml(messages, opened=False):
+    text = "".join(f"<|{m['role']}|>\n{m['content']}\n" for m in messages)
+    return text + "<|assistant|>\n" * opened
+
+
+@pytest.mark.parametrize("lead", [[], [HM, WHY]], ids=["answers", "one side asks first"])
+def test_openrlhf_reads_every_word_of_sides_that_do_not_begin_with_an_answer(lead):
+    from datasets import Dataset
+
+    one, other = [HI, *lead, ASK, YES], [HI, *lead, WHY, NO]
+    given = Dataset.from_list([{"chosen": one, "rejected": other, "margin": 0.5}])
+    export = export_for(given, trainer="openrlhf")
+    assert openrlhf_reads(export.dataset[0], export.flags) == [chatml(one), chatml(other)]
+    assert set(export.columns) <= READ["openrlhf"]
+    # The control: with the prompt named, words are lost.
+    split = export_for(given, trainer="trl").dataset[0]
+    assert openrlhf_reads(split, ["--data.prompt_key prompt"]) != [chatml(one), chatml(other)]
+
+
+@pytest.mark.parametrize("trainer", READ)
+def test_no_trainer_gets_a_column_that_it_does_not_read(trainer):
+    given = made(messages, tools=["[]"] * 8, chat_template_kwargs=[{"loud": True}] * 8)
+    export = export_for(given, trainer=trainer)
+    assert set(export.columns) <= READ[trainer]
+    told = " ".join(export.notes)
+    for name in {"tools", "chat_template_kwargs"} - set(export.columns):
+        assert f"`{name}`" in told, "what is dropped is said"
+    if trainer == "trl":
+        texts = export_for(made(strings, tools=["[]"] * 8), trainer="trl")
+        assert "tools" not in texts.columns
+        assert any("Left out: `tools`, which only a chat template reads" in note for note in texts.notes)
+
+
 # -- What is refused -----------------------------------------------------------------------------------------
 
 

@@ -2,8 +2,8 @@
 
 In: a `Dataset` or `DatasetDict` with `margin`, in any shape that `reading.formats` takes. Out: an `Export`, whose
 dataset has the columns which that trainer reads and no others. This file knows no tokenizer and no model: whether rows
-fit a model's window is for `check_for_trl` to say. TRL is run in the tests; OpenRLHF and ms-swift were held to their
-documented columns and read sources, not run.
+fit a model's window is for `check_for_trl` to say. TRL is run in the tests; what OpenRLHF
+0.11.2 and ms-swift 4.6.0 do with a row was read in their sources, not run.
 """
 
 from __future__ import annotations
@@ -30,10 +30,20 @@ logger = logging.getLogger(__name__)
 TRAINERS = ("trl", "openrlhf", "ms-swift")
 
 # `map` hashes an imported function by its name alone: what it writes changed whenever this did.
-_EXPORT_VERSION = 1
+_EXPORT_VERSION = 2
 _OPENING = "\n\nAssistant:"  # where a response begins in a dialogue string
 
-_NOT_RUN = "Held to {name}'s documented columns and its source; {name} itself was not run."
+_NOT_RUN = "Held to the source of {name}, which itself was not run."
+# What ms-swift's dataset reader lets pass: a row with another role is deleted, with a line in its log.
+_SWIFT_ROLES = ("system", "user", "assistant", "tool")
+# What becomes of the rejected side: columns that say it, the first that can in every row. Where they name what follows
+# the last turn of the user, ms-swift gives the rejected side the chosen one's tools and keywords; whole conversations
+# need their own.
+_REJECTED: dict[str, tuple[str, ...]] = {
+    "rejected_response": ("rejected_response",),
+    "rejected_turns": ("rejected_turns",),
+    "rejected_messages": ("rejected_messages", "rejected_tools", "rejected_chat_template_kwargs"),
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,8 @@ def export_for(
 
     Raises:
         ValueError: An argument that is not allowed; a column is missing; a margin that is no finite number.
-        RowError: A row that cannot be read, or that as messages has no prompt (a ValueError).
+        RowError: A row that cannot be read, that as messages has no prompt, or whose roles ms-swift does not take (a
+            ValueError).
     """
     from datasets import DatasetDict
 
@@ -146,10 +157,24 @@ def export_for(
     write = _WRITERS["ms-swift" if trainer == "ms-swift" else "messages" if as_messages else "strings"]
     features = _features([split.features for split in splits.values()], names, trainer, as_messages, weights)
     done = {name: _write(name, splits[name], rows, names, write, features) for name, rows in kept.items()}
+    equal = sum(len(rows) - len(done[name]) for name, rows in kept.items())
     if trainer == "ms-swift":
         done = _one_rejected(done)
+    elif trainer == "openrlhf" and as_messages:
+        done = _sides_that_answer(done)
     columns = tuple(next(iter(done.values())).column_names)
     notes = _notes(trainer, columns)
+    ignored = [
+        name for name in (names.tools, names.chat_template_kwargs) if any(name in s.features for s in splits.values())
+    ]
+    if ignored and trainer == "trl" and not as_messages:
+        notes.append(
+            f"Left out: {' and '.join(f'`{name}`' for name in ignored)}, which only a chat template reads, and strings "
+            "pass through none; `messages=True` keeps them."
+        )
+    if equal:
+        logger.warning("left out %d rows: both sides are equal, and ms-swift deletes such rows", equal)
+        notes.append(f"{equal} rows were left out: both their sides are equal, and ms-swift deletes such rows.")
     if not as_messages:
         notes.append("Prompt and response are joined with nothing between; `messages=True` gives chat templates a say.")
     if any(left_out.values()):
@@ -158,7 +183,7 @@ def export_for(
         dataset=DatasetDict(done) if isinstance(dataset, DatasetDict) else next(iter(done.values())),
         trainer=trainer,
         columns=columns,
-        flags=_flags(trainer, as_messages),
+        flags=_flags(trainer, as_messages, columns),
         notes=tuple(notes),
     )
 
@@ -304,18 +329,23 @@ def _convert(
 ) -> dict[str, Any]:
     """One batch; `rows` are the row numbers before any were left out. `version` is there to be hashed."""
     written: dict[str, list[Any]] = {column: [] for column in columns}
-    for i, pair in zip(index, pairs_from_batch(batch, names), strict=True):
+    kept: list[int] = []
+    for place, (i, pair) in enumerate(zip(index, pairs_from_batch(batch, names), strict=True)):
         if isinstance(pair, RowError):
             raise RowError(int(rows[i]), pair.column, pair.reason)
         row = write(pair)
         if isinstance(row, str):
             raise RowError(int(rows[i]), None, row)
+        if not row:
+            continue
+        kept.append(place)
         tools = pair.chosen.tools
-        row["tools"] = None if tools is None else json.dumps(tools, ensure_ascii=False)
+        row["tools"] = row["rejected_tools"] = None if tools is None else json.dumps(tools, ensure_ascii=False)
         row["chat_template_kwargs"] = dict(pair.chosen.chat_template_kwargs or {})
+        row["rejected_chat_template_kwargs"] = row["chat_template_kwargs"]
         for column in written.keys() & row.keys():
             written[column].append(row[column])
-    numbers = {c: np.asarray(batch[c], dtype=np.float32) for c in ("margin", "margin_prob") if c in columns}
+    numbers = {c: np.asarray(batch[c], dtype=np.float32)[kept] for c in ("margin", "margin_prob") if c in columns}
     if "weight" in columns:
         numbers["weight"] = np.maximum(2 * numbers["margin_prob"] - 1, 0)
     return {**written, **numbers}
@@ -337,8 +367,7 @@ def _strings(pair: Pair) -> dict[str, Any]:
 def _messages(pair: Pair) -> dict[str, Any] | str:
     """Message lists; what the two prompts share is the prompt."""
     one, other = pair.chosen, pair.rejected
-    says = ("role", "content", "tool_calls")  # ids and time stamps beside the words do not count
-    shared = _shared(one.prompt, other.prompt, lambda a, b: all(a.get(key) == b.get(key) for key in says))
+    shared = _shared(one.prompt, other.prompt, _says_the_same)
     if not shared:
         return (
             "the two sides share no message, so as messages the row has no prompt, which chat templates refuse; "
@@ -357,18 +386,56 @@ def _shared(one: Sequence[Any], other: Sequence[Any], same: Callable[[Any, Any],
     return next((i for i in range(shorter) if not same(one[i], other[i])), shorter)
 
 
+def _says_the_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two messages do; ids and time stamps beside the words do not count."""
+    return all(one.get(key) == other.get(key) for key in ("role", "content", "tool_calls"))
+
+
 def _swift(pair: Pair) -> dict[str, Any] | str:
-    """ms-swift's standard format: whole conversations, the rejected one as its last text alone where that says all."""
+    """ms-swift's standard format: the chosen conversation, and the rejected side in each way that can say it.
+
+    Its reader puts `rejected_response`, a text or messages, in the place of all that follows the last turn of the user
+    in `messages`. Equal sides give nothing.
+    """
     explicit = _messages(pair)
     if isinstance(explicit, str):
         return explicit
-    rejected = explicit["rejected"]
-    alone = len(rejected) == 1 and len(explicit["chosen"]) == 1 and "tool_calls" not in rejected[0]
+    chosen, rejected = (explicit["prompt"] + explicit[side] for side in ("chosen", "rejected"))
+    for side in (chosen, rejected):
+        wrong = _why_not_swift(side)
+        if wrong is not None:
+            return wrong
+    if len(chosen) == len(rejected) == _shared(chosen, rejected, _says_the_same):
+        return {}
+    start = max((i for i, message in enumerate(chosen) if message["role"] == "user"), default=-1) + 1
+    turns: list[Any] | None = rejected[start:]
+    if _shared(chosen[:start], rejected, _says_the_same) < start or any(turn["role"] == "user" for turn in turns or ()):
+        turns = None
+    alone = turns is not None and len(turns) == 1 and isinstance(turns[0].get("content"), str)
     return {
-        "messages": explicit["prompt"] + explicit["chosen"],
-        "rejected_response": rejected[0]["content"] if alone else None,
-        "rejected_messages": explicit["prompt"] + rejected,
+        "messages": chosen,
+        "rejected_response": turns[0]["content"] if alone and turns and "tool_calls" not in turns[0] else None,
+        "rejected_turns": turns or None,
+        "rejected_messages": rejected,
     }
+
+
+def _why_not_swift(side: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why ms-swift would delete a conversation, or stop at it; None if it would not."""
+    for i, message in enumerate(side):
+        role = message["role"]
+        first = i == 0 or (i == 1 and side[0]["role"] == "system")
+        if role not in _SWIFT_ROLES:
+            found = f"message {i} has the role {role!r}, and ms-swift deletes such rows"
+        elif (role == "system" and i > 0) or (role == "tool" and first):
+            found = f"message {i} has the role {role!r}, at which ms-swift stops in this place"
+        else:
+            continue
+        return (
+            f"{found}; allowed are `system` at the beginning, then `user`, `assistant`, and `tool` behind one of them; "
+            "rename or merge the message, or drop the row with `Dataset.filter`"
+        )
+    return None
 
 
 _WRITERS: dict[str, Callable[[Pair], dict[str, Any] | str]] = {
@@ -379,10 +446,28 @@ _WRITERS: dict[str, Callable[[Pair], dict[str, Any] | str]] = {
 
 
 def _one_rejected(done: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """`rejected_response` where it says all in every row of every split, `rejected_messages` otherwise."""
-    full = any(response is None for split in done.values() for response in split["rejected_response"])
-    unread = "rejected_response" if full else "rejected_messages"
-    return {name: split.remove_columns(unread) for name, split in done.items()}
+    """The first way to say the rejected side that says all in every row of every split."""
+    said = next(way for way in _REJECTED if not any(cell is None for split in done.values() for cell in split[way]))
+    unread = {column for way, columns in _REJECTED.items() if way != said for column in columns}
+    slim = {name: split.remove_columns(sorted(unread & set(split.column_names))) for name, split in done.items()}
+    if said == "rejected_turns":
+        return {name: split.rename_column("rejected_turns", "rejected_response") for name, split in slim.items()}
+    return slim
+
+
+def _sides_that_answer(done: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """OpenRLHF cuts a side where the prompt, opened for an answer, would end: sides that begin otherwise stay whole."""
+    firsts = (messages[0]["role"] for split in done.values() for side in _SIDES for messages in split[side])
+    if all(role == "assistant" for role in firsts):
+        return dict(done)
+    return {name: split.map(_whole, batched=True, remove_columns=["prompt"]) for name, split in done.items()}
+
+
+def _whole(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    return {side: [p + r for p, r in zip(batch["prompt"], batch[side], strict=True)] for side in _SIDES}
+
+
+_SIDES = ("chosen", "rejected")
 
 
 # -- Types ---------------------------------------------------------------------------------------------------
@@ -409,15 +494,18 @@ def _features(given: Sequence[Features], names: Columns, trainer: str, as_messag
     """The columns of the export and their types, the same for every split."""
     from datasets import Features, List, Value
 
-    texts = ["messages", "rejected_response", "rejected_messages"] if trainer == "ms-swift" else _EXPLICIT
+    texts = ["messages", *_REJECTED] if trainer == "ms-swift" else _EXPLICIT
     kind = List(_message_type(given, names)) if as_messages else Value("string")
     types: dict[str, Any] = {name: Value("string") if name == "rejected_response" else kind for name in texts}
     if as_messages and trainer != "openrlhf":
         if any(names.tools in features for features in given):
             types["tools"] = Value("string")  # as JSON: a column of schemas would fill each with the others' keys
+            types |= {"rejected_tools": Value("string")} if trainer == "ms-swift" else {}
         kwargs = [features[names.chat_template_kwargs] for features in given if names.chat_template_kwargs in features]
-        if trainer == "trl" and kwargs and kwargs[0] != Value("null"):
-            types["chat_template_kwargs"] = kwargs[0]
+        known = next((kind for kind in kwargs if kind != Value("null")), None)
+        if known is not None:
+            types["chat_template_kwargs"] = known
+            types |= {"rejected_chat_template_kwargs": known} if trainer == "ms-swift" else {}
     numbers = ["margin", *(["margin_prob", "weight"] if weights else [])]
     return Features({**types, **{name: Value("float32") for name in numbers}})
 
@@ -448,12 +536,16 @@ def _message_type(given: Sequence[Features], names: Columns) -> Any:
 # -- Words ---------------------------------------------------------------------------------------------------
 
 
-def _flags(trainer: str, as_messages: bool) -> tuple[str, ...]:
+def _flags(trainer: str, as_messages: bool, columns: Sequence[str]) -> tuple[str, ...]:
     if trainer == "openrlhf":
-        flags = ["--model.margin_loss_enable", "--data.prompt_key prompt", "--data.chosen_key chosen"]
-        flags += ["--data.rejected_key rejected", *(["--data.apply_chat_template"] if as_messages else [])]
-        return tuple(flags)
-    return ("--rlhf_type rm",) if trainer == "ms-swift" else ()
+        flags = ["--model.margin_loss_enable", *(["--data.prompt_key prompt"] if "prompt" in columns else [])]
+        flags += ["--data.chosen_key chosen", "--data.rejected_key rejected"]
+        return (*flags, *(["--data.apply_chat_template"] if as_messages else []))
+    if trainer == "ms-swift":
+        # Its loader drops this column otherwise, and the rejected side would be read without its keywords.
+        keep = ["--remove_unused_columns false"] if "rejected_chat_template_kwargs" in columns else []
+        return ("--rlhf_type rm", *keep)
+    return ()
 
 
 def _notes(trainer: str, columns: Sequence[str]) -> list[str]:
@@ -462,7 +554,9 @@ def _notes(trainer: str, columns: Sequence[str]) -> list[str]:
             "Subtracts `margin` only with `--model.margin_loss_enable` (in older versions `--margin_loss`, and the "
             "`--data.` flags without that prefix); `--model.loss_type logexp` then still ignores it, silently.",
             "Reads neither `tools` nor `chat_template_kwargs`; they are left out, as are all other columns.",
-            _NOT_RUN.format(name="OpenRLHF"),
+            "Puts no BOS before strings, a space and EOS behind them, and cuts what is longer than its `max_len`, "
+            "silently.",
+            _NOT_RUN.format(name="OpenRLHF 0.11.2"),
         ]
     if trainer == "ms-swift":
         return [
@@ -470,13 +564,16 @@ def _notes(trainer: str, columns: Sequence[str]) -> list[str]:
             "subtracted every margin of a batch from every pair of it, a wrong loss without an error, and dropped "
             "missing margins, which shifted the others: use a version with the fix, or a batch of one pair. "
             "Here no margin is missing.",
-            "All other columns are left out.",
-            _NOT_RUN.format(name="ms-swift"),
+            "All other columns are left out. Of a message it reads `role`, `content`, `tool_calls`, a tool's `name`, "
+            "and drops the rest.",
+            *_SWIFT_NOTES[: 1 + ("chat_template_kwargs" in columns)],
+            _NOT_RUN.format(name="ms-swift 4.6.0"),
         ]
     notes = [
         "`RewardTrainer` uses `margin` by itself: -logsigmoid(r_c - r_r - margin). `DPOTrainer` and `KTOTrainer` "
         "ignore it, silently.",
-        "All other columns are left out.",
+        "All other columns are left out. `RewardTrainer` removes rows with a side over `max_length`, silently: "
+        "`check_for_trl` counts them.",
         "Run with TRL 1.16: `RewardTrainer` and `DPOTrainer` train on it.",
     ]
     if "chat_template_kwargs" in columns:
@@ -486,3 +583,10 @@ def _notes(trainer: str, columns: Sequence[str]) -> list[str]:
             "`margin_prob` and `weight` reach no loss of TRL's; see `export_for` for a `DPOTrainer` that does."
         )
     return notes
+
+
+_SWIFT_NOTES = (
+    "Where a row has no system message, it writes that of its own template.",
+    "Of `chat_template_kwargs` its own templates read a few, `enable_thinking` among them; `--template_backend jinja` "
+    "gives the tokenizer's chat template all of them, None where a row lacks a keyword that another row has.",
+)
