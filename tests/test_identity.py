@@ -380,3 +380,86 @@ def test_weights_of_another_kind_are_refused_in_words(copy: Path):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(OSError, match=r"has no file named model\.safetensors.*save the model by `save_pretrained`"):
         describe_model(copy)
+
+
+# -- Code that comes with a model
+
+LAYERS = "SHIFT = {shift}\n"
+MODULE = """from transformers import LlamaConfig, LlamaModel
+
+from .shift import SHIFT
+
+
+class Config(LlamaConfig):
+    pass
+
+
+class Model(LlamaModel):
+    config_class = Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.norm.register_forward_hook(lambda module, given, states: states + SHIFT)
+"""
+
+
+def with_code(folder: Path, shift: float = 0.0, *, prefix: str = "", where: Path | None = None) -> None:
+    """Gives a Llama code of its own, which transformers would read without as well."""
+    (where or folder).mkdir(exist_ok=True)
+    ((where or folder) / "own.py").write_text(MODULE)
+    ((where or folder) / "shift.py").write_text(LAYERS.format(shift=shift))
+    edit(folder / "config.json", auto_map={"AutoConfig": f"{prefix}own.Config", "AutoModel": f"{prefix}own.Model"})
+
+
+def other_import(folder: Path) -> None:
+    (folder / "shift.py").write_text(LAYERS.format(shift=0.5))
+
+
+def other_module(folder: Path) -> None:
+    (folder / "own.py").write_text(MODULE + "\n# another\n")
+
+
+def margin_of(direction: Direction, **options: Any) -> float:
+    fn = LegendMarginFn(direction, **options)
+    return float(fn({name: [pair[name] for pair in PAIRS] for name in PAIRS[0]})["margin_raw"][0])
+
+
+@pytest.mark.parametrize("change", [other_import, other_module], ids=lambda c: c.__name__)
+def test_other_code_in_a_folder_is_another_model(copy: Path, change: Callable[[Path], None]):
+    with_code(copy)
+    plain = fit_direction(PAIRS, model=copy, **OPTIONS)
+    coded = fit_direction(PAIRS, model=copy, trust_remote_code=True, **OPTIONS)
+    assert (plain.reader.code_sha256, coded.reader.code_sha256 is None) == (None, False)
+    assert LegendMarginFn(plain).fingerprint() != LegendMarginFn(coded).fingerprint()
+    margin_of(coded, trust_remote_code=True)
+    program_that_is_not_run(copy)
+    margin_of(coded, trust_remote_code=True)
+    with pytest.raises(ValueError, match="read by code that comes with it .*pass `trust_remote_code=True`"):
+        margin_of(coded)
+    with pytest.raises(ValueError, match="is another one: its code has sha256"):
+        margin_of(plain, trust_remote_code=True)
+    change(copy)
+    with pytest.raises(ValueError, match="is another one: its code has sha256"):
+        margin_of(coded, trust_remote_code=True)
+    assert fit_direction(PAIRS, model=copy, trust_remote_code=True, **OPTIONS).reader.code_sha256 != (
+        coded.reader.code_sha256
+    )
+
+
+def test_code_in_another_repository_is_held_against_what_the_fit_ran(hub: Any, copy: Path, tmp_path: Path):
+    """A commit of the model says nothing of it: the newest state of the other one is what runs."""
+    with_code(copy, prefix="user/code--", where=tmp_path / "code")
+    uploaded(tmp_path / "code", "user/code")
+    uploaded(copy, "user/coded")
+    direction = fit_direction(PAIRS, model="user/coded", trust_remote_code=True, **OPTIONS)
+    assert direction.reader.code_sha256 is not None
+    margin_of(direction, trust_remote_code=True)
+    pushed = uploaded(copy, "user/coded-again")
+    other_import(tmp_path / "code")
+    uploaded(tmp_path / "code", "user/code")
+    reader_module.close_readers()
+    with pytest.raises(ValueError, match="`user/coded@.*` is another one: its code has sha256"):
+        margin_of(direction, trust_remote_code=True)
+    assert describe_model("user/coded-again", revision=pushed, trust_remote_code=True).code_sha256 != (
+        direction.reader.code_sha256
+    )

@@ -177,8 +177,12 @@ def code_sha256(
     from transformers.utils import HF_MODULES_CACHE
 
     auto, tokenizer = config.get("auto_map") or {}, tokenizer_config.get("auto_map") or {}
-    given = tokenizer.get("AutoTokenizer") if isinstance(tokenizer, dict) else tokenizer
-    named = [auto.get("AutoConfig"), auto.get("AutoModel"), *(given if isinstance(given, list | tuple) else [given])]
+    named = [auto.get(name) for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM")]
+    for given in (
+        auto.get("AutoTokenizer"),
+        tokenizer.get("AutoTokenizer") if isinstance(tokenizer, dict) else tokenizer,
+    ):
+        named += given if isinstance(given, list | tuple) else [given]  # a slow one and a fast one
     digests = set()
     for reference in filter(None, named):
         repo, _, attribute = reference.rpartition("--")
