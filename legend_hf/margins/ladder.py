@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,6 @@ from legend_hf.margins.measure import Estimate, agreement, beside_length, kendal
 from legend_hf.margins.scoring import GivenDirection, Scorer, not_finite
 from legend_hf.reading.formats import (
     Columns,
-    Conversation,
     RowError,
     opening,
     response_length,
@@ -198,34 +197,35 @@ def ladder_check(
         direction = Direction.from_pretrained(direction)
     scorer = Scorer((("", direction),), device=device, batch_tokens=batch_tokens)
     (scoring,) = scorer.open()
+    batches: Iterable[list[_Encoded | RowError]] = _encoded(plain, columns, scoring.opened)
     if on_error == "raise":
-        # Encoded twice, here and below: the token ids of all ladders might not fit into memory.
-        for entry in (entry for encoded in _encoded(plain, columns, scoring.opened) for entry in encoded):
-            if isinstance(entry, RowError):
-                raise entry
+        kept = []  # at most 8 bytes for each token of all ladders, so that none is tokenised again
+        for encoded in batches:
+            raise_first(entry for entry in encoded if isinstance(entry, RowError))
+            kept.append(encoded)
+        batches = kept
     row: list[int] = []
     scores: list[list[float]] = []
     lengths: list[list[int]] = []
     keys: list[str] = []
     first = 0
     with tqdm(total=len(plain), desc="Scoring ladders", unit="row") as bar:
-        for encoded in _encoded(plain, columns, scoring.opened):
-            good = [(first + i, *entry) for i, entry in enumerate(encoded) if not isinstance(entry, RowError)]
+        for encoded in batches:
+            good = [(first + i, entry) for i, entry in enumerate(encoded) if not isinstance(entry, RowError)]
             # Together, so that a prompt is read once for all its responses and a response that stands twice once.
-            read = scoring.score([text for _, _, texts in good for text in texts])[""]
-            refused = not_finite(read[None], [number for number, _, texts in good for _ in texts], direction)
+            read = scoring.score([text for _, ladder in good for text in ladder.texts()])[""]
+            refused = not_finite(read[None], [number for number, ladder in good for _ in ladder.lengths], direction)
             if on_error == "raise":
                 raise_first(refused.values())
             following = iter(read.tolist())
-            for number, responses, texts in good:
-                own = [next(following) for _ in texts]
+            for number, ladder in good:
+                own = [next(following) for _ in ladder.lengths]
                 if number in refused:
                     continue
                 row.append(number)
                 scores.append(own)
-                lengths.append([response_length(response) for response in responses])
-                # A digest, for a prompt may be long; numbered by content, so that no row's place matters.
-                keys.append(hashlib.sha256(opening(responses[0]).encode("utf-8", "surrogatepass")).hexdigest())
+                lengths.append(ladder.lengths)
+                keys.append(ladder.prompt)
             first += len(encoded)
             bar.update(len(encoded))
     if len(row) < len(plain):
@@ -285,14 +285,31 @@ def _scaled(estimate: Estimate, times: float, plus: float) -> Estimate:
     )
 
 
-def _encoded(
-    ladders: Dataset, columns: Columns, opened: OpenReader
-) -> Iterator[list[tuple[Sequence[Conversation], Sequence[Tokens]] | RowError]]:
-    """The ladders' responses and their token ids, by batches of rows; a row that cannot be read says why."""
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """What is kept of one ladder, for all of them to fit into memory.
+
+    Attributes:
+        prompt: A digest, for a prompt may be long.
+        lengths: Characters of its responses.
+        packed: Their token ids, content positions and last positions.
+    """
+
+    prompt: str
+    lengths: list[int]
+    packed: list[tuple[np.ndarray, np.ndarray, int]]
+
+    def texts(self) -> Iterator[Tokens]:
+        for ids, content, last in self.packed:
+            yield Tokens(tuple(ids.tolist()), tuple(content.tolist()), last)
+
+
+def _encoded(ladders: Dataset, columns: Columns, opened: OpenReader) -> Iterator[list[_Encoded | RowError]]:
+    """The ladders as token ids, by batches of rows; a row that cannot be read says why."""
     for first in range(0, len(ladders), ROWS_AT_ONCE):
         batch = responses_from_batch(ladders[first : first + ROWS_AT_ONCE], columns, first_row=first)
         texts = iter(opened.encode([one for row in batch if not isinstance(row, RowError) for one in row]))
-        entries: list[tuple[Sequence[Conversation], Sequence[Tokens]] | RowError] = []
+        entries: list[_Encoded | RowError] = []
         for number, row in enumerate(batch, start=first):
             if isinstance(row, RowError):
                 entries.append(row)
@@ -305,7 +322,13 @@ def _encoded(
                 reason = "given one response; a ladder has at least two, best first; add the others, or drop the row"
                 entries.append(RowError(number, columns.responses, reason))
             else:
-                entries.append((row, [text for text in read if isinstance(text, Tokens)]))
+                key = hashlib.sha256(opening(row[0]).encode("utf-8", "surrogatepass")).hexdigest()
+                packed = [
+                    (np.array(text.ids, np.int32), np.array(text.content, np.int32), text.last)
+                    for text in read
+                    if isinstance(text, Tokens)
+                ]
+                entries.append(_Encoded(key, [response_length(response) for response in row], packed))
         yield entries
 
 

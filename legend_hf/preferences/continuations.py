@@ -79,6 +79,7 @@ class Continuer:
         self._device = device
         self._trust_remote_code = trust_remote_code
         self._file = file
+        self._ids: dict[tuple[str, str], list[int]] = {}  # so that a text which was checked is not written again
         self._write: Callable[[Sequence[Sequence[int]], int, int], list[Answer]] | None = None
 
     def encode(self, prompt: str, prefix: str) -> list[int]:
@@ -91,10 +92,13 @@ class Continuer:
         Raises:
             ValueError: The text cannot be written in the template, or leaves no room for a continuation.
         """
+        if (prompt, prefix) in self._ids:
+            return self._ids[prompt, prefix]
         ids = open_ids(self._text(prompt, prefix), self.tokenizer, self.reader)
         if len(ids) >= self.reader.max_length:
             length = f"the prompt and what is written of the response are {len(ids)} tokens long"
             raise ValueError(f"{length}, the model's window {self.reader.max_length}; shorten them, or drop the row")
+        self._ids[prompt, prefix] = ids
         return ids
 
     def __call__(self, prompts: Sequence[str], prefixes: Sequence[str]) -> list[str]:
