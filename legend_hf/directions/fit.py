@@ -155,7 +155,7 @@ def fit_direction(
         max_length=max_length,
     )
     _check(choice, on_error)
-    runtime = Runtime(path=None, device=device, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
+    Runtime(device=device, batch_tokens=batch_tokens)  # refused before any row is read
     read_pairs, skipped = _rows(
         pairs, Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column), on_error
     )
@@ -181,7 +181,7 @@ def fit_direction(
     groups = resample.groups_of([opening(pair.chosen) for pair in kept])
     _check_enough(groups, choice["calibration"])
     layers, estimators = _candidates(choice, reader, len(np.unique(groups)))
-    differences = read_differences(opened, texts, layers, batch_tokens=runtime.batch_tokens)  # [layers, n, d_model]
+    differences = read_differences(opened, texts, layers)  # [layers, n, d_model]
     lost = _not_finite(differences) if on_error == "skip" else set()
     if lost:
         differences = np.delete(differences, sorted(lost), axis=1)

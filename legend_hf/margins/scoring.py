@@ -91,7 +91,7 @@ class Scorer:
             runtime = Runtime(path, device, self.batch_tokens, self.trust_remote_code, self.route)
             deepest = max(direction.reader.layer for _, direction in directions)
             opened_reader = open_reader(reader, runtime, depth=deepest)
-            opened.append(Scoring(opened_reader, tuple(directions), self.how_to_go_on, self.batch_tokens, store))
+            opened.append(Scoring(opened_reader, tuple(directions), self.how_to_go_on, store))
         return opened
 
     def deciding(self) -> list[Any]:
@@ -181,7 +181,6 @@ class Scoring:
     opened: OpenReader
     directions: tuple[tuple[str, Direction], ...]
     how_to_go_on: str
-    batch_tokens: int | None = None
     store: Store | None = None
     digests: Mapping[str, bytes] = field(init=False)
 
@@ -215,7 +214,7 @@ class Scoring:
         unread = np.flatnonzero(missing)
         layers = sorted({direction.reader.layer for _, direction in self.directions})
         with finish_batches(self.how_to_go_on) as batch_is_done:
-            batches = self.opened.read([distinct[i] for i in unread], layers, batch_tokens=self.batch_tokens)
+            batches = self.opened.read([distinct[i] for i in unread], layers)
             for index, hidden in batches:
                 rows = unread[index]
                 for name, direction in self.directions:

@@ -93,7 +93,7 @@ class Embedder:
         distinct = list(dict.fromkeys(texts))
         place = {text: i for i, text in enumerate(distinct)}
         vectors = np.empty((len(distinct), self.reader.d_model), dtype=np.float32)
-        for index, hidden in opened.read(distinct, [self.reader.layer], batch_tokens=self.batch_tokens):
+        for index, hidden in opened.read(distinct, [self.reader.layer]):
             vectors[index] = hidden[:, 0].cpu().numpy()
         return vectors[[place[text] for text in texts]]
 

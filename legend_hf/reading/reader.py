@@ -11,7 +11,10 @@ import hashlib
 import json
 import logging
 import os
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import date as calendar_date
 from functools import lru_cache
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from legend_hf.reading import templates
 from legend_hf.reading.formats import SKIP, Conversation
-from legend_hf.reading.forward import WAYS, Route, Way, read_vectors
+from legend_hf.reading.forward import WAYS, Route, Way, out_of_memory, read_vectors
 from legend_hf.reading.identity import (
     Identity,
     commit_identity,
@@ -31,6 +34,7 @@ from legend_hf.reading.identity import (
 )
 from legend_hf.reading.probe import probe
 from legend_hf.reading.templates import TextError, Tokens
+from legend_hf.reading.window import window
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +47,8 @@ EOS_POLICIES = ("none", "append", "template")
 DTYPES = ("float32", "bfloat16", "float16")
 # The day that chat templates print when they ask for today's: scores must not change overnight.
 FROZEN_DATE = "2025-01-01"
+# Characters of an error of transformers that are passed on.
+MOST_SAID = 300
 
 
 @dataclass(frozen=True)
@@ -161,11 +167,13 @@ class Runtime:
     route: Way | None = None
 
     def __post_init__(self) -> None:
-        """Refuses a budget that could hold no token."""
+        """Refuses a budget that could hold no token, and what names no device. Whether it is there, a run knows."""
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ValueError(f"`batch_tokens` is {self.batch_tokens}; it must be at least 1, or None for the default")
         if self.route is not None:
             _check_choice("route", self.route, WAYS)
+        if self.device is not None:
+            _parse_device(self.device)
 
 
 def describe_model(
@@ -236,7 +244,7 @@ def describe_model(
         eos=eos,
         layer=n_layers if layer == -1 else layer,
         pooling=pooling,
-        max_length=min(max_length, _window(text_config, tokenizer)),
+        max_length=min(max_length, window(config, tokenizer)),
         dtype=_resolve_dtype(dtype, device),
         weights_sha256=found.weights_sha256,
         config_sha256=found.config_sha256,
@@ -247,8 +255,9 @@ def describe_model(
 class OpenReader:
     """A Reader with its tokenizer and model in memory. Get one from `open_reader`."""
 
-    def __init__(self, reader: Reader, loaded: LoadedModel) -> None:
+    def __init__(self, reader: Reader, loaded: LoadedModel, batch_tokens: int | None = None) -> None:
         self.reader = reader
+        self.batch_tokens = batch_tokens
         self.tokenizer = loaded.tokenizer
         self.model = loaded.model
         self.route = loaded.route
@@ -303,7 +312,7 @@ class OpenReader:
         Args:
             texts: Encoded texts.
             layers: Indices into `hidden_states`.
-            batch_tokens: Most tokens in one forward pass; None takes the device's default.
+            batch_tokens: Most tokens in one forward pass; None takes what it was opened with.
 
         Yields:
             Indices of the texts in this batch, and their vectors `[b, layers, d_model]`, float32, on the device.
@@ -315,7 +324,7 @@ class OpenReader:
             [(text.last,) if last else text.content for text in texts],
             layers,
             route=self.route,
-            batch_tokens=batch_tokens,
+            batch_tokens=self.batch_tokens if batch_tokens is None else batch_tokens,
         )
 
 
@@ -341,6 +350,8 @@ class LoadedModel:
 
 
 _LOADED: dict[tuple[Any, ...], LoadedModel] = {}
+_loading = threading.RLock()  # one thread at a time, and a model that two ask for is loaded once
+_settled = -1  # the process that has been made safe as a worker
 _OWNER = os.getpid()
 
 
@@ -366,14 +377,15 @@ def open_reader(reader: Reader, runtime: Runtime | None = None, *, depth: int | 
         *(source, where, reader.dtype, reader.max_length),
         *(runtime.route, runtime.trust_remote_code, device),
     )
-    if key not in _LOADED or _LOADED[key].depth < depth:
-        for other in [k for k in _LOADED if k[0] == runtime.path and k[1] != where]:  # what the folder was before
-            del _LOADED[other]
-        _LOADED[key] = _load(reader, runtime, device, depth)
-    loaded = _LOADED[key]
-    _check_same(reader, loaded.identity, runtime.path)
-    _check_match(reader, loaded.config, loaded.tokenizer)
-    return OpenReader(reader, loaded)
+    with _loading:
+        if key not in _LOADED or _LOADED[key].depth < depth:
+            for other in [k for k in _LOADED if k[0] == runtime.path and k[1] != where]:  # what the folder was before
+                del _LOADED[other]
+            _LOADED[key] = _load(reader, runtime, device, depth)
+        loaded = _LOADED[key]
+        _check_same(reader, loaded.identity, runtime.path)
+        _check_match(reader, loaded.config, loaded.tokenizer)
+    return OpenReader(reader, loaded, runtime.batch_tokens)
 
 
 def close_readers() -> None:
@@ -382,16 +394,53 @@ def close_readers() -> None:
 
 
 def resolve_device(device: str | None, rank: int | None = None) -> str:
-    """Says which device to use: the one asked for, else a GPU if there is one, spread over ranks."""
+    """Says which device to use: the one asked for, else a GPU if there is one, spread over ranks.
+
+    Raises:
+        ValueError: It names no device, or none that is here.
+    """
     import torch
 
-    if device is not None and device != "cuda":
-        return device
     count = torch.cuda.device_count()
     if device is None and count == 0:
         return "cpu"
-    # A `map` may have more shards than GPUs, so ranks go round.
-    return f"cuda:{(rank or 0) % max(count, 1)}"
+    kind, index = ("cuda", None) if device is None else _parse_device(device)
+    if kind == "cuda" and index is None and count:
+        # A `map` may have more shards than GPUs, so ranks go round.
+        return f"cuda:{(rank or 0) % count}"
+    if kind == "cuda":
+        there = index is not None and index < count
+    elif kind == "cpu":
+        there = index in (None, 0)
+    else:
+        there = kind != "meta"  # which holds no numbers
+        try:
+            torch.zeros(1, device=device)
+        except Exception:  # each kind says in its own way that it is not there
+            there = False
+    if not there:
+        here = ", ".join(["'cpu'", *(f"'cuda:{i}'" for i in range(count))])
+        raise ValueError(
+            f"`device` is {device!r}, which is not on this machine (torch {torch.__version__}); here are {here}: name "
+            "one of these, or leave `device` out"
+        )
+    return str(device)
+
+
+def _parse_device(device: str) -> tuple[str, int | None]:
+    """Its kind and number."""
+    import torch
+
+    try:
+        if not isinstance(device, str):
+            raise TypeError
+        parsed = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"`device` is {device!r}, which names no device; allowed are 'cpu', 'cuda', 'cuda:1' ..., or None for a "
+            "GPU if there is one"
+        ) from None
+    return parsed.type, parsed.index
 
 
 def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedModel:
@@ -413,7 +462,12 @@ def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedMo
     _check_match(reader, config, tokenizer)
     model = _load_weights(source, commit, config, reader.dtype, runtime.trust_remote_code)
     model = model.to(device).eval()
-    route = probe(model, max_length=reader.max_length, force=runtime.route, depth=depth)
+    try:
+        route = probe(model, max_length=reader.max_length, force=runtime.route, depth=depth)
+    except Exception as error:  # a model's own code can fail in any way
+        if out_of_memory(error):
+            raise
+        raise ValueError(f"{source!r} cannot be read: {_said(error)}") from error
     say = logger.info if route.way == "tree" or runtime.route is not None else logger.warning
     say("%s is read the %s way: %s", source, route.way, route.reason)
     return LoadedModel(model, tokenizer, config, identity, depth, route)
@@ -430,15 +484,16 @@ def _load_weights(
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would list each weight of the head and of blocks not needed
     try:
-        model, info = AutoModel.from_pretrained(
-            source,
-            revision=commit,
-            config=config,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
+        with _loading_of("model", source):
+            model, info = AutoModel.from_pretrained(
+                source,
+                revision=commit,
+                config=config,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
     finally:
         transformers_logging.set_verbosity(verbosity)
     # An encoder's pooler comes after the hidden states and is often not published.
@@ -454,14 +509,49 @@ def _load_weights(
 def _load_config(source: str, commit: str | None, trust_remote_code: bool) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source, revision=commit, trust_remote_code=trust_remote_code)
+    with _loading_of("config", source):
+        config = AutoConfig.from_pretrained(source, revision=commit, trust_remote_code=trust_remote_code)
     if config.is_encoder_decoder:
         raise ValueError(
             f"{source!r} is an encoder-decoder model ({config.model_type}); use a decoder or an encoder: which of its "
             "two stacks should read a text is not defined here"
         )
     _check_inert(config, source, trust_remote_code)
+    text = config.get_text_config(decoder=True)
+    for name in ("hidden_size", "num_hidden_layers"):
+        if not isinstance(getattr(text, name, None), int):
+            raise ValueError(
+                f"the config of {source!r} ({config.model_type}) says no `{name}`, so its layers cannot be told; use a "
+                "decoder or an encoder of text"
+            )
     return config
+
+
+@contextmanager
+def _loading_of(what: str, source: str) -> Iterator[None]:
+    """Whatever goes wrong inside transformers names the model, the reason and the remedy."""
+    try:
+        yield
+    except OSError:  # what is not there or cannot be reached is said well already
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        remedy = "use another model, or another version of transformers"
+        if "trust_remote_code" in str(error):
+            remedy = "pass `trust_remote_code=True` if you trust whoever wrote that code"
+        elif isinstance(error, ImportError):
+            remedy = "install what is missing, or use a model whose config does not ask for it"
+            if "attn" in str(error).lower() or "attention" in str(error).lower():
+                remedy = "remove `attn_implementation` from its config, or install what it asks for"
+        raise ValueError(f"the {what} of {source!r} cannot be loaded: {_said(error)}; {remedy}") from error
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, in one line."""
+    said = " ".join(str(error).split())
+    said = said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}…"
+    return said if isinstance(error, ValueError) and said else f"{type(error).__name__}: {said}".removesuffix(": ")
 
 
 def _check_inert(config: PretrainedConfig, source: str, trust_remote_code: bool) -> None:
@@ -485,7 +575,8 @@ def _check_inert(config: PretrainedConfig, source: str, trust_remote_code: bool)
 def _load_tokenizer(source: str, commit: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=trust_remote_code)
+    with _loading_of("tokenizer", source):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
         raise ValueError(
             f"the tokenizer of {source!r} is a slow one, which cannot tell where in the text a token stands; "
@@ -623,10 +714,10 @@ def _check_match(reader: Reader, config: PretrainedConfig, tokenizer: PreTrained
                 f"this model does not fit the direction: its `{name}` is {value!r}, the direction was fitted with "
                 f"{expected!r}; use {reader.name}, or fit a new direction"
             )
-    window = _window(text_config, tokenizer)
-    if reader.max_length > window:
+    longest = window(config, tokenizer)
+    if reader.max_length > longest:
         raise ValueError(
-            f"this model does not fit the direction: it reads up to {window} tokens, the direction up to "
+            f"this model does not fit the direction: it reads up to {longest} tokens, the direction up to "
             f"{reader.max_length}; use {reader.name}, or fit a new direction"
         )
     if reader.eos == "append" and tokenizer.eos_token_id is None:
@@ -665,12 +756,6 @@ def _chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest() if template else None
 
 
-def _window(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Most positions the model has, by its config or its tokenizer, whichever says less."""
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return int(min(positions or 1 << 62, tokenizer.model_max_length or 1 << 62))
-
-
 def _resolve_commit(model: str, revision: str | None) -> str:
     from legend_hf.hub.transfer import resolve_commit
 
@@ -684,13 +769,15 @@ def _resolve_dtype(dtype: str, device: str | None) -> str:
 
 
 def _settle_in_worker(device: str) -> None:
-    """Makes a forked worker safe for tensor work, before there is any.
+    """Makes a worker safe for tensor work, before there is any, and leaves the other cores to the other workers.
 
     A fork copies the parent's memory but not its threads. The first parallel region of OpenMP then waits for threads
-    that do not exist, unless the worker is told to run on one.
+    that do not exist, unless the worker is told to run on one. A spawned worker would take all cores, as each of its
+    siblings does, unless the environment says how many are its own.
     """
-    global _OWNER
-    if os.getpid() == _OWNER:
+    global _settled
+    worker = _worker_name()
+    if _settled == os.getpid() or (os.getpid() == _OWNER and worker is None):
         return
     import torch
 
@@ -699,8 +786,32 @@ def _settle_in_worker(device: str) -> None:
             "this worker was forked from a process that had already used the GPU, and CUDA cannot be used after a "
             'fork; call `multiprocess.set_start_method("spawn")` under `if __name__ == "__main__":` before `map`'
         )
-    torch.set_num_threads(1)
-    _OWNER = os.getpid()
+    told = any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
+    if not (told and worker is not None and worker.startswith(("Spawn", "ForkServer"))):
+        torch.set_num_threads(1)
+    _settled = os.getpid()
+
+
+def _worker_name() -> str | None:
+    """What Python calls this process if another one started it as a worker, such as `SpawnPoolWorker-1`; else None.
+
+    `datasets` uses `multiprocess`; others use `multiprocessing`.
+    """
+    for name in ("multiprocess.process", "multiprocessing.process"):
+        process = sys.modules.get(name)
+        if process is not None and process.parent_process() is not None:
+            return str(process.current_process().name)
+    return None
+
+
+def _after_fork() -> None:
+    """A lock that another thread of the parent held is held for ever in the child."""
+    global _loading
+    _loading = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
