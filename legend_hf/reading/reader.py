@@ -467,7 +467,8 @@ def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedMo
     except Exception as error:  # a model's own code can fail in any way
         if out_of_memory(error):
             raise
-        raise ValueError(f"{source!r} cannot be read: {_said(error)}") from error
+        said = str(error) if isinstance(error, ValueError) else _said(error)
+        raise ValueError(f"{source!r} cannot be read: {said}") from error
     say = logger.info if route.way == "tree" or runtime.route is not None else logger.warning
     say("%s is read the %s way: %s", source, route.way, route.reason)
     return LoadedModel(model, tokenizer, config, identity, depth, route)
