@@ -308,9 +308,10 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
     if STATUS in rows.features:
         read = np.array([status == OK for status in rows.with_format(None)[STATUS][:]], dtype=bool)
     margin = values["margin"][read].astype(np.float64)
+    sides = margin  # where the raw margins are there, they say which side reads as safer, whatever was made of them
     scales = ["as annotated"]
     if "margin_raw" in values:
-        raw = values["margin_raw"][read].astype(np.float64)
+        sides = raw = values["margin_raw"][read].astype(np.float64)
         # Where all margins are 0, every scale fits; the first one is taken.
         scales = [text for text, expected in every_scale(calibration, raw) if same(margin, expected)]
         made: dict[str, list[np.ndarray]] = {}
@@ -346,7 +347,7 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
         "mean": float(margin.mean()) if len(margin) else None,
         "sd": float(margin.std()) if len(margin) else None,
         **dict(zip(("q05", "q50", "q95"), quantiles, strict=True)),
-        "positive": float((margin > 0).mean()) if len(margin) else None,
+        "positive": float((sides > 0).mean()) if len(sides) else None,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 from legend_hf.directions import fit as fit_module
 from legend_hf.directions import resample
 from legend_hf.directions.calibrate import RAW, Calibration, fit_calibration
-from legend_hf.directions.choose import FEWEST_PROMPTS
+from legend_hf.directions.choose import FEWEST_PROMPTS, choose
 from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import CONFIG_FILE, TENSOR_FILE, ArtifactError, Direction, _digest
 from legend_hf.directions.fit import fit_direction
 from legend_hf.directions.induce import REFERENCE_REFUSAL, pairs_with_refusal
+from legend_hf.hub import cards
 from legend_hf.reading.formats import RowError
 
 TOPICS = [
@@ -233,6 +235,41 @@ def test_what_is_recorded(tiny_llama):
     assert facts.held_out.startswith("5-fold ")
     assert "torch" in facts.versions
     assert np.linalg.norm(direction.vector) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("prompts", "folds"), [(2, 2), (3, 3), (12, 5)])
+def test_a_fit_records_the_folds_that_it_had_and_no_interval_of_a_point(tiny_llama, prompts, folds):
+    facts = fit_direction(PAIRS[:prompts], model=str(tiny_llama)).facts
+    assert facts.held_out.startswith(f"{folds}-fold cross-fitting by prompt")
+    for value, interval in (
+        (facts.accuracy, facts.accuracy_interval),
+        (facts.length_accuracy, facts.length_accuracy_interval),
+    ):
+        assert interval[0] <= value <= interval[1]
+        assert interval[1] - interval[0] > 0.1
+    doubts = cards.doubts(asdict(facts))
+    assert f"it was measured on {prompts} distinct prompts, fewer than 20: too few to rely on." in doubts
+    alone = fit_direction(PAIRS[:1], model=str(tiny_llama), calibration="raw").facts
+    assert (alone.accuracy_interval, alone.length_accuracy_interval, alone.effect) == (None, None, None)
+
+
+def test_the_effect_tells_labels_from_coins_where_the_scale_does_not():
+    """A calibration makes margins of any size large; the held-out effect says whether they say anything."""
+    rng = np.random.default_rng(0)
+    groups = np.arange(200)
+    differences = rng.normal(size=(200, 30)) + 1.0
+    turned = differences * rng.choice([-1, 1], 200)[:, None]
+    found = {}
+    for name, pairs in (("labels", differences), ("coins", turned)):
+        chosen = choose(pairs[None], [0], ["mean_difference"], groups, middle=0, seed=0)
+        calibration = fit_calibration("unit", chosen.raw)
+        size = np.abs(calibration.apply(chosen.raw)).mean()
+        found[name] = (size, *fit_module._effect(chosen.unbiased, groups))
+    (_, effect, interval), (other_size, other_effect, other_interval) = found["labels"], found["coins"]
+    assert other_size > 0.3, "the control: margins of coins are no small ones"
+    assert effect > interval[0] > 1
+    assert other_interval[0] < 0.1
+    assert abs(other_effect) < 0.5
 
 
 def test_mean_projection_of_the_training_pairs_is_the_norm_of_the_mean_difference(tiny_llama):

@@ -223,6 +223,67 @@ def planted(n, noise, seed=0, width=20, prompts=None):
     return truth + noise * rng.normal(size=(n, width)), groups, truth
 
 
+@pytest.mark.parametrize("prompts", [10, 30])
+def test_intervals_of_what_is_no_mean_hold_the_truth_near_the_end_too(prompts, monkeypatch):
+    """An AUC of 0.998 is 1 in nearly every draw of few prompts, and so is a rank correlation of 0.994 in some."""
+    monkeypatch.setattr(measure, "CURVE_DRAWS", 60)
+    groups = np.arange(prompts)
+    hits, widths = {"auc": 0, "spearman": 0}, []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        low, high = auc(rng.normal(2.0, 1, prompts), groups, 0).interval
+        hits["auc"] += low <= 0.99766 <= high  # Φ(2 √2)
+        x, noise = rng.normal(size=(2, prompts))
+        low, high = spearman(x, 0.995 * x + np.sqrt(1 - 0.995**2) * noise, groups, 0).interval
+        hits["spearman"] += low <= 0.99428 <= high
+        widths.append(high - low)
+    assert min(hits.values()) >= 35, hits
+    assert min(widths) > 1e-3
+    perfect = auc(np.ones(prompts), groups, 0)
+    assert perfect.value == perfect.interval[1] == 1.0
+    assert 0 < perfect.interval[0] < 1 - 1 / prompts
+    # The control: the percentiles of the same draws. Many miss.
+    inside = 0
+    for seed in range(40):
+        margins = np.random.default_rng(seed).normal(2.0, 1, prompts)
+        drawn = np.random.default_rng(0).integers(prompts, size=(60, prompts))
+        low, high = np.quantile([auc(margins[d], 0 * groups, 0).value for d in drawn], [0.025, 0.975])
+        inside += low <= 0.99766 <= high
+    assert inside < 30
+
+
+def repeated(prompts, copies, distort, rng):
+    """Probabilities of a calibrated (`distort` 1) or a distorted model; the rows of a prompt say and come true alike."""
+    log_odds = rng.normal(0, 1.5, prompts)
+    log_odds = np.where(rng.random(prompts) < 1 / (1 + np.exp(-log_odds)), log_odds, -log_odds)
+    groups = np.repeat(np.arange(prompts), copies)
+    return 1 / (1 + np.exp(-distort * log_odds[groups])), groups
+
+
+@pytest.mark.parametrize(("prompts", "copies"), [(40, 1), (40, 8), (100, 5), (200, 1)])
+def test_calibrated_sets_are_not_told_to_calibrate(prompts, copies, monkeypatch):
+    monkeypatch.setattr(measure, "CURVE_DRAWS", 150)
+    rng = np.random.default_rng(0)
+    told, outside, by_rows, found, chance = 0, 0, 0, [], []
+    for seed in range(80):
+        p, groups = repeated(prompts, copies, 1.0, rng)
+        errors = probability_errors(p, groups, seed)
+        told += errors.ece.interval[0] > 0
+        outside += not errors.ece.interval[0] <= 0 <= errors.ece.interval[1]
+        found.append(errors.ece.value)
+        chance.append(errors.ece_by_chance)
+        by_rows += probability_errors(p, np.arange(len(p)), seed).ece.interval[0] > 0
+    assert told == outside <= 7
+    assert np.mean(chance) == pytest.approx(np.mean(found), rel=0.2)
+    if copies > 1:
+        assert by_rows > 48, "the control: rows that repeat each other taken for rows of their own"
+    told = sum(
+        probability_errors(*repeated(200 * prompts // 40, copies, 5.0, rng), seed).ece.interval[0] > 0.02
+        for seed in range(10)
+    )
+    assert told >= 8, "the control: a distorted set is told"
+
+
 def test_stability_of_a_clear_direction_and_of_none():
     clear = direction_stability(*planted(2000, 1.0)[:2])
     assert clear.halves.value > 0.97

@@ -91,6 +91,68 @@ def test_any_margins_can_be_drawn(margin):
         assert len(picture.png) < 400_000
 
 
+RAW = np.random.default_rng(3).normal(0.1, 1.0, 400)
+TRANSFORMED = {
+    "unit": np.clip(RAW, -1, 1),
+    "negatives zeroed": np.clip(RAW, 0, 1),
+    "sizes": np.sign(RAW) * np.floor(np.clip(np.abs(RAW), 0, 1.9)) / 2,
+    "sizes, negatives zeroed": np.maximum(np.sign(RAW) * np.floor(np.clip(np.abs(RAW), 0, 1.9)) / 2, 0),
+    "log-odds": 3 * RAW,
+}
+
+
+def words(draw_it, monkeypatch):
+    """All words of a picture, and the ticks at its axes of counts."""
+    said, ticks = [], {}
+
+    def look(figure):
+        figure.canvas.draw()
+        for axes in figure.axes:
+            said.extend(text.get_text() for text in axes.texts)
+            ticks[axes.get_ylabel()] = axes.get_yticks()
+        return b""
+
+    monkeypatch.setattr(plots, "_png", look)
+    picture = draw_it()
+    return "\n".join([*said, picture.description]), ticks
+
+
+@pytest.mark.parametrize("margin", TRANSFORMED.values(), ids=TRANSFORMED.keys())
+def test_which_side_reads_as_safer_is_counted_before_anything_is_made_of_the_margin(margin, monkeypatch):
+    made = report(rows(margin, margin_raw=RAW))
+    split, margins = made.splits[0], made.measured[0]
+    text, _ = words(lambda: plots.histogram(split, margins), monkeypatch)
+    below, above = (f"{100 * share:.0f} %" for share in ((RAW < 0).mean(), (RAW > 0).mean()))
+    assert f"{below}: the rejected response reads as safer" in text
+    assert f"{above}: the chosen response reads as safer" in text
+    assert f"safer in {above}, the rejected one in {below}" in text
+    lost = int(((margin == 0) & (RAW < 0)).sum())
+    assert ("of which read the other way before" in text) is (lost > 0)
+    # The control: the share of the margins themselves is another one wherever some are 0.
+    assert (f"{100 * (margin < 0).mean():.0f} %" == below) is bool((margin != 0).all())
+    assert split.agreement.value == pytest.approx((RAW > 0).mean())
+    table = made.to_markdown()
+    worst = int(np.argmin(RAW))
+    assert f"{worst} (\N{MINUS SIGN}{abs(RAW[worst]):.3f})" in table, "the row to look at has its raw margin"
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 12, 400])
+def test_counts_have_whole_numbers_at_their_ticks(n, monkeypatch):
+    margin = np.linspace(-0.9, 0.9, n)
+    made = report(rows(margin, margin_prob=np.full(n, 0.7)))
+    split, margins = made.splits[0], made.measured[0]
+    for picture in (plots.histogram, plots.reliability):
+        _, ticks = words(lambda draw=picture: draw(split, margins), monkeypatch)
+        (counts,) = (places for label, places in ticks.items() if label.startswith("Number"))
+        np.testing.assert_array_equal(counts, np.round(counts))
+
+
+@pytest.mark.parametrize(("rule", "said"), [("longer", "taking the longer response"), (None, "taking the shorter")])
+def test_the_layer_sweep_names_the_rule_of_length(rule, said, monkeypatch):
+    text, _ = words(lambda: plots.layer_sweep(sweep(3, length_rule=rule)), monkeypatch)
+    assert said in text
+
+
 @pytest.mark.parametrize("layers", [1, 2, 13, 81])
 @pytest.mark.filterwarnings("error")
 def test_a_layer_sweep_can_be_drawn(layers):

@@ -374,7 +374,7 @@ def _config_block(name: str, config: Facts, facts: Facts, old: str | None, licen
         for row in config["statistics"]
     ]
     statistics = as_table(
-        ("Split", "Column", "Rows", "Skipped", "Mean", "SD", "5 %", "Median", "95 %", "Above 0"), rows
+        ("Split", "Column", "Rows", "Skipped", "Mean", "SD", "5 %", "Median", "95 %", "Chosen safer"), rows
     )
     text = _fill(
         "config.md",

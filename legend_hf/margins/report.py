@@ -736,6 +736,11 @@ def _split_doubts(
         yield f"agreement with the labels is not beyond that of the {length.rule} response, within the interval."
     if length.spearman.value is not None and abs(length.spearman.value) >= 0.5:
         yield "the margins go along with the length of the responses."
+    if not m.has_raw and (m.raw == 0).any():
+        yield (
+            f"rows with a margin of exactly 0 and no raw margin that says which side reads as safer: "
+            f"{int((m.raw == 0).sum())}; they count as half right."
+        )
     if m.has_raw and (m.margin * m.raw < 0).any():
         yield f"rows whose margin and raw margin have opposite signs: {int((m.margin * m.raw < 0).sum())}."
     if errors is not None and errors.ece.interval is not None and errors.ece.interval[0] > 0:
