@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from legend_hf import LegendMarginFn, LegendScoreFn, annotate, curriculum, fit_direction, make_pairs, save_annotated
-from legend_hf import select_pairs
+from legend_hf import (
+    LegendMarginFn,
+    LegendScoreFn,
+    annotate,
+    curriculum,
+    fit_direction,
+    make_pairs,
+    save_annotated,
+    select_pairs,
+)
 from legend_hf.cli import app
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.margins.origin import mark, marks_of

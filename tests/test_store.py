@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -221,7 +222,10 @@ def test_no_damage_stops_the_work(tmp_path_factory, data):
     content[start : start + len(noise)] = noise
     path.write_bytes(content)
     store = Store(path)
-    store.contents()
+    try:
+        store.contents()
+    except StoreError:  # which looks, and leaves what it sees
+        assert path.read_bytes() == bytes(content)
     assert store.keep(A, {key(i): 2.0 for i in range(80)}, label="model a").keys() == {key(i) for i in range(80)}
     assert store.merge(Store(path.with_name("other.sqlite"))) == 0
     store.prune()
@@ -310,12 +314,189 @@ def test_a_database_of_something_else_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["orders.sqlite"]
 
 
-def test_a_later_format_is_refused(path):
-    Store(path).check()
+@pytest.mark.parametrize(("later", "remedy"), [(1, "update legend_hf"), (-1, "name another file .* or remove this")])
+def test_another_format_is_refused_and_left_alone(path, later, remedy):
+    made = Store(path)
+    made.check()
+    made.close()
+    other = store_module.FORMAT + later
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
-    with pytest.raises(StoreError, match="has format 2, this version of legend_hf writes 1; update legend_hf"):
-        Store(path).check()
+        connection.execute(f"PRAGMA user_version = {other}")
+    connection.close()
+    before = path.read_bytes()
+    for attempt in (Store(path).check, Store(path).contents, lambda: Store(path).find(A, [key(1)])):
+        with pytest.raises(StoreError, match=f"has format {other}, this version of legend_hf writes .*{remedy}"):
+            attempt()
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_bad_row_is_an_unknown_row(path, caplog):
+    """One wrong byte costs one text, in whichever score it is; the file stays, and the row is mended."""
+    scores = {key(i): i / 7 for i in range(1200)}
+    store = Store(path)
+    store.keep(A, scores, label="a")
+    store.keep(B, {key(1): 5.0}, label="b")
+    store.close()
+    bad = key(801)
+    sealed = store_module._sealed(A, bad, scores[bad])
+    content = path.read_bytes()
+    assert content.count(sealed) == 1
+    for place in (0, 7, 8, 11):  # of the score, of its checksum
+        flipped = bytearray(sealed)
+        flipped[place] ^= 4
+        path.write_bytes(content.replace(sealed, bytes(flipped)))
+        store = Store(path)
+        assert store.find(A, list(scores)) == {k: v for k, v in scores.items() if k != bad}
+        assert store.find(B, [key(1)]) == {key(1): 5.0}
+        fresh = Store(path.with_name(f"fresh-{place}.sqlite"))
+        assert fresh.merge(store) == 1200, "the others are taken over, the bad one is not"
+        assert fresh.find(A, [bad]) == {}
+        assert store.keep(A, {bad: 3.0, key(0): 9.0}, label="a") == {bad: 3.0, key(0): 0.0}
+        assert store.find(A, [bad]) == {bad: 3.0}
+        store.close()
+    assert not [p.name for p in path.parent.iterdir() if "damaged" in p.name]
+    assert "damaged" not in caplog.text
+
+
+def test_a_score_that_is_no_number_is_unknown(path):
+    store = Store(path)
+    for nothing in (math.nan, math.inf):
+        store.keep(A, {key(1): nothing}, label="a")
+        assert store.find(A, [key(1)]) == {}
+    assert store.keep(A, {key(1): 1.0}, label="a") == {key(1): 1.0}
+
+
+def test_a_bad_note_of_a_direction_hides_only_itself(path):
+    store = Store(path)
+    for digest, label in ((A, "a"), (B, "b")):
+        store.keep(digest, {key(1): 1.0}, label=label)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE directions SET used = 'long ago' WHERE label = 'a'")
+    connection.close()
+    assert [k.label for k in store.contents()] == ["b"]
+    assert store.find(A, [key(1)]) == {key(1): 1.0}
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE directions SET used = 1e300 WHERE label = 'a'")
+    connection.close()
+    assert store.prune(unused_days=1.0) == 1
+    assert [k.label for k in store.contents()] == ["b"]
+
+
+def state_of(folder):
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns, p.stat().st_mode) for p in sorted(folder.iterdir())}
+
+
+def closed_store(path):
+    store = Store(path)
+    store.keep(A, {key(i): float(i) for i in range(1000)}, label="a")
+    store.close()
+
+
+def killed_store(path):
+    """Its log was not put into the file."""
+    program = (
+        "import os, sys; from legend_hf.margins.store import Store; store = Store(sys.argv[1]);"
+        "store.keep(b'a' * 32, {bytes([i]) * 32: float(i) for i in range(100)}, label='a'); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 9
+    assert Path(f"{path}-wal").stat().st_size
+
+
+def torn_store(path):
+    closed_store(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def text(path):
+    path.write_text("not a database " * 500, encoding="utf-8")
+
+
+def of_another(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE orders (id INTEGER)")
+    connection.close()
+
+
+def with_a_table_of_somebodys(path):
+    closed_store(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE notes (note TEXT)")
+    connection.close()
+
+
+def with_other_tables(path):
+    closed_store(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE scores")
+    connection.close()
+
+
+def read_only(path):
+    closed_store(path)
+    path.chmod(0o400)
+
+
+def nothing(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("make", "scores"),
+    [
+        (closed_store, 1000), (killed_store, 100), (read_only, 1000), (with_a_table_of_somebodys, 1000), (nothing, 0),
+        (torn_store, "is damaged"), (text, "is damaged"), (with_other_tables, "is damaged"),
+        (of_another, "SQLite file of something else"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("locked", [False, True])
+def test_showing_and_merging_never_move_or_write_what_they_read(tmp_path, make, scores, locked):
+    folder, path = tmp_path / "read", tmp_path / "read" / "s.sqlite"
+    folder.mkdir()
+    make(path)
+    before = state_of(folder)
+    folder.chmod(0o500 if locked else 0o700)
+    try:
+        for number, attempt in enumerate((
+            lambda store, into: sum(kept.scores for kept in store.contents()),
+            lambda store, into: into.merge(store),
+        )):  # fmt: skip
+            into = Store(tmp_path / f"into-{number}.sqlite")
+            if isinstance(scores, int):
+                assert attempt(Store(path), into) == scores
+            else:
+                with pytest.raises(StoreError, match=scores):
+                    attempt(Store(path), into)
+        after = state_of(folder)
+    finally:
+        folder.chmod(0o700)
+    shared = f"{path.name}-shm"  # SQLite's notes on who reads a log; a copy of nothing
+    assert {k: v for k, v in after.items() if k != shared} == {k: v for k, v in before.items() if k != shared}
+    if make is with_a_table_of_somebodys:
+        assert len(Store(path).find(A, [key(1)])) == 1, "and it is a store still"
+
+
+def test_showing_makes_no_store(tmp_path):
+    assert Store(tmp_path / "none" / "s.sqlite").contents() == []
+    assert Store(tmp_path / "into.sqlite").merge(Store(tmp_path / "none" / "s.sqlite")) == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_scores_that_are_found_are_in_use(path):
+    store = Store(path)
+    for digest, label in ((A, "found"), (B, "not found")):
+        store.keep(digest, {key(1): 1.0}, label=label)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE directions SET used = used - 3 * 86400")
+    connection.close()
+    store.find(A, [key(1)])
+    store.find(B, [key(2)])
+    assert store.prune(unused_days=2.0) == 1
+    assert [kept.label for kept in store.contents()] == ["found"], "the control: the other is gone"
+    used = store.contents()[0].used
+    store.find(A, [key(1)])
+    assert store.contents()[0].used == used, "once an hour is enough"
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import sqlite3
 import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ SUFFIX = ".sqlite"
 FORMAT = 2
 WAIT_SECONDS = 60.0
 """How long a write waits for those of other processes."""
+NOTED_SECONDS = 3600.0
+"""How old the note of a direction's last use may be before reading writes it anew."""
 
 _APPLICATION = 0x4C474E44  # "LGND" in the file's header: a SQLite file of something else is never written to.
 _SCHEMA = """
@@ -61,7 +64,7 @@ class Kept:
         digest: Of the direction, hexadecimal.
         label: Its model and layer, for people.
         scores: How many texts have a score.
-        used: When it was last written to.
+        used: When scores were last written or found, to an hour.
     """
 
     digest: str
@@ -90,7 +93,7 @@ class Store:
         self._safely(lambda connection: None)
 
     def find(self, direction: bytes, texts: Sequence[bytes]) -> dict[bytes, float]:
-        """The scores that are known.
+        """The scores that are known. What does not fit its checksum is not: it is read and written again.
 
         Args:
             direction: Digest of the direction.
@@ -99,7 +102,14 @@ class Store:
         Returns:
             Score of each known text, to the bit as it was kept.
         """
-        return self._safely(lambda connection: _find(connection, direction, texts))
+
+        def read(connection: sqlite3.Connection) -> dict[bytes, float]:
+            found = _find(connection, direction, texts)
+            if found:
+                _note_use(connection, direction)
+            return found
+
+        return self._safely(read)
 
     def keep(self, direction: bytes, scores: Mapping[bytes, float], *, label: str) -> dict[bytes, float]:
         """Writes scores in one transaction; on return they outlive a kill of this process.
@@ -126,7 +136,8 @@ class Store:
                 (number,) = row
                 there = _find(connection, direction, list(scores))
                 connection.executemany(
-                    "INSERT INTO scores (direction, text, score) VALUES (?, ?, ?)",
+                    "INSERT INTO scores (direction, text, score) VALUES (?, ?, ?) "
+                    "ON CONFLICT (direction, text) DO UPDATE SET score = excluded.score",
                     [(number, t, _sealed(direction, t, score)) for t, score in scores.items() if t not in there],
                 )
             return {**scores, **there}
@@ -134,11 +145,16 @@ class Store:
         return self._safely(write)
 
     def contents(self) -> list[Kept]:
-        """What is held for each direction, the last used first."""
-        return self._safely(_contents)
+        """What is held for each direction, the last used first. The file is neither made nor written nor moved.
+
+        Raises:
+            StoreError: It cannot be read.
+        """
+        with self._reading() as connection:
+            return [] if connection is None else _contents(connection)
 
     def prune(self, *, unused_days: float = 0.0) -> int:
-        """Forgets directions that were not written to for some days, and gives their space back.
+        """Forgets directions whose scores were neither written nor found for some days, and gives their space back.
 
         Returns:
             How many scores are gone.
@@ -146,10 +162,15 @@ class Store:
 
         def remove(connection: sqlite3.Connection) -> int:
             with _transaction(connection):
-                old = "SELECT id FROM directions WHERE used <= ?"
-                before = (time.time() - unused_days * 86400,)
-                gone = connection.execute(f"DELETE FROM scores WHERE direction IN ({old})", before).rowcount
-                connection.execute(f"DELETE FROM directions WHERE id IN ({old})", before)
+                now = time.time()
+                # A note that is none, or of tomorrow, keeps nothing alive.
+                connection.execute(
+                    "DELETE FROM directions WHERE NOT COALESCE(used > ? AND used < ?, 0)",
+                    (now - unused_days * 86400, now + 86400),
+                )
+                gone = connection.execute(
+                    "DELETE FROM scores WHERE direction NOT IN (SELECT id FROM directions)"
+                ).rowcount
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return gone
@@ -157,27 +178,49 @@ class Store:
         return self._safely(remove)
 
     def merge(self, other: Store) -> int:
-        """Takes over what another store holds and this one does not.
+        """Takes over what another store holds and this one does not. The other is neither written nor moved.
 
         Returns:
             How many scores are new.
+
+        Raises:
+            StoreError: One of them cannot be used; what was taken over until then stays.
         """
-        known = sum(kept.scores for kept in self.contents())
-        for kept in other.contents():
-            digest = bytes.fromhex(kept.digest)
-            for scores in other._all(digest):
-                self.keep(digest, scores, label=kept.label)
-        return sum(kept.scores for kept in self.contents()) - known
+        new = 0
+        with other._reading() as source:
+            if source is None:
+                return 0
+            for kept in _contents(source):
+                digest = bytes.fromhex(kept.digest)
+                for scores in _all(source, digest):
+                    new += len(scores.keys() - self.find(digest, list(scores)).keys())
+                    self.keep(digest, scores, label=kept.label)
+        return new
 
     def close(self) -> None:
         """Closes this process's connection; the next use opens a new one."""
         with self._lock:
             self._drop()
 
-    def _all(self, direction: bytes) -> Iterator[dict[bytes, float]]:
-        found = {b"": 0.0}
-        while found := self._safely(partial(_find_after, direction=direction, after=max(found))):
-            yield found
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """A connection that cannot write; None where there is nothing. Damage is an error, not a file set aside."""
+        if not self.path.exists():
+            yield None
+            return
+        try:
+            connection = _opened_to_read(self.path)
+            try:
+                yield connection if _recognise(connection, self.path) else None
+            finally:
+                connection.close()
+        except (sqlite3.Error, *_DAMAGE) as error:
+            if isinstance(error, _DAMAGE) or _code(error) in _DAMAGE_CODES:
+                raise StoreError(
+                    f"the store {str(self.path)!r} is damaged ({error}) and was left as it is; the next run that keeps "
+                    "scores in it sets it aside and begins a new one"
+                ) from error
+            raise self._refusal(error) from error
 
     def _safely(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Works with the connection; a damaged file is set aside, once, and the work done on a new one."""
@@ -289,7 +332,7 @@ class Store:
 
 
 class _Damaged(Exception):
-    """A value that its checksum does not fit."""
+    """What SQLite takes for sound, and no store can be."""
 
 
 # A decode error is how sqlite3 fails to say that a schema is malformed where it is not even text.
@@ -362,8 +405,8 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     return absolute
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Makes an empty file a store, and refuses one of another kind or a later format."""
+def _recognise(connection: sqlite3.Connection, path: Path) -> bool:
+    """Refuses a file of another kind or another format; says whether it has its tables already."""
     try:
         schema = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")}
         # After the tables: whoever made them in between had written this with them.
@@ -375,12 +418,45 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         if isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_ERROR:
             raise _Damaged(str(error)) from error
         raise
-    if schema and application != _APPLICATION:
+    if not schema:
+        return False
+    if application != _APPLICATION:
         tables = sorted(name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'"))
         raise StoreError(
             f"the store {str(path)!r} is a SQLite file of something else, with the tables {', '.join(tables[:5])}; "
             "give another path"
         )
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != FORMAT:
+        remedy = (
+            "update legend_hf, or name another file with `store=`"
+            if version > FORMAT
+            else "its scores are not those of this version: name another file with `store=`, or remove this one"
+        )
+        raise StoreError(
+            f"the store {str(path)!r} has format {version}, this version of legend_hf writes {FORMAT}; {remedy}"
+        )
+    # Tables that somebody put beside them harm nobody.
+    if not schema >= {statement.strip() for statement in _SCHEMA.split(";") if statement.strip()}:
+        raise _Damaged("its tables are not those of a store")
+    return True
+
+
+def _opened_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that changes nothing, not even what lies beside the file."""
+    beside = [Path(f"{path}{ending}") for ending in ("-wal", "-journal")]
+    # Without a log nothing is on its way into the file; SQLite would begin one to read it, also in a folder that may
+    # not be written to.
+    idle = not any(log.exists() and log.stat().st_size for log in beside)
+    given = f"{path.as_uri()}?mode=ro{'&immutable=1' if idle else ''}"
+    connection = sqlite3.connect(given, uri=True, timeout=WAIT_SECONDS, isolation_level=None)
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Makes an empty file a store, and refuses one of another kind or another format."""
+    made = _recognise(connection, path)
     if _is_network(path):
         logger.warning(
             "the store %s lies on a network disk, where SQLite is slow and its locks may not hold; better are local "
@@ -390,7 +466,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     elif connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
-    if not schema:
+    if not made:
         with _transaction(connection):
             # Another process may have been first while this one waited.
             if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -398,14 +474,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {_APPLICATION}")
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version != FORMAT:
-        raise StoreError(
-            f"the store {str(path)!r} has format {version}, this version of legend_hf writes {FORMAT}; update "
-            "legend_hf, or name another file with `store=`"
-        )
-    if schema and schema != {statement.strip() for statement in _SCHEMA.split(";") if statement.strip()}:
-        raise _Damaged("its tables are not those of a store")
+        _recognise(connection, path)
 
 
 def _is_another(connection: sqlite3.Connection) -> bool:
@@ -465,10 +534,26 @@ def _contents(connection: sqlite3.Connection) -> list[Kept]:
         "SELECT digest, label, (SELECT COUNT(*) FROM scores WHERE direction = directions.id), used "
         "FROM directions ORDER BY used DESC"
     ).fetchall()
+    found = []
+    for digest, label, count, used in rows:
+        with suppress(AttributeError, TypeError, ValueError, OverflowError, OSError):  # a bad row is an unknown one
+            found.append(Kept(digest.hex(), str(label), count, datetime.fromtimestamp(used, UTC)))
+    return found
+
+
+def _note_use(connection: sqlite3.Connection, direction: bytes) -> None:
+    """Writes down that a direction's scores were used, at most once an hour; where it cannot, work goes on."""
+    now = time.time()
+    noted = connection.execute("SELECT used FROM directions WHERE digest = ?", (direction,)).fetchone()
+    if noted is not None and isinstance(noted[0], float) and abs(now - noted[0]) < NOTED_SECONDS:
+        return
     try:
-        return [Kept(d.hex(), str(label), count, datetime.fromtimestamp(used, UTC)) for d, label, count, used in rows]
-    except (AttributeError, TypeError, ValueError, OverflowError, OSError) as error:
-        raise _Damaged("a direction is not readable") from error
+        with _transaction(connection):
+            connection.execute("UPDATE directions SET used = ? WHERE digest = ?", (now, direction))
+    except sqlite3.OperationalError as error:
+        if _code(error) in _DAMAGE_CODES:
+            raise
+        logger.debug("the use of a direction could not be noted: %s", error)
 
 
 def _find(connection: sqlite3.Connection, direction: bytes, texts: Sequence[bytes]) -> dict[bytes, float]:
@@ -480,31 +565,39 @@ def _find(connection: sqlite3.Connection, direction: bytes, texts: Sequence[byte
             f"AND text IN ({', '.join('?' * len(part))})",
             (direction, *part),
         )
-        found.update([(text, _opened(direction, text, sealed)) for text, sealed in rows])
+        found |= _sound(direction, rows)
     return found
 
 
-def _find_after(connection: sqlite3.Connection, direction: bytes, after: bytes) -> dict[bytes, float]:
-    rows = connection.execute(
+def _all(connection: sqlite3.Connection, direction: bytes) -> Iterator[dict[bytes, float]]:
+    """All scores of a direction, some at a time."""
+    after = b""
+    while rows := connection.execute(
         "SELECT text, score FROM scores WHERE direction = (SELECT id FROM directions WHERE digest = ?) AND text > ? "
         f"ORDER BY text LIMIT {_AT_ONCE}",
         (direction, after),
-    )
-    found = [(text, _opened(direction, text, sealed)) for text, sealed in rows]
-    return dict(found)
+    ).fetchall():
+        yield _sound(direction, rows)
+        after = rows[-1][0]
+
+
+def _sound(direction: bytes, rows: Iterable[tuple[Any, Any]]) -> dict[bytes, float]:
+    """Texts and scores of rows, without those that do not fit their checksum: to lose one costs reading it again."""
+    opened = ((text, _opened(direction, text, sealed)) for text, sealed in rows)
+    return {text: score for text, score in opened if score is not None}
 
 
 def _sealed(direction: bytes, text: bytes, score: float) -> bytes:
     return _SCORE.pack(score, zlib.crc32(struct.pack("<d", score), zlib.crc32(direction + text)))
 
 
-def _opened(direction: bytes, text: bytes, sealed: bytes) -> float:
+def _opened(direction: bytes, text: bytes, sealed: bytes) -> float | None:
     """SQLite notices a broken tree, not a flipped bit in a value: a wrong margin would go unseen."""
     if isinstance(text, bytes) and isinstance(sealed, bytes) and len(sealed) == _SCORE.size:
         score: float = _SCORE.unpack(sealed)[0]
-        if sealed == _sealed(direction, text, score):
+        if sealed == _sealed(direction, text, score) and math.isfinite(score):
             return score
-    raise _Damaged("a score does not fit its checksum")
+    return None
 
 
 def _code(error: Exception) -> int | None:

@@ -165,8 +165,8 @@ def make_pairs(
         The same kind, with `prompt` (if there was one), `chosen`, `rejected`, `chosen_score`, `rejected_score` and
         `margin_raw` (their difference, above 0, in the units of the scores: hidden-state units where a direction gave
         them, those of a rating or a reward model where that did), maybe `margin`, maybe `pair_similarity` (all
-        float32), `chosen_index` and `rejected_index` (their places among the responses, int64), `margin_direction` where
-        the scores say which one made them, and every further column as it stands. In the order of the rows.
+        float32), `chosen_index` and `rejected_index` (their places among the responses, int64), `margin_direction`
+        where the scores say which one made them, and every further column as it stands. In the order of the rows.
 
     Raises:
         ValueError: An argument that is not allowed, a missing column, one that would be overwritten, or scores that are
