@@ -437,7 +437,7 @@ def finished(taught, tmp_path):
     return options, tmp_path / "pairs.jsonl.answers"
 
 
-def test_a_torn_last_line_is_answered_again_and_a_damaged_one_refused(finished):
+def test_a_torn_last_line_and_a_damaged_one_are_answered_again(finished, caplog):
     options, answers = finished
     good = answers.read_bytes()
     pairs = options["output"].read_bytes()
@@ -449,8 +449,12 @@ def test_a_torn_last_line_is_answered_again_and_a_damaged_one_refused(finished):
     lines = good.splitlines(keepends=True)
     for damage in (b"{nothing\n", b'{"prompt": "x"}\n', b"[1]\n", b"\0\0\0\n"):
         answers.write_bytes(b"".join([lines[0], damage, *lines[2:]]))
-        with pytest.raises(ValueError, match=r"line 2, is no answer: .* remove that line, or give another `output`"):
-            ask(list(TAUGHT), **options)
+        caplog.clear()
+        ask(list(TAUGHT), **options)
+        assert "1 lines of" in caplog.text
+        assert "generated again" in caplog.text
+        assert sorted(answers.read_bytes().splitlines()) == sorted(good.splitlines()), "a bad line is no answer"
+        assert options["output"].read_bytes() == pairs
 
 
 def test_a_finished_run_needs_no_model_and_more_questions_only_their_own_answers(finished, monkeypatch):
@@ -506,13 +510,53 @@ def test_files_of_others_are_left_alone(taught, tmp_path):
         ask(list(TAUGHT), taught, output=output)
     output.unlink()
     answers = tmp_path / "pairs.jsonl.answers"
-    for text in ("mine", "mine\n", '{"a": 1}\n', "[]\n", ""):
+    for text in ("mine", "mine\n", '{"a": 1}\n', "[]\n"):
         answers.write_text(text)
         with pytest.raises(
             ValueError, match=r"is no file of answers \('legend_hf answers, format 1'\): it begins with"
         ):
             ask(list(TAUGHT), taught, output=output)
         assert answers.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        b"",
+        b"\0" * 300,
+        b'{"file": "legend_hf answers, form',
+        b'{"file": "legend_hf answers, format 1", "run": {"model": "another"',
+        b'{"file": "legend_hf answers, format 1", "run": {"model": "another"}}\n',
+        b'{"file": "legend_hf answers, format 1", "run": {"model": "another"}}\n{"prompt": "Wh',
+    ],
+)
+def test_what_a_failed_run_left_without_an_answer_is_in_nobodys_way(taught, tmp_path, left):
+    output = tmp_path / "pairs.jsonl"
+    expected = ask(list(TAUGHT), taught, output=tmp_path / "new" / "pairs.jsonl")
+    (tmp_path / "pairs.jsonl.answers").write_bytes(left)
+    assert ask(list(TAUGHT), taught, output=output)[:] == expected[:]
+    assert (tmp_path / "pairs.jsonl.answers").read_bytes() == (tmp_path / "new" / "pairs.jsonl.answers").read_bytes()
+
+
+def test_an_induction_that_failed_does_not_block_the_next(taught, annotator, tiny_llama, tmp_path):
+    """Whatever it failed by: no head, a question too long, answers that are all empty."""
+    output = tmp_path / "pairs.jsonl"
+    silent = [question for question, answer in TAUGHT.items() if not answer]
+    assert silent
+    for questions, model, message in (
+        (list(TAUGHT), tiny_llama, "lacks the weights"),
+        (["Why? " * 2000], taught, "no room|window"),
+        (silent, taught, "not one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask(questions, model, output=output)
+        assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+    ask(list(TAUGHT), annotator, output=output)
+    # The control: answers of a run that did not fail are kept, and by `overwrite` they are not.
+    with pytest.raises(ValueError, match="holds the answers of another run.*or pass `overwrite=True` to begin anew"):
+        ask(list(TAUGHT), taught, output=output)
+    again = ask(list(TAUGHT), taught, output=output, overwrite=True)
+    assert again[:] == ask(list(TAUGHT), taught)[:]
 
 
 # -- What comes back -----------------------------------------------------------------------------------------

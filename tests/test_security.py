@@ -33,9 +33,9 @@ from legend_hf.directions import differences
 from legend_hf.directions import direction as direction_module
 from legend_hf.directions.calibrate import RAW
 from legend_hf.directions.direction import CONFIG_FILE, TENSOR_FILE, _digest, _unpack
-from legend_hf.directions.generate import write_whole
 from legend_hf.directions.induce import induce_pairs
 from legend_hf.hub import transfer
+from legend_hf.hub.outputs import write_whole
 from legend_hf.margins.store import Store
 from legend_hf.publish import push_annotated, save_annotated
 from legend_hf.reading import templates

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ import numpy as np
 
 from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Bins, Calibration, Link
-from legend_hf.hub import cards, transfer
+from legend_hf.hub import cards, outputs, transfer
 from legend_hf.reading.formats import Message, conversation
 from legend_hf.reading.reader import Reader, Runtime, check_folder, open_reader
 
@@ -207,13 +207,23 @@ class Direction:
             model_path=os.fspath(model) if model is not None else None,
         )
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the artifact and its card into a folder, which is made if missing; a hand-written card text stays."""
+    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes the artifact and its card into a folder; a hand-written card text stays.
+
+        Args:
+            folder: Made if missing. A direction in it is replaced, as by every `save_pretrained`.
+            overwrite: Write among files of others, and replace those that have the names of these.
+
+        Raises:
+            ValueError: The folder holds something else than a direction. Nothing was written.
+            OSError: It cannot be written.
+        """
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
         card = target / CARD_FILE
         # Bytes: reading as text would turn every line end of a hand-written card into "\n".
-        files = self._files(card.read_bytes().decode("utf-8") if card.exists() else None)
+        files = self._files(card.read_bytes().decode("utf-8") if card.is_file() else None)
+        check_place(target, again=True, overwrite=overwrite)
+        target.mkdir(parents=True, exist_ok=True)
         # Written beside and moved into place, so that a reader never meets half a file.
         with TemporaryDirectory(prefix=".partial_", dir=target) as partial:
             for name, content in files.items():
@@ -494,3 +504,28 @@ def _digest(config: Mapping[str, Any], tensors: bytes) -> str:
 
 def _plain(facts: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
+
+
+def check_place(
+    folder: str | os.PathLike[str],
+    *,
+    again: bool = False,
+    reads: Iterable[str | os.PathLike[str] | None] = (),
+    overwrite: bool = False,
+) -> None:
+    """Refuses, before the work, a folder that a direction cannot be saved into without loss.
+
+    Args:
+        folder: Where it will be saved.
+        again: Whether a direction that is there may be replaced.
+        reads: What is read for it.
+        overwrite: As for `Direction.save_pretrained`.
+
+    Raises:
+        ValueError: The place is taken.
+        OSError: It cannot be written.
+    """
+    names = (CONFIG_FILE, TENSOR_FILE, CARD_FILE)
+    config = Path(folder) / CONFIG_FILE
+    ours = config.is_file() and b'"library": "legend_hf ' in config.read_bytes()
+    outputs.check_folder(folder, names, owned=names if ours else (), again=again, reads=reads, overwrite=overwrite)

@@ -7,20 +7,23 @@ finished. This file knows no pairs, no refusals and no hidden states.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from legend_hf.hub import outputs
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Conversation
 from legend_hf.reading.reader import Reader, resolve_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 _ANSWERS = "legend_hf answers, format 1"  # first words of a file of finished answers
 _LOOKED_AT = 1600  # characters in which a loop is looked for, so of up to 400
@@ -217,51 +220,94 @@ def run_identity(reader: Reader, max_new_tokens: int, chat_template_kwargs: Mapp
     return {**identity, "max_new_tokens": max_new_tokens}
 
 
-class AnswersFile:
-    """Finished answers as JSON lines, below a header that says whose they are."""
+def answers_path(output: str | os.PathLike[str]) -> Path:
+    """Where the answers stand that a run keeps beside its output."""
+    return Path(output).with_name(Path(output).name + ".answers")
 
-    def __init__(self, output: Path, identity: Mapping[str, Any]) -> None:
+
+def check_output(
+    output: str | os.PathLike[str],
+    *,
+    reads: Iterable[str | os.PathLike[str] | None] = (),
+    overwrite: bool = False,
+) -> None:
+    """Refuses, before any work, an output that cannot be written, or that no run of this library made.
+
+    Args:
+        output: File for the rows, `.jsonl`; the answers stand beside it.
+        reads: Files and folders that are read for it.
+        overwrite: Replace what is there, the answers of another run too.
+
+    Raises:
+        ValueError: The place is taken, or its name has another ending.
+        OSError: It cannot be written.
+    """
+    made = answers_path(output)
+    if Path(output).is_file() and not made.is_file() and not overwrite:
+        raise ValueError(
+            f"`{output}` exists, and `{made.name}` does not, which a run keeps beside it: something else made it; give "
+            "another `output`, or pass `overwrite=True` to replace it"
+        )
+    outputs.check_file(output, suffix=".jsonl", reads=reads, overwrite=True)
+    outputs.check_file(made, reads=reads, overwrite=True)
+
+
+class AnswersFile:
+    """Finished answers as JSON lines, below a header that says whose they are; begun with the first answer."""
+
+    def __init__(self, output: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.output = output
-        self.path = output.with_name(output.name + ".answers")
+        self.path = answers_path(output)
         self.identity = identity
+        self.overwrite = overwrite
+        self._begun = False  # whether the file is one that new answers belong below
 
     def load(self) -> dict[str, Answer]:
-        """Answers by the key of their question; begins the file if there is none."""
-        if not self.path.exists():
-            if self.output.exists():
-                raise ValueError(
-                    f"`{self.output}` exists, and `{self.path.name}` does not, which a run keeps "
-                    "beside it: something else made it; give another `output`, or remove it"
-                )
-            write_whole(self.path, json.dumps({"file": _ANSWERS, "run": self.identity}) + "\n")
+        """Answers by the key of their question.
+
+        A line that is no answer, as a kill or a lost disk leaves it, is an answer that is not known: it is generated
+        again. A file without any answer is no run that could go on, and is in nobody's way.
+        """
+        content = self.path.read_bytes() if self.path.exists() else b""
+        begun = json.dumps({"file": _ANSWERS})[:-1].encode()  # what a kill at the first write leaves at least a part of
+        if not content.strip(b"\0\r\n ") or (b"\n" not in content and content[: len(begun)] == begun[: len(content)]):
             return {}
-        whole, newline, torn = self.path.read_bytes().rpartition(b"\n")
-        header, *lines = whole.split(b"\n")
-        self._check(header)
+        header, *lines = content.split(b"\n")
+        torn = lines.pop() if lines else b""
+        found = [_read(line) for line in lines]
         answers: dict[str, Answer] = {}
-        for number, line in enumerate(lines, start=2):
-            try:
-                entry = json.loads(line)
-                answers.setdefault(key_of(entry.pop("prompt")), Answer(**entry))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"`{self.path}`, line {number}, is no answer: {line[:60]!r}; remove that line, or give another "
-                    "`output`"
-                ) from error
-        if torn:  # a run was killed while it wrote: the answer is generated again
-            with open(self.path, "r+b") as file:
-                file.truncate(len(whole) + len(newline))
+        for entry in filter(None, found):
+            answers.setdefault(*entry)
+        if not self._is_ours(header, bool(answers)):
+            self.path.unlink()
+            return {}
+        if torn or None in found:
+            lost = found.count(None) + bool(torn)
+            logger.warning("%d lines of %s are no whole answers; what stood there is generated again", lost, self.path)
+            outputs.write_whole(self.path, self._header() + "".join(map(_line, answers, answers.values())))
+        self._begun = True
         return answers
 
     def append(self, answers: Mapping[str, Answer]) -> None:
         """Adds answers, on the disk when this returns."""
-        lines = [json.dumps({"prompt": json.loads(k), **asdict(a)}, ensure_ascii=False) for k, a in answers.items()]
-        with open(self.path, "ab") as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        begun = self._begun and self.path.exists()
+        self._begun = True
+        with open(self.path, "ab" if begun else "wb") as file:
+            file.write(("" if begun else self._header()).encode())
+            file.write("".join(map(_line, answers, answers.values())).encode())
             file.flush()
             os.fsync(file.fileno())
 
-    def _check(self, header: bytes) -> None:
+    def discard(self) -> None:
+        """Forgets answers that turned out to be of no use, so that they stand in no other run's way."""
+        self.path.unlink(missing_ok=True)
+
+    def _header(self) -> str:
+        return json.dumps({"file": _ANSWERS, "run": self.identity}) + "\n"
+
+    def _is_ours(self, header: bytes, answered: bool) -> bool:
+        """Whether a file is this run's, or another's that may go: one without answers, or by `overwrite`."""
         try:
             found = json.loads(header)
             run = found["run"] if found["file"] == _ANSWERS else None
@@ -278,19 +324,27 @@ class AnswersFile:
             for name in {**ours, **run}
             if run.get(name) != ours.get(name)
         ]
-        if differences:
+        if differences and answered and not self.overwrite:
             raise ValueError(
                 f"`{self.path}` holds the answers of another run: {'; '.join(differences)}; run with the same to go "
-                "on, or give another `output`"
+                "on, or give another `output`, or pass `overwrite=True` to begin anew"
             )
+        return not differences
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a whole file or none."""
-    with TemporaryDirectory(prefix=".partial_", dir=path.parent) as folder:  # private, and gone whatever happens
-        part = Path(folder) / path.name
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+def _read(line: bytes) -> tuple[str, Answer] | None:
+    """A question's key and its answer; None for a line that is none."""
+    try:
+        entry = json.loads(line)
+        answer = Answer(**{name: value for name, value in entry.items() if name != "prompt"})
+        whole = isinstance(answer.response, str) and type(answer.tokens) is int and isinstance(answer.finished, bool)
+        return (key_of(entry["prompt"]), answer) if whole else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _line(key: str, answer: Answer) -> str:
+    return json.dumps({"prompt": json.loads(key), **asdict(answer)}, ensure_ascii=False) + "\n"
 
 
 def key_of(value: Any) -> str:

@@ -29,15 +29,16 @@ from legend_hf.directions.generate import (
     AnswersFile,
     annotator_of,
     check_leave_out,
+    check_output,
     key_of,
     open_ids,
     open_text,
     plan_batches,
     run_identity,
     tokenizer_of,
-    write_whole,
 )
 from legend_hf.directions.refusals import refuses
+from legend_hf.hub import outputs
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
 from legend_hf.reading.reader import Reader, describe_model
@@ -79,6 +80,7 @@ def induce_pairs(
     device: str | None = None,
     dtype: str = "auto",
     output: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Dataset:
     """Lets an annotator answer harmful questions and puts a refusal against each answer (paper, paired responses).
@@ -113,6 +115,7 @@ def induce_pairs(
         dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
         output: File for the pairs, as JSON lines. Beside it stand `<output>.answers`, the answers finished so far, by
             which a stopped run goes on where it was (at most one batch is lost), and `<output>.source`, the provenance.
+        overwrite: Replace an `output` of something else, and the answers of another run.
         trust_remote_code: Run code that comes with the model.
 
     Returns:
@@ -126,6 +129,8 @@ def induce_pairs(
         RowError: A question that cannot be read, or leaves no room for an answer (a ValueError), before any answer.
         OSError: The model cannot be loaded, or a file not written.
     """
+    if output is not None:
+        check_output(output, reads=[model], overwrite=overwrite)
     rows = _question_rows(questions, prompt_column, category_column)
     deck = _refusals(refusals)
     check_leave_out(leave_out, DOUBTS)
@@ -160,7 +165,7 @@ def induce_pairs(
             raise RowError(i, prompt_column, f"{length}; shorten it, or drop it")
 
     run = run_identity(reader, max_new_tokens, chat_template_kwargs)
-    file = None if output is None else AnswersFile(Path(output), run)
+    file = None if output is None else AnswersFile(Path(output), run, overwrite=overwrite)
     answers = {} if file is None else file.load()
     # Planned over all questions: a run that goes on has the batches, and so the answers, of one that never stopped.
     batches = [batch for batch in plan_batches(asked, rooms, batch_size) if not answers.keys() >= set(batch)]
@@ -177,7 +182,12 @@ def induce_pairs(
                     file.append(new)
                 answers.update(new)
                 bar.update(len(new))
-    facts, pairs = _paired(rows, answers, deck, seed, category_column, chat_template_kwargs, leave_out)
+    try:
+        facts, pairs = _paired(rows, answers, deck, seed, category_column, chat_template_kwargs, leave_out)
+    except ValueError:
+        if file is not None and not leave_out:
+            file.discard()  # not one is of use, and they would keep a run with the remedy from going on
+        raise
     facts = {
         "annotator": reader.name,
         "template": reader.template,
@@ -188,9 +198,11 @@ def induce_pairs(
     }
     description = _describe(facts)
     if output is not None:
-        write_whole(Path(output), "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+        outputs.write_whole(Path(output), "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
         source_file = Path(f"{os.fspath(output)}.source")
-        write_whole(source_file, json.dumps({"description": description, **facts}, ensure_ascii=False, indent=2) + "\n")
+        outputs.write_whole(
+            source_file, json.dumps({"description": description, **facts}, ensure_ascii=False, indent=2) + "\n"
+        )
     return _dataset(pairs, description)
 
 

@@ -64,6 +64,18 @@ class Picture:
     description: str
 
 
+def check_matplotlib() -> None:
+    """Says what to install where matplotlib is missing, before anything is measured that is to be drawn.
+
+    Raises:
+        ImportError: It is missing.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError("plots need matplotlib; install it with `pip install 'legend-hf[plots]'`") from error
+
+
 def draw(report: Report) -> dict[str, Picture]:
     """Draws all that a report has the numbers for.
 
@@ -275,13 +287,12 @@ def layer_sweep(direction: DirectionReport) -> Picture:
 @contextmanager
 def _figure(height: float) -> Iterator[Figure]:
     """A figure in our style, whatever the user's own is."""
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ImportError("plots need matplotlib; install it with `pip install 'legend-hf[plots]'`") from error
+    check_matplotlib()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)

@@ -26,7 +26,7 @@ from legend_hf.directions.choose import without_length
 from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import Direction
 from legend_hf.directions.estimators import ESTIMATORS
-from legend_hf.hub import cards
+from legend_hf.hub import cards, outputs
 from legend_hf.margins.columns import OK, suffixed
 from legend_hf.margins.ladder import LadderCheck, ladder_check
 from legend_hf.margins.margin_fn import STATUS
@@ -286,6 +286,9 @@ class Tried:
     interval: tuple[float, float]
 
 
+_FILES = ("report.json", "report.md")
+
+
 @dataclass(frozen=True)
 class Report:
     """How good margins are.
@@ -327,32 +330,78 @@ class Report:
 
         return markdown(self, plots or {})
 
-    def save(self, folder: str | os.PathLike[str], *, plots: bool = True) -> list[Path]:
+    def save(self, folder: str | os.PathLike[str], *, plots: bool = True, overwrite: bool = False) -> list[Path]:
         """Writes `report.json`, `report.md` and the plots.
 
         Args:
-            folder: Made if missing.
+            folder: Made if missing. An earlier report in it, which costs little to make again, is replaced.
             plots: Draw PNGs too, which needs the extra `plots` (matplotlib).
+            overwrite: Write among files of others, and replace those that have the names of these.
 
         Returns:
             The files that were written.
 
         Raises:
             ImportError: Plots are wanted and matplotlib is missing.
+            ValueError: The folder holds something else.
+            OSError: It cannot be written.
         """
+        check_place(folder, plots=plots, overwrite=overwrite)
         pictures: Mapping[str, Any] = {}
         if plots:
             from legend_hf.margins.plots import draw
 
             pictures = draw(self)
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
         shown = {name: picture.description for name, picture in pictures.items()}
         files = {"report.json": self.to_json().encode(), "report.md": self.to_markdown(plots=shown).encode()}
         files |= {name: picture.png for name, picture in pictures.items()}
+        for old in _owned(target) - files.keys():
+            (target / old).unlink()  # a plot of an earlier report would be taken for one of this
         for name, content in files.items():
-            (target / name).write_bytes(content)
+            outputs.write_whole(target / name, content)
         return [target / name for name in files]
+
+
+def check_place(
+    folder: str | os.PathLike[str],
+    *,
+    plots: bool = True,
+    reads: Iterable[str | os.PathLike[str] | None] = (),
+    overwrite: bool = False,
+) -> None:
+    """Refuses, before the work, a folder that a report cannot be saved into, and plots that cannot be drawn.
+
+    Args:
+        folder: Where it will be saved.
+        plots: Whether plots are wanted.
+        reads: What is read for it.
+        overwrite: As for `Report.save`.
+
+    Raises:
+        ImportError: Plots are wanted and matplotlib is missing.
+        ValueError: The place is taken.
+        OSError: It cannot be written.
+    """
+    if plots:
+        from legend_hf.margins.plots import check_matplotlib
+
+        check_matplotlib()
+    outputs.check_folder(folder, _FILES, owned=_owned(Path(folder)), again=True, reads=reads, overwrite=overwrite)
+
+
+def _owned(folder: Path) -> set[str]:
+    """Names of the files of an earlier report."""
+    file = folder / "report.json"
+    if not file.is_file():
+        return set()
+    try:
+        if not str(json.loads(file.read_text(encoding="utf-8"))["library"]).startswith("legend_hf "):
+            return set()
+    except (ValueError, KeyError, TypeError):
+        return set()
+    shown = (folder / "report.md").read_text(encoding="utf-8") if (folder / "report.md").is_file() else ""
+    return {*_FILES, *(p.name for p in folder.glob("*.png") if f"]({p.name})" in shown)}
 
 
 def report(

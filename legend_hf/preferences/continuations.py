@@ -219,6 +219,7 @@ def open_continuer(
     device: str | None = None,
     dtype: str = "auto",
     output: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Continuer:
     """Makes a model ready to go on with responses, without loading its weights yet.
@@ -233,12 +234,15 @@ def open_continuer(
         device: Where to run; None takes a GPU when there is one.
         dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
         output: Finished continuations are kept in `<output>.answers`, by which a stopped run goes on where it was.
+        overwrite: Replace an `output` of something else, and the continuations of another run.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
         ValueError: An argument that is not allowed.
         OSError: The tokenizer cannot be loaded.
     """
+    if output is not None:
+        generate.check_output(output, reads=[model], overwrite=overwrite)
     reader = describe_model(
         model,
         revision=revision,
@@ -258,7 +262,7 @@ def open_continuer(
         run = generate.run_identity(reader, decoding.max_new_tokens, chat_template_kwargs)
         if decoding.temperature is not None:
             run |= {name: getattr(decoding, name) for name in ("temperature", "top_p", "seed", "batch_size")}
-        file = AnswersFile(Path(output), run)
+        file = AnswersFile(Path(output), run, overwrite=overwrite)
     source = str(model) if reader.model is None else reader.model
     return Continuer(source, reader, decoding, chat_template_kwargs, device, trust_remote_code, file)
 

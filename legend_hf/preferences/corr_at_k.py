@@ -149,6 +149,7 @@ def compute_corr_at_k(
     device: str | None = None,
     dtype: str = "auto",
     output: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> tuple[CorrAtK, Dataset]:
     """Begins harmful responses for a model, lets it go on, and has a judge say if it turns back (paper, evaluation).
@@ -181,6 +182,7 @@ def compute_corr_at_k(
         dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
         output: Continuations are kept in `<output>.answers` as they are made, so that a run that was stopped, or whose
             judge failed, goes on where it was; `output` itself is the caller's to write.
+        overwrite: Replace an `output` of something else, and the continuations of another run.
         trust_remote_code: Run code that comes with the model.
 
     Returns:
@@ -211,6 +213,7 @@ def compute_corr_at_k(
         device=device,
         dtype=dtype,
         output=output,
+        overwrite=overwrite,
         trust_remote_code=trust_remote_code,
     )
     records: list[dict[str, Any]] = []

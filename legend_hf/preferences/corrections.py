@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.directions.generate import Answer, check_leave_out, key_of
 from legend_hf.directions.refusals import refuses
+from legend_hf.hub import outputs
 from legend_hf.margins.annotate import kind_of
 from legend_hf.preferences.continuations import Continuer, Decoding, open_continuer
 from legend_hf.reading.formats import RowError
@@ -134,6 +134,7 @@ def correction_ladders(
     device: str | None = None,
     dtype: str = "auto",
     output: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Dataset:
     """Makes ladders of graded responses: the earlier a response turns back from the harm, the better its rank.
@@ -184,6 +185,7 @@ def correction_ladders(
         dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
         output: File for the ladders, as JSON lines. Beside it `<output>.answers` keeps the continuations finished so
             far, by which a stopped run goes on where it was.
+        overwrite: Replace an `output` of something else, and the continuations of another run.
         trust_remote_code: Run code that comes with the model.
 
     Returns:
@@ -214,6 +216,7 @@ def correction_ladders(
             device=device,
             dtype=dtype,
             output=output,
+            overwrite=overwrite,
             trust_remote_code=trust_remote_code,
         )
     assert continue_fn is not None
@@ -282,10 +285,7 @@ def correction_ladders(
         description += f"; among {len(kept) + dropped} {counted}, of which {dropped} are left out"
     result.info.update(DatasetInfo(description=description))
     if output is not None:
-        with TemporaryDirectory(prefix=".partial_", dir=Path(output).parent) as folder:  # the whole file or none
-            part = Path(folder) / "ladders.jsonl"
-            result.with_format(None).to_json(part)
-            os.replace(part, output)
+        outputs.write_whole(Path(output), result.with_format(None).to_json)
     return result
 
 
