@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from legend_hf.preferences.pairs import select_pairs as select_pairs
     from legend_hf.preferences.similarity import PairSimilarityFn as PairSimilarityFn
     from legend_hf.publish import push_annotated as push_annotated
+    from legend_hf.publish import push_folder as push_folder
     from legend_hf.publish import save_annotated as save_annotated
     from legend_hf.reading.formats import RowError as RowError
     from legend_hf.reading.reader import Reader as Reader
@@ -67,6 +68,7 @@ _HOME = {
     "make_pairs": "legend_hf.preferences.pairs",
     "pairs_from_labels": "legend_hf.directions.induce",
     "push_annotated": "legend_hf.publish",
+    "push_folder": "legend_hf.publish",
     "refusal_judge": "legend_hf.preferences.corr_at_k",
     "sample_questions": "legend_hf.directions.induce",
     "save_annotated": "legend_hf.publish",

@@ -7,6 +7,7 @@ models.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -20,7 +21,8 @@ import numpy as np
 
 from legend_hf._version import __version__
 from legend_hf.directions.direction import Direction
-from legend_hf.hub import cards, transfer
+from legend_hf.hub import cards, outputs, transfer
+from legend_hf.hub.rows import load_rows, named_ids, united_sources
 from legend_hf.hub.source import Source, Trace, find_sources, has_commit, traces_of
 from legend_hf.margins.columns import OK, suffixed
 from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
@@ -104,12 +106,107 @@ def push_annotated(
         PermissionError: The token is missing or may not write there. Nothing was uploaded.
         ConnectionError: The Hub failed again and again. The same push can be run again.
     """
-    directions = _named(direction)
-    configs = _prepare(dataset, config_name, directions)
+    configs = _prepare(dataset, config_name, _named(direction))
+    return _push(
+        configs,
+        repo_id,
+        named_sources(source),
+        card=None,
+        private=private,
+        token=token,
+        revision=revision,
+        commit_message=commit_message,
+        create_pr=create_pr,
+        allow_source=allow_source,
+    )
+
+
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    direction: Direction | Mapping[str, Direction],
+    source: str | Sequence[str] | None = None,
+    private: bool = True,
+    config_name: str | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Add margins",
+    create_pr: bool = False,
+    allow_source: bool = False,
+) -> CommitInfo:
+    """Pushes a folder that this library saved as it stands: every configuration and split, and its card's text.
+
+    Args:
+        folder: As `save_annotated` or a command left it; it knows what its rows are from.
+        repo_id: As for `push_annotated`.
+        direction: As for `push_annotated`.
+        source: As for `push_annotated`; None takes what the folder knows.
+        private: As for `push_annotated`.
+        config_name: Push the only configuration as this one.
+        token: As for `push_annotated`.
+        revision: As for `push_annotated`.
+        commit_message: As for `push_annotated`.
+        create_pr: As for `push_annotated`.
+        allow_source: As for `push_annotated`.
+
+    Returns:
+        The commit; the newest one where nothing had to change.
+
+    Raises:
+        ValueError: As `push_annotated`.
+        OSError: As `push_annotated`, or the folder cannot be read.
+    """
+    manifest = outputs.read_manifest(folder) or {}
+    names = [*manifest.get("configs", {})] or ["default"]
+    if len(names) > 1 and config_name is not None:
+        raise ValueError(
+            f"`config_name` is {config_name!r}, and {os.fspath(folder)!r} holds the configurations {', '.join(names)}; "
+            "leave it out"
+        )
+    loaded = {name: load_rows(folder, name if len(names) > 1 else None) for name in names}
+    dataset: Any = loaded if len(names) > 1 else loaded[names[0]]
+    if len(names) == 1 and names != ["default"]:
+        config_name = config_name or names[0]
+    if source is None and manifest:
+        source = named_ids(united_sources(manifest))
+    readme = Path(folder) / transfer.README
+    return _push(
+        _prepare(dataset, config_name, _named(direction)),
+        repo_id,
+        named_sources(source),
+        card=_read_card(readme),
+        private=private,
+        token=token,
+        revision=revision,
+        commit_message=commit_message,
+        create_pr=create_pr,
+        allow_source=allow_source,
+    )
+
+
+def _push(
+    configs: Mapping[str, _Config],
+    repo_id: str,
+    named: tuple[str, ...] | None,
+    *,
+    card: str | None,
+    private: bool,
+    token: str | None,
+    revision: str | None,
+    commit_message: str,
+    create_pr: bool,
+    allow_source: bool,
+) -> CommitInfo:
+    """Uploads checked configurations in one commit; the text of `card` joins that of the card that is there."""
     target = transfer.check_writable(repo_id, repo_type="dataset", token=token, create_pr=create_pr)
     sources, source_cards = _look_at_sources(
-        configs, source, target, private=private, allow_source=allow_source, token=token
+        configs, named, target, private=private, allow_source=allow_source, token=token
     )
+
+    def readme(existing: str | None) -> str:
+        return _card(configs, described, cards.united(existing, card), target.repo_id, sources, source_cards)
+
     with TemporaryDirectory(prefix="legend_hf_") as folder:
         described = _write(configs, Path(folder))
         files = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*.parquet"))}
@@ -117,7 +214,7 @@ def push_annotated(
             target.repo_id,
             files,
             repo_type="dataset",
-            readme=lambda existing: _card(configs, described, existing, target.repo_id, sources, source_cards),
+            readme=readme,
             replaces=_replaced(configs),
             private=private,
             token=token,
@@ -134,48 +231,117 @@ def save_annotated(
     direction: Direction | Mapping[str, Direction],
     source: str | Sequence[str] | None = None,
     config_name: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Writes what `push_annotated` would push into a folder, for `load_dataset(folder)`.
 
+    Beside the data stands `legend_hf.json`, by which `push_folder` knows the sources, and a later run its own files.
+
     Args:
         dataset: As for `push_annotated`.
-        folder: Made if missing. Text that people wrote into its `README.md` stays.
+        folder: Made if missing. Text that people wrote into its `README.md` stays. What an earlier call wrote is
+            replaced where it is the same again: margins of the same direction for the same source.
         direction: As for `push_annotated`.
         source: As for `push_annotated`, but a source that cannot be reached only leaves its card out.
         config_name: As for `push_annotated`.
+        overwrite: Replace what else stands in the way: other margins, and files of others.
 
     Raises:
         TypeError: As `push_annotated`.
-        ValueError: As `push_annotated`.
+        ValueError: As `push_annotated`, or the folder holds something else, or what is read.
+        OSError: The folder cannot be written.
     """
-    configs = _prepare(dataset, config_name, _named(direction))
+    directions = _named(direction)
+    configs = _prepare(dataset, config_name, directions)
     named = named_sources(source)
     sources: tuple[Source, ...] = ()
     source_cards: dict[str, str] = {}
+    known = True
     try:
-        sources, _ = find_sources(_traces(configs), named)
+        sources, lost = find_sources(_traces(configs), named)
+        known = not lost
         source_cards = _cards_of(sources, None)
     except (OSError, ValueError) as error:
         logger.warning("left the card of %s out: %s", ", ".join(f"`{n}`" for n in named or ("the source",)), error)
-        sources = sources or tuple(Source(transfer.Repository(n, None, False, False), None) for n in named or ())
+        known = named is not None
+        ids = (name.partition("@") for name in named or ())
+        sources = sources or tuple(Source(transfer.Repository(n, None, False, False), at or None) for n, _, at in ids)
+    noted = [{"repo_id": one.repo_id, "revision": one.revision} for one in sources] if known else None
+    made = {name: made_of(noted, directions) for name in configs}
+    reads = [
+        file["filename"] for config in configs.values() for one in config.splits.values() for file in one.cache_files
+    ]
+    check_saved_place(folder, made, reads=reads, overwrite=overwrite)
     target = Path(folder)
+    existing = _read_card(target / transfer.README)
     target.mkdir(parents=True, exist_ok=True)
-    readme = target / transfer.README
-    # Read as bytes: reading text would turn every line end into "\n".
-    existing = readme.read_bytes().decode("utf-8") if readme.exists() else None
+    manifest = outputs.read_manifest(target) or {"files": [], "configs": {}}
     with TemporaryDirectory(prefix=".partial_", dir=target) as partial:
         described = _write(configs, Path(partial))
         card = _card(configs, described, existing, None, sources, source_cards)
         new = {path.relative_to(partial).as_posix(): path for path in Path(partial).rglob("*.parquet")}
-        for pattern in _replaced(configs):
-            for old in target.glob(pattern):
+        # What the card's patterns would take for rows of these splits goes, too.
+        patterns = [f"{_folder_of(name)}/{split}-*" for name, config in configs.items() for split in config.splits]
+        for pattern in (*_replaced(configs), *patterns):
+            for old in [path for path in target.glob(pattern) if path.is_file()]:
                 if old.relative_to(target).as_posix() not in new:
                     old.unlink()
         for name, path in new.items():
             (target / name).parent.mkdir(exist_ok=True)
             path.replace(target / name)
         (Path(partial) / transfer.README).write_bytes(card.encode("utf-8"))
-        (Path(partial) / transfer.README).replace(readme)
+        (Path(partial) / transfer.README).replace(target / transfer.README)
+    files = {name for name in (*manifest["files"], *new, transfer.README) if (target / name).is_file()}
+    outputs.write_manifest(target, "dataset", files, configs={**manifest.get("configs", {}), **made})
+
+
+def made_of(
+    sources: Sequence[Mapping[str, str | None]] | None, directions: Mapping[str, Direction] | Direction
+) -> dict[str, Any]:
+    """What a saved folder notes of a configuration: the sources of its rows, and which directions made its margins."""
+    digests = {name: hashlib.sha256(d.vector.tobytes()).hexdigest() for name, d in _named(directions).items()}
+    return {"sources": None if sources is None else [*sources], "directions": digests}
+
+
+def check_saved_place(
+    folder: str | os.PathLike[str],
+    made: Mapping[str, Any] | None = None,
+    *,
+    dataset: str | None = None,
+    reads: Iterable[str | os.PathLike[str] | None] = (),
+    overwrite: bool = False,
+) -> None:
+    """Refuses, before the work, a folder that `save_annotated` would not write into.
+
+    Args:
+        folder: Where it will be saved.
+        made: Configuration to what `made_of` says of it; None before that is known.
+        dataset: File or folder of the rows that are read.
+        reads: What else is read for it.
+        overwrite: As for `save_annotated`.
+
+    Raises:
+        ValueError: The place is taken, or lies in the rows that are read.
+        OSError: It cannot be written.
+    """
+    there = (outputs.read_manifest(folder) or {}).get("configs", {})
+    again = all(there[name] == one for name, one in (made or {}).items() if name in there)
+    writes = (transfer.README, outputs.MANIFEST, *(f"{_folder_of(name)}/train" for name in made or ("default",)))
+    outputs.check_folder(
+        folder,
+        writes,
+        owned=outputs.owned_files(folder),
+        again=again and bool(there),
+        reads=[dataset, *reads],
+        overwrite=overwrite,
+    )
+    if not overwrite:
+        outputs.check_outside(folder, [dataset])
+
+
+def _read_card(readme: Path) -> str | None:
+    """A card with its line ends as they are."""
+    return outputs.read_text(readme) if readme.is_file() else None
 
 
 def _named(direction: Direction | Mapping[str, Direction]) -> Mapping[str, Direction]:
@@ -239,8 +405,8 @@ def _inspect(
     first = next(iter(splits.values()), None)
     for split, rows in splits.items():
         assert first is not None
-        if not _SPLIT.fullmatch(split):
-            raise ValueError(f"the split name {split!r} cannot be loaded; give letters, digits, `_` and `.`")
+        if not _SPLIT.fullmatch(split) or split == "all":  # which stands for the union of all splits
+            raise ValueError(f"the split name {split!r} cannot be loaded; give letters, digits, `_` and `.`, not 'all'")
         if rows.features != first.features:
             differ = {k for k in {*rows.features, *first.features} if rows.features.get(k) != first.features.get(k)}
             raise ValueError(
@@ -444,7 +610,7 @@ def _is_same_repository(one: str, other: str) -> bool:
 
 def _look_at_sources(
     configs: Mapping[str, _Config],
-    source: str | Sequence[str] | None,
+    named: tuple[str, ...] | None,
     target: transfer.Repository,
     *,
     private: bool,
@@ -453,7 +619,7 @@ def _look_at_sources(
 ) -> tuple[tuple[Source, ...], dict[str, str]]:
     """Finds the sources and their cards by id, and checks that the rows may go to the target."""
     traces = _traces(configs)
-    sources, lost = find_sources(traces, named_sources(source), token=token)
+    sources, lost = find_sources(traces, named, token=token)
     check_sources(target, sources, traces, lost, private=private, allow_source=allow_source, token=token)
     # The card of a source that is written to is the one that is there.
     others = [s for s in sources if not _is_same_repository(s.repo_id, target.repo_id)]
@@ -501,15 +667,23 @@ def _write(configs: Mapping[str, _Config], folder: Path) -> dict[str, dict[str, 
             size = rows.data.nbytes * len(rows) // max(len(rows.data), 1)
             count = min(size // SHARD_BYTES + 1, len(rows))
             download = unpacked = 0
+            content = hashlib.sha256()
             for index in range(count):
                 path = data / f"{split}-{index:05d}-of-{count:05d}.parquet"
                 _embedded(rows.shard(num_shards=count, index=index, contiguous=True)).to_parquet(path)
                 download += path.stat().st_size
+                with open(path, "rb") as file:
+                    content.update(hashlib.file_digest(file, "sha256").digest())
                 # From the file and not from Arrow, whose size depends on how the rows came about: the same
                 # rows must give the same card.
                 metadata = pq.read_metadata(path)
                 unpacked += sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-            described[name][split] = {"rows": len(rows), "download": download, "unpacked": unpacked}
+            described[name][split] = {
+                "rows": len(rows),
+                "download": download,
+                "unpacked": unpacked,
+                "sha256": content.hexdigest(),
+            }
     return described
 
 
@@ -572,6 +746,12 @@ def _card(
             **layouts.get(name, {}),
             "data_files": [{"split": split, "path": f"{folder}/{split}-*"} for split in splits],
         }
+        layouts[name].pop("description", None)
+        if repo_id is None:
+            # By `configs:` in a folder's card `datasets` knows it again in its cache, and by nothing else: other rows
+            # in a folder of the same name must be told in there, or the earlier ones are loaded.
+            known = "".join(f"{split}:{size['sha256']};" for split, size in described[name].items())
+            layouts[name]["description"] = f"sha256 {hashlib.sha256(known.encode()).hexdigest()}"
         facts[name] = {**config.facts, "kept_splits": list(kept)}
     infos.to_dataset_card_data(data)
     layouts.to_dataset_card_data(data)

@@ -179,7 +179,7 @@ def test_progress_bars_obey_the_datasets_switch(files, tiny_llama, tmp_path):
     def stderr(**env):
         return subprocess.run(
             [sys.executable, "-m", "legend_hf.cli", "fit", str(files / "pairs.jsonl"), "--model", str(tiny_llama),
-             "--output", str(tmp_path / "d")],
+             "--output", str(tmp_path / f"d{len(env)}")],
             capture_output=True, text=True, check=True,
             env={**{k: v for k, v in os.environ.items() if k != "HF_DATASETS_DISABLE_PROGRESS_BARS"}, **env},
         ).stderr  # fmt: skip

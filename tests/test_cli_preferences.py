@@ -26,8 +26,9 @@ from legend_hf import (
     select_pairs,
 )
 from legend_hf.cli import app
-from legend_hf.cli.options import IN_SHELL, in_shell, load, save, write_whole
+from legend_hf.cli.options import IN_SHELL, in_shell, load, save
 from legend_hf.directions.calibrate import fit_calibration
+from legend_hf.hub.outputs import write_whole
 from legend_hf.margins.store import open_store
 
 THINGS = ("bread", "bikes", "paint", "tents", "maps", "soup")
@@ -387,7 +388,9 @@ def test_an_export_is_what_load_dataset_gives_back(trainer, shape, files, tmp_pa
             assert got[name].features == rows.features
         file = tmp_path / "out" / "data" / f"{name}-00000-of-00001.{'parquet' if trainer == 'trl' else 'jsonl'}"
         assert f"{name}: {len(rows)} rows in {file}" in told.stdout
-    assert len([path for path in (tmp_path / "out").rglob("*") if path.is_file()]) == len(got), "and nothing else"
+    written = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(written) == len(got) + 1, "and nothing else but"
+    assert "legend_hf.json" in written
     for said in (*expected.flags, *expected.notes, ", ".join(expected.columns)):
         assert in_shell(said) in told.stdout
 
@@ -467,7 +470,7 @@ def test_from_responses_to_a_checked_export(files, scored, tiny_llama, tmp_path)
         (["check", "{d}/annotated", "--tokenizer", "./nope"], "there is no file or folder './nope' here, and the Hub says: "),
         (["check", "{d}/annotated", "--tokenizer", "user/nope"], "Error: user/nope"),
         (["score", "{d}/responses.jsonl", "{d}/direction", "--output", "{o}", "--num-proc", "0"], "'--num-proc': Input should be greater than or equal to 1"),
-        (["select", "{d}/annotated", "--output", "{d}/annotated"], "which holds files already; give a new folder, or empty it"),
+        (["select", "{d}/annotated", "--output", "{d}/annotated"], "is what is read"),
         (["score", "{d}/responses.jsonl", "{d}/direction", "--output", "{o}", "--no-store"], "say where it is: `--model FOLDER`"),
         (["score", "{d}/responses.jsonl", "{d}/direction", "--model", "{m}", "--output", "{o}", "--add", "probs"], "allowed is ['choice_probs']"),
         (["score", "{d}/pairs.jsonl", "{d}/direction", "--model", "{m}", "--output", "{o}", "--no-store"], "responses"),
@@ -481,7 +484,7 @@ def test_from_responses_to_a_checked_export(files, scored, tiny_llama, tmp_path)
         (["curriculum", "{d}/pairs.jsonl", "--output", "{o}"], "`by='margin'` names no column"),
         (["curriculum", "{d}/annotated", "--split", "train", "--output", "{o}", "--order", "easy"], "`order` is 'easy'; allowed are"),
         (["corrections", "{d}/harms.jsonl", "--model", "{d}/causal", "--output", "{o}.txt"], "give a file that ends in `.jsonl`"),
-        (["corrections", "{d}/harms.jsonl", "--model", "{d}/causal", "--output", "{o}.jsonl", "--pairs", "p.csv"], "`--pairs` is 'p.csv'"),
+        (["corrections", "{d}/harms.jsonl", "--model", "{d}/causal", "--output", "{o}.jsonl", "--pairs", "p.csv"], "'p.csv' cannot be read again as what it will be"),
         (["corrections", "{d}/pairs.jsonl", "--model", "{d}/causal", "--output", "{o}.jsonl"], "and not `response`"),
         (["corr-at-k", "{d}/harms.jsonl", "--model", "{d}/causal", "--k", "0"], "different numbers of words"),
         (["corr-at-k", "{d}/harms.jsonl", "--model", "{d}/causal", "--output", "{o}"], "give a file that ends in `.jsonl`"),
@@ -577,9 +580,13 @@ def test_a_folder_under_use_is_no_output(files, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "plain")
     before = contents(tmp_path)
     for source, output, message in (
-        ("plain", "plain", "is the dataset that is read"),
-        ("plain", "link", "is the dataset that is read"),
-        ("plain", "saved", "holds a dataset of `save_to_disk` (`state.json`)"),
+        ("plain", "plain", "is what is read"),
+        ("plain", "link", "is what is read"),
+        (
+            "plain",
+            "saved",
+            "holds files that were not written by this library: 'data-00000-of-00001.arrow', 'dataset_info.json', 'state.json'",
+        ),
     ):
         told = run("annotate", tmp_path / source, "no/such-direction", "--output", tmp_path / output)
         assert told.exit_code == 2

@@ -25,6 +25,7 @@ from legend_hf.cli.options import (
     NoStoreOption,
     NumProcOption,
     OnErrorOption,
+    OverwriteOption,
     PromptColumnOption,
     RejectedColumnOption,
     ResponsesColumnOption,
@@ -36,9 +37,7 @@ from legend_hf.cli.options import (
     app,
     chosen_store,
     load,
-    new_folder,
     one_split,
-    other_folder,
     public_name,
     save,
     say_read,
@@ -78,17 +77,22 @@ def induce(
     dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(help="Of the refusals' dealing and of the drawing.")] = 0,
     device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Let a model answer questions and put a refusal against each answer: contrastive pairs for `fit`."""
     with user_errors(questions, model, kept=output):
         from legend_hf.directions import induce as induction
+        from legend_hf.directions.generate import check_output
+        from legend_hf.hub.outputs import read_text
+        from legend_hf.hub.rows import note_sources, sources_of
 
+        check_output(output, reads=[questions, model, refusals], overwrite=overwrite)
+        lines = read_text(refusals).splitlines() if refusals is not None else None
         rows = one_split(load(questions, config, split), "questions")
         if per_category is not None:
             rows = induction.sample_questions(
                 rows, per_category=per_category, category_column=category_column, seed=seed
             )
-        lines = refusals.read_text(encoding="utf-8").splitlines() if refusals is not None else None
         pairs = induction.induce_pairs(
             rows,
             model=model,
@@ -104,7 +108,9 @@ def induce(
             device=device,
             dtype=dtype,
             output=output,
+            overwrite=overwrite,
         )
+        note_sources(output, sources_of(questions, rows))
         typer.echo(pairs.info.description)
         say_saved(output)
 
@@ -132,14 +138,20 @@ def fit(
     max_length: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     on_error: OnErrorOption = "raise",
+    prompt_column: PromptColumnOption = "prompt",
+    chosen_column: ChosenColumnOption = "chosen",
+    rejected_column: RejectedColumnOption = "rejected",
     seed: Annotated[int, typer.Option(help="Of folds and bootstrap.")] = 0,
     device: DeviceOption = None,
     batch_tokens: BatchTokensOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Fit a direction on contrastive pairs and save it with its card."""
     with user_errors(pairs, model):
         from legend_hf import fit_direction
+        from legend_hf.directions.direction import check_place
 
+        check_place(output, reads=[pairs, model], overwrite=overwrite)
         rows = one_split(load(pairs, config, split), "pairs")
         direction = fit_direction(
             rows,
@@ -156,12 +168,15 @@ def fit(
             max_length=max_length,
             dtype=dtype,
             on_error=on_error,
+            prompt_column=prompt_column,
+            chosen_column=chosen_column,
+            rejected_column=rejected_column,
             seed=seed,
             device=device,
             batch_tokens=batch_tokens,
             pairs_source=_induced(pairs) or public_name(pairs),
         )
-        direction.save_pretrained(output)
+        direction.save_pretrained(output, overwrite=overwrite)
         typer.echo(_summary(direction))
         typer.echo(f"Saved in {output}")
 
@@ -179,7 +194,10 @@ def annotate(
     add: Annotated[list[str] | None, typer.Option(help="margin_bin, margin_prob; can be given twice.")] = None,
     negative: Annotated[str, typer.Option(help="Margins below 0: keep, zero, or flag in a column.")] = "keep",
     on_error: OnErrorOption = "raise",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing margin columns.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace existing margin columns, and what stands in the way in the output."),
+    ] = False,
     prompt_column: PromptColumnOption = "prompt",
     chosen_column: ChosenColumnOption = "chosen",
     rejected_column: RejectedColumnOption = "rejected",
@@ -193,9 +211,11 @@ def annotate(
     with user_errors(dataset, direction):
         from legend_hf import Direction, LegendMarginFn, save_annotated
         from legend_hf import annotate as annotate_dataset
+        from legend_hf.hub.rows import check_splits, named_ids, sources_of
         from legend_hf.margins.margin_fn import STATUS
+        from legend_hf.publish import check_saved_place, made_of
 
-        other_folder(output, dataset)
+        check_saved_place(output, dataset=dataset, reads=[direction, model], overwrite=overwrite)
         keeps = chosen_store(store, no_store)
         loaded = Direction.from_pretrained(direction, revision=revision, model=model)
         fn = LegendMarginFn(
@@ -212,8 +232,12 @@ def annotate(
             chosen_column=chosen_column,
             rejected_column=rejected_column,
         )
-        annotated = annotate_dataset(load(dataset, config, split), fn, num_proc=num_proc)
-        save_annotated(annotated, output, direction=loaded, source=public_name(dataset))
+        rows = all_splits(load(dataset, config, split))
+        check_splits(rows)
+        sources = sources_of(dataset, rows)
+        check_saved_place(output, {"default": made_of(sources, loaded)}, overwrite=overwrite)
+        annotated = annotate_dataset(rows, fn, num_proc=num_proc)
+        save_annotated(annotated, output, direction=loaded, source=named_ids(sources), overwrite=overwrite)
         say_read(annotated, "annotated", STATUS if fn.skips else None)
         say_saved(output)
 
@@ -232,7 +256,12 @@ def score(
     split: SplitOption = None,
     add: Annotated[list[str] | None, typer.Option(help="choice_probs.")] = None,
     on_error: OnErrorOption = "raise",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing columns of scores.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace existing columns of scores, and what stands in the way in the output."
+        ),
+    ] = False,
     prompt_column: PromptColumnOption = "prompt",
     responses_column: ResponsesColumnOption = "responses",
     num_proc: NumProcOption = None,
@@ -245,9 +274,10 @@ def score(
     with user_errors(dataset, direction):
         from legend_hf import Direction, LegendScoreFn
         from legend_hf import annotate as annotate_dataset
+        from legend_hf.hub.rows import check_rows_folder, check_splits
         from legend_hf.margins.score_fn import STATUS
 
-        new_folder(output)
+        check_rows_folder(output, rows=dataset, reads=[direction, model], overwrite=overwrite)
         keeps = chosen_store(store, no_store)
         fn = LegendScoreFn(
             Direction.from_pretrained(direction, revision=revision, model=model),
@@ -260,9 +290,11 @@ def score(
             prompt_column=prompt_column,
             responses_column=responses_column,
         )
-        scored = annotate_dataset(all_splits(load(dataset, config, split)), fn, num_proc=num_proc)
+        splits = all_splits(load(dataset, config, split))
+        check_splits(splits)
+        scored = annotate_dataset(splits, fn, num_proc=num_proc)
         say_read(scored, "scored", STATUS if fn.skips else None)
-        save(scored, output)
+        save(scored, output, source=dataset, rows=splits, overwrite=overwrite)
 
 
 @app.command(epilog="Example: legend-hf report annotated --direction you/direction --output report")
@@ -293,12 +325,19 @@ def report(
     rejected_column: RejectedColumnOption = "rejected",
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Say how good the margins of a dataset are: agreement, length, calibration, suspicious rows."""
     with user_errors(dataset, direction, stability_pairs, ladders):
         from legend_hf import Direction
+        from legend_hf.hub.outputs import check_outside
+        from legend_hf.margins.report import check_place
         from legend_hf.margins.report import report as make_report
 
+        if output is not None:
+            reads = [dataset, direction, model, stability_pairs, ladders]
+            check_place(output, plots=plots, reads=reads, overwrite=overwrite)
+            check_outside(output, [] if overwrite else [dataset])
         loaded = Direction.from_pretrained(direction, revision=revision, model=model) if direction else None
         pairs = one_split(load(stability_pairs, None, None), "stability pairs") if stability_pairs else None
         ranked = one_split(load(ladders, None, None), "ladders") if ladders else None
@@ -318,7 +357,7 @@ def report(
         )
         typer.echo(made.to_markdown())
         if output is not None:
-            typer.echo("Saved " + ", ".join(str(path) for path in made.save(output, plots=plots)))
+            typer.echo("Saved " + ", ".join(str(path) for path in made.save(output, plots=plots, overwrite=overwrite)))
 
 
 @app.command(epilog="Example: legend-hf push annotated you/hh-margins you/direction --source Anthropic/hh-rlhf")
@@ -327,19 +366,23 @@ def push(
     repo_id: Annotated[str, typer.Argument(help="Dataset repository on the Hub.")],
     direction: DirectionArgument,
     revision: RevisionOption = None,
-    source: Annotated[str | None, typer.Option(help="Hub id of the dataset that was annotated.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Hub id of the dataset that was annotated, where the folder does not know; can be given again."
+        ),
+    ] = None,
     config_name: Annotated[str | None, typer.Option(help="Configuration to push as.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
     """Push an annotated dataset to the Hub, every split, with its card."""
     with user_errors(direction):
-        from legend_hf import Direction, push_annotated
+        from legend_hf import Direction, push_folder
 
-        loaded = Direction.from_pretrained(direction, revision=revision)
-        push_annotated(
-            load(str(folder), None, None),
+        push_folder(
+            folder,
             repo_id,
-            direction=loaded,
+            direction=Direction.from_pretrained(direction, revision=revision),
             source=source,
             config_name=config_name,
             private=not public,
@@ -391,8 +434,10 @@ def store_merge(
 ) -> None:
     """Put the scores of several stores into one, such as those of several machines."""
     with user_errors():
+        from legend_hf.hub.outputs import check_file
         from legend_hf.margins.store import open_store
 
+        check_file(into, reads=stores, ours=lambda file: True)  # a file that is no store is refused when it is opened
         store = open_store(into)
         for path in stores:
             typer.echo(f"{store.merge(open_store(path))} new scores from {path}")
@@ -410,8 +455,16 @@ def _existing_store(path: Path | None) -> tuple[Any, int]:
 
 def _induced(source: str) -> str | None:
     """The provenance that `induce` wrote beside its pairs."""
+    from legend_hf.hub.outputs import read_text
+
     file = Path(f"{source}.source")
-    return str(json.loads(file.read_text(encoding="utf-8"))["description"]) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        described = json.loads(read_text(file))["description"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(file)!r} says nothing of where the pairs are from; mend it, or remove it") from error
+    return str(described)
 
 
 def _summary(direction: Any) -> str:

@@ -26,6 +26,7 @@ from legend_hf.cli.options import (
     ModelRevisionOption,
     OnErrorOption,
     OneSplitOption,
+    OverwriteOption,
     PromptColumnOption,
     RejectedColumnOption,
     ResponsesColumnOption,
@@ -36,14 +37,13 @@ from legend_hf.cli.options import (
     app,
     in_shell,
     load,
-    new_file,
-    new_folder,
     one_split,
     save,
     say_saved,
     user_errors,
-    write_whole,
 )
+from legend_hf.hub.outputs import check_file, write_whole
+from legend_hf.hub.rows import check_rows_folder, check_splits, note_sources, sources_of
 
 EmbedderOption = Annotated[
     str | None, typer.Option(help="Hub id or folder of the model whose embeddings say how alike responses are.")
@@ -71,14 +71,16 @@ def select(
     rejected_column: RejectedColumnOption = "rejected",
     device: DeviceOption = None,
     batch_tokens: BatchTokensOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Keep the share of the rows whose two responses are least (or most) alike, by the column `pair_similarity`."""
     with user_errors(dataset, model):
         from legend_hf import PairSimilarityFn, select_pairs
         from legend_hf.preferences.similarity import COLUMN
 
-        new_folder(output)
+        check_rows_folder(output, rows=dataset, reads=[model], overwrite=overwrite)
         splits = all_splits(load(dataset, config, split))
+        check_splits(splits)
         bare = [name for name, rows in splits.items() if COLUMN not in rows.column_names]
         if bare and model is None and keep == "random":
             for name in bare:  # nothing is compared, and a column to go by is all that is asked for
@@ -115,7 +117,7 @@ def select(
                 f"{name}: kept {len(few)} pairs{means[0]}, dropped {dropped}{means[1]}"
                 + (f", {unread} could not be read" if unread else "")
             )
-        save(kept, output)
+        save(kept, output, source=dataset, rows=splits, overwrite=overwrite)
 
 
 @app.command(epilog="Example: legend-hf pairs scored --rule best --direction you/direction --output pairs")
@@ -138,13 +140,15 @@ def pairs(
     seed: Annotated[int, typer.Option(help="Of random, and of centroid for many responses.")] = 0,
     device: DeviceOption = None,
     batch_tokens: BatchTokensOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Make preference pairs out of several scored responses per prompt, such as those of `score`."""
     with user_errors(dataset, model, direction):
         from legend_hf import Direction, make_pairs
 
-        new_folder(output)
+        check_rows_folder(output, rows=dataset, reads=[model, direction], overwrite=overwrite)
         splits = all_splits(load(dataset, config, split))
+        check_splits(splits)
         made = make_pairs(
             splits,
             rule=rule,
@@ -161,7 +165,7 @@ def pairs(
         )
         for name, rows in made.items():
             typer.echo(f"{name}: {len(rows)} pairs of {len(splits[name])} prompts")
-        save(made, output)
+        save(made, output, source=dataset, rows=splits, overwrite=overwrite)
 
 
 @app.command(epilog="Example: legend-hf curriculum annotated --mode global --stages 3 --output stages")
@@ -178,13 +182,14 @@ def curriculum(
     prompt_column: PromptColumnOption = "prompt",
     chosen_column: ChosenColumnOption = "chosen",
     rejected_column: RejectedColumnOption = "rejected",
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Divide pairs into stages to train on one after the other, from clear to close; each stage is a split."""
     with user_errors(dataset):
         from legend_hf import curriculum as make_curriculum
 
-        new_folder(output)
-        rows = one_split(load(dataset, config, split), "pairs")
+        check_rows_folder(output, rows=dataset, overwrite=overwrite)
+        rows = one_split(load(dataset, config, split, numbers=[by]), "pairs")
         made = make_curriculum(
             rows,
             by=by,
@@ -201,7 +206,7 @@ def curriculum(
         left_out = len(rows) - sum(map(len, made.values()))
         if left_out:
             typer.echo(f"left out: {left_out} of {len(rows)} pairs")
-        save(made, output)
+        save(made, output, source=dataset, rows=rows, overwrite=overwrite)
 
 
 @app.command(
@@ -233,16 +238,20 @@ def corrections(
     dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(help="Of phrases and cuts.")] = 0,
     device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Make ladders of responses out of full harmful ones: the earlier a response turns back, the better its rank."""
     with user_errors(dataset, model, kept=output):
+        from legend_hf.directions.generate import check_output
         from legend_hf.preferences import corrections as ladders
 
-        new_file(output, "--output")
+        check_output(output, reads=[dataset, model], overwrite=overwrite)
         if pairs is not None:
-            new_file(pairs, "--pairs")
+            check_file(pairs, suffix=".jsonl", reads=[dataset, model, output], ours=_is_paired, overwrite=overwrite)
+        rows = one_split(load(dataset, config, split), "rows")
+        sources = sources_of(dataset, rows)
         made = ladders.correction_ladders(
-            one_split(load(dataset, config, split), "rows"),
+            rows,
             model=model,
             revision=model_revision,
             cuts=ladders.CUTS if cuts is None else cuts,
@@ -257,12 +266,15 @@ def corrections(
             device=device,
             dtype=dtype,
             output=output,
+            overwrite=overwrite,
         )
+        note_sources(output, sources)
         typer.echo(made.info.description)
         say_saved(output)
         if pairs is not None:
             paired = ladders.ladder_pairs(made)
             write_whole(pairs, paired.to_json)
+            note_sources(pairs, sources)
             typer.echo(f"{len(paired)} pairs of every two rungs")
             say_saved(pairs)
 
@@ -303,15 +315,17 @@ def corr_at_k(
     dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(help="Of phrases, sampling and bootstrap.")] = 0,
     device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Measure how often a model turns back from a harmful response of which k words were written for it: Corr@k."""
     with user_errors(dataset, model, kept=output):
+        from legend_hf.directions.generate import check_output
         from legend_hf.hub.cards import FEW_PROMPTS
         from legend_hf.preferences import corr_at_k as correction
 
         verdict = correction.refusal_judge if judge is None else _judge(judge, output)
         if output is not None:
-            new_file(output, "--output")
+            check_output(output, reads=[dataset, model], overwrite=overwrite)
         found, records = correction.compute_corr_at_k(
             one_split(load(dataset, config, split), "rows"),
             model=model,
@@ -328,6 +342,7 @@ def corr_at_k(
             device=device,
             dtype=dtype,
             output=output,
+            overwrite=overwrite,
         )
         if judge is None:
             typer.echo(
@@ -366,14 +381,17 @@ def export(
     prompt_column: PromptColumnOption = "prompt",
     chosen_column: ChosenColumnOption = "chosen",
     rejected_column: RejectedColumnOption = "rejected",
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write the columns that a trainer reads: Parquet for TRL, JSON lines for the others, a file for each split."""
     with user_errors(dataset):
         from legend_hf import export_for
 
-        new_folder(output)
+        check_rows_folder(output, rows=dataset, overwrite=overwrite)
+        splits = all_splits(load(dataset, config, split))
+        check_splits(splits)
         made = export_for(
-            all_splits(load(dataset, config, split)),
+            splits,
             trainer=trainer,
             messages=messages,
             weights=weights,
@@ -386,7 +404,8 @@ def export(
             typer.echo(f"Flags: {' '.join(made.flags)}")
         for note in made.notes:
             typer.echo(f"- {in_shell(note)}")
-        save(made.dataset, output, "parquet" if trainer == "trl" else "jsonl")
+        kind = "parquet" if trainer == "trl" else "jsonl"
+        save(made.dataset, output, kind, source=dataset, rows=splits, overwrite=overwrite)
 
 
 @app.command(epilog="Example: legend-hf check for-trl --tokenizer Qwen/Qwen2.5-0.5B-Instruct --output check.md")
@@ -398,11 +417,14 @@ def check(
     max_length: Annotated[int | None, typer.Option(help="As in RewardConfig, 1024 when left out.")] = None,
     model_revision: ModelRevisionOption = None,
     output: Annotated[Path | None, typer.Option(help="File for the same text.", dir_okay=False)] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Say what TRL's RewardTrainer would do with a dataset; exit code 1 if it would not train on it as it is."""
     with user_errors(dataset, tokenizer):
         from legend_hf.preferences import check as checking
 
+        if output is not None:
+            check_file(output, reads=[dataset, tokenizer], ours=_is_checked, overwrite=overwrite)
         found = checking.check_for_trl(
             load(dataset, config, split),
             tokenizer,
@@ -412,8 +434,7 @@ def check(
         said = in_shell(found.to_markdown())
         typer.echo(said)
         if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(said, encoding="utf-8")
+            write_whole(output, said)
             typer.echo(f"Saved in {output}")
         if not found.ok:
             raise typer.Exit(1)
@@ -435,6 +456,18 @@ def _mean(total: float, count: int) -> str:
 
 def _rate(value: float, interval: tuple[float, float] | None) -> str:
     return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _is_paired(file: Path) -> bool:
+    """Whether a file is one of pairs that `corrections` wrote."""
+    with open(file, "rb") as lines:
+        return b'"rank_chosen":' in lines.readline()
+
+
+def _is_checked(file: Path) -> bool:
+    """Whether a file is one that `check` wrote."""
+    with open(file, "rb") as lines:
+        return lines.readline().startswith(b"**TRL's `RewardTrainer` would ")
 
 
 def _judge(name: str, output: Path | None) -> Callable[[list[str], list[str], list[str]], Sequence[Any]]:

@@ -442,6 +442,42 @@ def _dataset_program(config: str, directions: Mapping[str, Facts], sources: Sequ
     )
 
 
+def without_layout(text: str) -> str:
+    """A card that no longer says where a dataset's files lie and what is in them."""
+    import yaml
+
+    there, body = _split(text)
+    kept = {key: value for key, value in there.items() if key not in ("configs", "dataset_info")}
+    return text if kept == there else f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def united(existing: str | None, other: str | None) -> str | None:
+    """A card with what people wrote into another one: its keys where there are none, its paragraphs where they lack.
+
+    Args:
+        existing: The card that stays as it is.
+        other: The card whose text joins it; its generated section does not.
+    """
+    import yaml
+
+    if existing is None or other is None:
+        return other if existing is None else existing
+    there, body = _split(existing)
+    added, text = _split(other)
+    begin, end = _bounds(text)
+    if begin is not None:
+        text = text[:begin] + "\n\n" + text[end:]
+    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", text.replace("\r\n", "\n"))]
+    known = body.replace("\r\n", "\n")
+    lacking = [part for part in paragraphs if part and not part.startswith("# ") and part not in known]
+    keys = {key: value for key, value in added.items() if key not in there and key not in _OURS}
+    if not lacking and not keys:
+        return existing
+    joined = "\n\n".join([body.rstrip(), *lacking]) + "\n" if lacking else body
+    dumped = yaml.safe_dump({**there, **keys}, sort_keys=False, allow_unicode=True)
+    return f"---\n{dumped}---\n{joined}"
+
+
 def _compose(
     existing: str | None,
     metadata: Mapping[str, Any],

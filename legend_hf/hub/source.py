@@ -85,8 +85,8 @@ def find_sources(
 
     Args:
         traces: Of the rows.
-        named: Hub ids that somebody gave as the sources; an empty list says that the rows never were on the Hub. None:
-            nobody said anything.
+        named: Hub ids that somebody gave as the sources, `id` or `id@commit`; an empty list says that the rows never
+            were on the Hub. None: nobody said anything.
         token: Hub token; None takes the environment's.
 
     Returns:
@@ -99,15 +99,16 @@ def find_sources(
         OSError: The Hub cannot be reached.
     """
     found: dict[str, Source] = {}
-    for repo_id in named or ():
+    for name in named or ():
+        repo_id, _, commit = name.partition("@")
         repository = transfer.describe_repo(repo_id, repo_type="dataset", token=token)
         if not repository.exists:
             raise ValueError(
                 f"`source` is {repo_id!r}, which the Hub does not have, or which this token may not see; give "
                 "the id of the dataset that was annotated, or leave it out"
             )
-        found.setdefault(repository.repo_id, Source(repository, None))
-    given = dict.fromkeys((*found, *(named or ())))
+        found.setdefault(repository.repo_id, Source(repository, commit or None))
+    given = dict.fromkeys((*found, *(name.partition("@")[0] for name in named or ())))
     lost = []
     for trace in traces:
         if not trace.commit and not trace.exact:
