@@ -444,11 +444,9 @@ def _dataset_program(config: str, directions: Mapping[str, Facts], sources: Sequ
 
 def without_layout(text: str) -> str:
     """A card that no longer says where a dataset's files lie and what is in them."""
-    import yaml
-
-    there, body = _split(text)
-    kept = {key: value for key, value in there.items() if key not in ("configs", "dataset_info")}
-    return text if kept == there else f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}---\n{body}"
+    there, body = front_matter.split(text)
+    emptied: dict[str, Any] = {key: [] for key in ("configs", "dataset_info") if key in front_matter.as_written(there)}
+    return f"---\n{front_matter.edited(there, emptied)}\n---\n{body}" if emptied else text
 
 
 def united(existing: str | None, other: str | None) -> str | None:
@@ -458,24 +456,26 @@ def united(existing: str | None, other: str | None) -> str | None:
         existing: The card that stays as it is.
         other: The card whose text joins it; its generated section does not.
     """
-    import yaml
-
     if existing is None or other is None:
         return other if existing is None else existing
-    there, body = _split(existing)
-    added, text = _split(other)
+    there, body = front_matter.split(existing)
+    added, text = front_matter.split(other)
     begin, end = _bounds(text)
     if begin is not None:
         text = text[:begin] + "\n\n" + text[end:]
-    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", text.replace("\r\n", "\n"))]
     known = body.replace("\r\n", "\n")
+    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", text.replace("\r\n", "\n"))]
     lacking = [part for part in paragraphs if part and not part.startswith("# ") and part not in known]
-    keys = {key: value for key, value in added.items() if key not in there and key not in _OURS}
+    has = front_matter.as_written(there)
+    keys = {
+        key: value
+        for key, value in front_matter.as_written(added).items()
+        if key not in has and key not in (*_OURS, *_UNITED)
+    }
     if not lacking and not keys:
         return existing
     joined = "\n\n".join([body.rstrip(), *lacking]) + "\n" if lacking else body
-    dumped = yaml.safe_dump({**there, **keys}, sort_keys=False, allow_unicode=True)
-    return f"---\n{dumped}---\n{joined}"
+    return f"---\n{front_matter.edited(there, keys)}\n---\n{joined}"
 
 
 def _compose(
