@@ -536,3 +536,17 @@ def test_arguments_that_are_not_allowed(tokenizer):
             check_for_trl(made(explicit), no_tokenizer)
     with pytest.raises(ValueError, match="has no splits"):
         check_for_trl(DatasetDict(), tokenizer)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_prompt_under_another_name_is_not_passed_over(tokenizer, shape):
+    def said(dataset):
+        return [
+            warning for warning in check_for_trl(dataset, tokenizer).warnings if "seems to hold the prompts" in warning
+        ]
+
+    dataset = made(shape)
+    named = dataset.rename_column("prompt", "question") if "prompt" in dataset.column_names else dataset
+    assert len(said(named)) == (named is not dataset)
+    assert all("its column `question` seems to hold" in warning for warning in said(named))
+    assert said(dataset) == []

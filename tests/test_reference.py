@@ -79,9 +79,9 @@ def ours(folder, harmful, rows):
     return np.array(Dataset.from_list(rows).map(LegendMarginFn(direction), batched=True)["margin"][:])
 
 
-@pytest.fixture(scope="module", params=["as they are", "without spaces"])
+@pytest.fixture(scope="module", params=["as they are", "without spaces", "with an end"])
 def folder(tiny_llama, tmp_path_factory, request):
-    """A model whose tokenizer gives tokens their places in the text as they are, or (as Pythia's) without spaces."""
+    """A model whose tokenizer gives tokens their places as they are, or (as Pythia's) without spaces, or ends texts."""
     if request.param == "as they are":
         return tiny_llama
     import shutil
@@ -89,12 +89,14 @@ def folder(tiny_llama, tmp_path_factory, request):
     from tokenizers import processors
     from transformers import AutoTokenizer
 
-    folder = tmp_path_factory.mktemp("reference") / "trimming"
+    folder = tmp_path_factory.mktemp("reference") / "m"
     shutil.copytree(tiny_llama, folder)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    bos = ("<s>", tokenizer.bos_token_id)
+    specials = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    whole = "<s> $A </s>" if request.param == "with an end" else "<s> $A"
+    trim = processors.ByteLevel(trim_offsets=request.param == "without spaces")
     tokenizer._tokenizer.post_processor = processors.Sequence(
-        [processors.ByteLevel(trim_offsets=True), processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])]
+        [trim, processors.TemplateProcessing(single=whole, special_tokens=specials)]
     )
     tokenizer.save_pretrained(folder)
     return folder

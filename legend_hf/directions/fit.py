@@ -175,6 +175,9 @@ def fit_direction(
     )
     path = os.fspath(model) if reader.model is None else None
     opened = open_reader(reader, Runtime(path, device, batch_tokens, trust_remote_code))
+    if preset == "reference" and opened.ends_texts:
+        reader = replace(reader, eos="append")  # the public code reads what the tokenizer gives, its last token too
+        opened = open_reader(reader, Runtime(path, device, batch_tokens, trust_remote_code))
     reader = replace(reader, tensors_sha256=tensors_of(reader, path))
     kept, texts, unreadable = _encode(opened, read_pairs, on_error)
     skipped += unreadable

@@ -23,6 +23,7 @@ from legend_hf.margins.annotate import kind_of
 from legend_hf.margins.columns import OK
 from legend_hf.margins.margin_fn import STATUS
 from legend_hf.preferences.export import like_margin, numbers_of, remedy_for, splits_of
+from legend_hf.reading.formats import UnnamedPrompt, pairs_from_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -267,6 +268,12 @@ def _split(
             f"{_some(same_cut & removed)} would have the same tokens on both sides if cut to {max_length}, as "
             "`DPOTrainer` does, and teach it nothing; raise `max_length`, or drop them"
         )
+    unnamed = _unnamed_prompt(split)
+    if unnamed is not None:
+        warnings.append(
+            f"its column {cards.as_code(unnamed)} seems to hold the prompts, which TRL reads as `prompt` only; name it "
+            "to `export_for(dataset, prompt_column=)`, or use `rename_column`"
+        )
     margins = _margins(split, errors, warnings)
     at_the_start = _at_the_start(None if margins is None else margins[trained], warnings)
     return (
@@ -386,6 +393,17 @@ def _kind(value: Any) -> str:
             return "an empty list"
         return "messages" if isinstance(value[0], dict) and "role" in value[0] else "a list without roles"
     return "a dict of lists" if isinstance(value, dict) else f"of type {type(value).__name__}"
+
+
+def _unnamed_prompt(split: Dataset) -> str | None:
+    """The column that holds the prompts of responses without one, by the first rows."""
+    try:
+        pairs_from_batch(split.with_format(None).select(range(min(len(split), _BATCH))))
+    except UnnamedPrompt as error:
+        return error.column
+    except ValueError:  # which is said elsewhere
+        return None
+    return None
 
 
 def _is_glued(row: Mapping[str, Any]) -> bool:

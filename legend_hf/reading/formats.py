@@ -137,6 +137,21 @@ class RowError(ValueError):
         return reason if self.column is None else f"column `{self.column}`: {reason}"
 
 
+class UnnamedPrompt(ValueError):
+    """Responses without a prompt stand beside a column that plainly holds their prompts.
+
+    Attributes:
+        column: That column.
+    """
+
+    def __init__(self, message: str, column: str) -> None:
+        super().__init__(message, column)
+        self.column = column
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 def pairs_from_batch(batch: Any, columns: Columns = _DEFAULT_COLUMNS, *, first_row: int = 0) -> list[Pair | RowError]:
     """Reads a batch of preference pairs in any of the shapes above.
 
@@ -429,10 +444,11 @@ def _check_prompts(
         for i in bare[: len(cells)]:
             cell = _scalar(cells[i])
             if _asks(cell, sure=words[name] <= _PROMPTS) and not all(_holds(side, cell) for side in rows[i]):
-                raise ValueError(
+                raise UnnamedPrompt(
                     f"row {first_row + i} has responses without a prompt, and its column `{name}` holds "
                     f"{_excerpt(cell)}; allowed is a prompt in the column `{columns.prompt}` or in the responses; say "
-                    f"`prompt_column={name!r}`, or `remove_columns({name!r})` if that is no prompt"
+                    f"`prompt_column={name!r}`, or `remove_columns({name!r})` if that is no prompt",
+                    name,
                 )
 
 

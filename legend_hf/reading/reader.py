@@ -296,6 +296,12 @@ class OpenReader:
         )
         return [next(read) if entry is None else entry for entry in result]
 
+    @property
+    def ends_texts(self) -> bool:
+        """Whether the tokenizer puts an EOS behind every text by itself, which `eos="none"` takes away."""
+        eos = self.tokenizer.eos_token_id
+        return eos != self.tokenizer.sep_token_id and self.tokenizer("a")["input_ids"][-1] == eos
+
     def _known(self, text: Tokens | TextError) -> Tokens | TextError:
         """Refuses a token that the tokenizer has and the model has not: reading it would end the whole run."""
         size = self.model.get_input_embeddings().num_embeddings
