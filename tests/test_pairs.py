@@ -143,6 +143,72 @@ def test_every_split_keeps_its_share():
     assert {name: split["pair_similarity"][:] for name, split in out.items()} == {"train": [0.1, 0.2], "test": [0.8]}
 
 
+# -- What speaks of each response ----------------------------------------------------------------------------
+
+
+RATED = {
+    "prompt": ["A?", "B?"],
+    "responses": [["a0", "a1", "a2", "a3"], ["b0", "b1", "b2"]],
+    "scores": [[0.1, 0.9, 0.5, 0.3], [0.7, 0.2, 0.4]],
+}
+SPEAK = {  # what each column is, and what a pair of the responses i (chosen) and j (rejected) keeps of it
+    "models": ([["m0", "m1", "m2", "m3"], ["m0", "m1", "m2"]], lambda cell, i, j: [cell[i], cell[j]]),
+    "notes": ([[{"by": f"n{i}"} for i in range(4)], [{"by": f"n{i}"} for i in range(3)]], lambda cell, i, j: [cell[i], cell[j]]),
+    "choice_probs": ([[0.1, 0.4, 0.3, 0.2], [0.5, 0.2, 0.3]], lambda cell, i, j: [cell[i], cell[j]]),
+    "ranking": ([[1, 2, 3, 0], [0, 2, 1]], None),
+    "ranking_kind": ([[1, 2, 3, 0], [0, 2, 1]], None),
+    "order_of_raters": ([[1, 2, 3, 0], [0, 2, 1]], None),
+    "best_response": ([1, 0], None),
+    "worst_id": ([0, 1], None),
+    "tags": ([["t0", "t1", "t2", "t3"], ["t0"]], lambda cell, i, j: cell),
+    "best_year": ([1990, 2001], lambda cell, i, j: cell),
+    "turns": ([4, 3], lambda cell, i, j: cell),
+    "topic": (["tea", "rain"], lambda cell, i, j: cell),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ["best", "all", "random"])
+@pytest.mark.parametrize("kind", ["a list", "dicts"])
+def test_what_speaks_of_dropped_responses_is_re_indexed_or_dropped(rule, kind, caplog):
+    from datasets import Dataset, DatasetDict
+
+    given = RATED | {name: cells for name, (cells, _) in SPEAK.items()}
+    if kind == "dicts":
+        given["responses"] = [[{"response": text, "model": "m"} for text in row] for row in given["responses"]]
+    ds = Dataset.from_dict(given)
+    with caplog.at_level(logging.WARNING):
+        made = make_pairs(DatasetDict(train=ds, none=ds.select([])), rule=rule)
+    assert (
+        "taken for lists with an entry for each response, of which a pair keeps two: `choice_probs`, `models`, `notes`"
+        in caplog.text
+    )
+    assert "left out, since they seem to name responses by their places: `order_of_raters`, `worst_id`" in caplog.text
+    assert made["train"].features == made["none"].features
+    assert len(made["train"])
+    for row in made["train"]:
+        number = RATED["prompt"].index(row["prompt"])
+        for name, (cells, keeps) in SPEAK.items():
+            if keeps is None:
+                assert name not in row
+            else:
+                assert row[name] == keeps(cells[number], row["chosen_index"], row["rejected_index"]), name
+
+
+def test_pairs_of_rungs_keep_the_scores_of_their_two():
+    from datasets import Dataset
+
+    from legend_hf.preferences.corrections import ladder_pairs
+
+    ladders = Dataset.from_dict({
+        "prompt": ["A?"], "responses": [["a", "b", "c"]], "scores": [[3.0, 2.0, 1.0]], "ranking": [[0, 1, 2]],
+        "best_response": [0], "tags": [["t"]],
+    })  # fmt: skip
+    pairs = ladder_pairs(ladders)
+    assert pairs["scores"][:] == [[3.0, 2.0], [3.0, 1.0], [2.0, 1.0]]
+    assert pairs["tags"][:] == [["t"]] * 3
+    assert {"ranking", "best_response", "responses"}.isdisjoint(pairs.column_names)
+
+
 def test_misuse_of_select_pairs_is_refused():
     ds = table([0.1, 0.2])
     with pytest.raises(ValueError, match="`keep` is 'easy'; allowed are 'dissimilar', 'similar', 'random'"):

@@ -26,6 +26,7 @@ from legend_hf.directions.generate import Answer, check_leave_out, key_of
 from legend_hf.directions.refusals import refuses
 from legend_hf.hub import outputs
 from legend_hf.margins.annotate import kind_of
+from legend_hf.preferences.alongside import Alongside, alongside
 from legend_hf.preferences.continuations import Continuer, Decoding, open_continuer
 from legend_hf.reading.formats import RowError
 
@@ -302,7 +303,8 @@ def ladder_pairs(ladders: Dataset) -> Dataset:
     Returns:
         Columns `chosen`, `rejected`, `rank_chosen`, `rank_rejected` (from 1, the best) and `margin` (float32,
         `(rank_rejected - rank_chosen) / (rungs - 1)`), beside `prompt` and whatever else the rows hold; what only a
-        ladder has (`responses`, `kinds`, `cuts`, `affirmation`, `triggers`) is left out. Pairs stand in the order of
+        ladder has (`responses`, `kinds`, `cuts`, `affirmation`, `triggers`) is left out, and columns that speak of each
+        response, such as `scores`, are treated as by `make_pairs`. Pairs stand in the order of
         the ladders, then of `rank_chosen`, then of `rank_rejected`.
 
     Raises:
@@ -315,22 +317,24 @@ def ladder_pairs(ladders: Dataset) -> Dataset:
     plain = ladders.with_format(None)
     response = plain.features["responses"].feature
     types = dict(zip(PAIRS, (response, response, Value("int64"), Value("int64"), Value("float32")), strict=True))
-    kept = {name: kind for name, kind in plain.features.items() if name not in LADDER}
+    besides = alongside([(plain, range(len(plain)))], "responses", [*LADDER, "prompt", "tools"])
+    kept = {name: kind for name, kind in besides.features(plain.features).items() if name not in LADDER}
     if not len(plain):  # `map` adds no columns to nothing
         return _with_columns(plain.select_columns(list(kept)), {name: [] for name in PAIRS}, types)
     return plain.map(
         _paired,
         batched=True,
         with_indices=True,
+        fn_kwargs={"kept": besides},
         remove_columns=plain.column_names,
         features=Features({**kept, **types}),
         desc="Pairing rungs",
     )
 
 
-def _paired(batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
+def _paired(batch: Mapping[str, list[Any]], numbers: Sequence[int], *, kept: Alongside) -> dict[str, list[Any]]:
     """A batch of ladders as pairs."""
-    names = [name for name in batch if name not in LADDER]
+    names = [name for name in batch if name not in (*LADDER, *kept.places)]
     pairs: dict[str, list[Any]] = {name: [] for name in (*names, *PAIRS)}
     for place, (number, responses) in enumerate(zip(numbers, batch["responses"], strict=True)):
         if not responses or len(responses) < 2:
@@ -339,7 +343,8 @@ def _paired(batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str,
         ranked = list(enumerate(responses, start=1))
         for (better, chosen), (worse, rejected) in combinations(ranked, 2):
             margin = (worse - better) / (len(responses) - 1)
-            values = (*(batch[name][place] for name in names), chosen, rejected, better, worse, margin)
+            own = {name: batch[name][place] for name in names} | kept.of_pair(batch, place, better - 1, worse - 1)
+            values = (*own.values(), chosen, rejected, better, worse, margin)
             for column, value in zip(pairs.values(), values, strict=True):
                 column.append(value)
     return pairs

@@ -28,6 +28,7 @@ from legend_hf.margins.columns import OK, check_on_error, shown_as
 from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
 from legend_hf.margins.origin import MARGINS, beside, check_made_by, check_one, marks_of
 from legend_hf.margins.score_fn import STATUS as SCORES_STATUS
+from legend_hf.preferences.alongside import Alongside, alongside
 from legend_hf.preferences.export import splits_of
 from legend_hf.preferences.similarity import (
     COLUMN,
@@ -165,8 +166,10 @@ def make_pairs(
         The same kind, with `prompt` (if there was one), `chosen`, `rejected`, `chosen_score`, `rejected_score` and
         `margin_raw` (their difference, above 0, in the units of the scores: hidden-state units where a direction gave
         them, those of a rating or a reward model where that did), maybe `margin`, maybe `pair_similarity` (all
-        float32), `chosen_index` and `rejected_index` (their places among the responses, int64), `margin_direction`
-        where the scores say which one made them, and every further column as it stands. In the order of the rows.
+        float32), `chosen_index` and `rejected_index` (their places among the responses, int64),
+        `margin_direction` where the scores say which one made them, and every further column as it stands, but: of a
+        list with an entry for each response two are kept, the chosen one's first, and columns that name responses by
+        their places (`ranking`, `best_response`) are left out. In the order of the rows.
 
     Raises:
         ValueError: An argument that is not allowed, a missing column, one that would be overwritten, or scores that are
@@ -212,13 +215,20 @@ def make_pairs(
                     if name is not None:
                         row.add_note(f"in split {name!r}")
                     raise row
-    made = {}
+    chosen: dict[str | None, _Found] = {}
     for name, split in splits.items():
-        found = _find_pairs(
-            _read_rows(split, columns, scores_column, embedder, desc="Choosing pairs"), rule, embedder, seed
-        )
-        _log_found(found, len(split), name)
-        made[name] = _build(split, found, plans[name], responses_column, prompt_column, direction)
+        rows = _read_rows(split, columns, scores_column, embedder, desc="Choosing pairs")
+        chosen[name] = _find_pairs(rows, rule, embedder, seed)
+        _log_found(chosen[name], len(split), name)
+    kept = alongside(
+        [(split, chosen[name].rows) for name, split in splits.items()],
+        responses_column,
+        (scores_column, prompt_column, columns.tools, columns.chat_template_kwargs),
+    )
+    made = {
+        name: _build(split, chosen[name], plans[name], kept, responses_column, prompt_column, direction)
+        for name, split in splits.items()
+    }
     return _like(dataset, made)
 
 
@@ -511,17 +521,19 @@ def _build(
     split: Dataset,
     found: _Found,
     layout: _Layout,
+    kept: Alongside,
     responses_column: str,
     prompt_column: str,
     direction: Direction | None,
 ) -> Dataset:
     """Writes the rows of the pairs."""
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
     numbers = _numbers(found, direction)
+    features = Features(kept.features(layout.features))
     if not found.rows:  # `map` returns an empty split without the columns
-        empty: dict[str, list[Any]] = {name: [] for name in layout.features}
-        made = Dataset.from_dict(empty, features=layout.features, split=split.split)
+        empty: dict[str, list[Any]] = {name: [] for name in features}
+        made = Dataset.from_dict(empty, features=features, split=split.split)
     else:
         made = (
             split.with_format(None)
@@ -530,12 +542,17 @@ def _build(
                 _fill,
                 batched=True,
                 with_indices=True,
-                fn_kwargs={"responses_column": responses_column, "marks": layout.marks, "numbers": numbers},
-                remove_columns=layout.drop,
-                features=layout.features,
+                fn_kwargs={
+                    "responses_column": responses_column,
+                    "marks": layout.marks,
+                    "kept": kept,
+                    "numbers": numbers,
+                },
+                remove_columns=[*layout.drop, *kept.places],
+                features=features,
                 desc="Making pairs",
             )
-            .select_columns(list(layout.features))
+            .select_columns(list(features))
         )
     if layout.prompt not in (None, "prompt"):
         made = made.rename_column(prompt_column, "prompt")
@@ -567,6 +584,7 @@ def _fill(
     *,
     responses_column: str,
     marks: str | None,
+    kept: Alongside,
     numbers: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     columns: dict[str, Any] = {name: values[rows] for name, values in numbers.items()}
@@ -575,7 +593,9 @@ def _fill(
     for side in ("chosen", "rejected"):
         places = zip(batch[responses_column], columns[f"{side}_index"], strict=True)
         columns[side] = [_response(responses, i) for responses, i in places]
-    return columns
+    places = zip(columns["chosen_index"], columns["rejected_index"], strict=True)
+    entries = [kept.of_pair(batch, row, one, other) for row, (one, other) in enumerate(places)]
+    return columns | {name: [entry[name] for entry in entries] for name in kept.each}
 
 
 def _centroid_pair(units: np.ndarray, least_similar: int, seed: int) -> tuple[int, int]:
