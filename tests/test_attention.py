@@ -365,6 +365,175 @@ def test_lengths_of_earlier_texts_leave_no_trace():
     assert float((after_long - first[0, 0]).abs().max()) > 1e-3
 
 
+class Counts(torch.nn.Module):
+    """A block that counts what it has read, in each of the ways in which a module can remember."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block, self.texts = block, 0
+        self.register_buffer("total", torch.zeros(1))
+        self.register_buffer("anew", torch.zeros(1))
+        self.child = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(self.child.weight)
+
+    def forward(self, hidden_states, *args, **kwargs):
+        out = self.block(hidden_states, *args, **kwargs)
+        out = out + self.texts + self.total + self.anew + self.child.weight
+        self.texts += 1
+        self.total += 1
+        self.anew = self.anew + 1
+        self.child = torch.nn.Linear(1, 1, bias=False)
+        return out
+
+
+def _counting():
+    model = build("llama")
+    model.layers[1] = Counts(model.layers[1])
+    return model
+
+
+def _big_bird():
+    # Sparse attention for texts of more than 28 tokens; a shorter one exchanges it for good.
+    torch.manual_seed(0)
+    config = transformers.BigBirdConfig(**MLP, block_size=4, num_random_blocks=1)
+    return transformers.AutoModel.from_config(config).eval()
+
+
+@pytest.mark.parametrize("make", [_big_bird, _counting, lambda: build("llama_dynamic"), lambda: build("phi3_longrope")])
+def test_no_text_changes_how_a_later_one_is_read(make):
+    model = make()
+    long, short, need = [40 + i % 50 for i in range(120)], [41, 42, 43, 44], [[2], [2]]
+    route = probe.probe(model, max_length=LONGEST)
+    first = read(model, route, [long, long[::-1]], need, [1, 3])
+    read(model, route, [short], [[1]], [3])
+    read(model, route, [long * 1 + short * 8], [[1]], [3])
+    assert torch.equal(read(model, route, [long, long[::-1]], need, [1, 3]), first)
+    both = read(model, route, [short, long, short, long[::-1]], [[1], [2], [1], [2]], [1, 3])
+    assert difference(both[[1, 3]], first) < 1e-4
+    # And both are what a model reads that has read nothing.
+    fresh = one_by_one(make(), [long, long[::-1]], need, [1, 3])
+    assert difference(first, fresh) < 1e-4
+
+
+@pytest.mark.parametrize("make", [_big_bird, _counting])
+def test_control_left_alone_such_models_do_remember(make):
+    model = make()
+    long, short = torch.tensor([[40 + i % 50 for i in range(120)]]), torch.tensor([[41, 42, 43, 44]])
+    with torch.no_grad():
+        first = model(long).last_hidden_state
+        model(short)
+        assert float((model(long).last_hidden_state - first).abs().max()) > 1e-3
+
+
+def test_a_model_that_reads_by_chance_is_refused():
+    class Dice(Counts):
+        def forward(self, hidden_states, *args, **kwargs):
+            return self.block(hidden_states, *args, **kwargs) + torch.rand(1)
+
+    model = build("llama")
+    model.layers[0] = Dice(model.layers[0])
+    with pytest.raises(ValueError, match="LlamaModel reads the same text differently the second time .* chance"):
+        probe.probe(model, max_length=LONGEST)
+
+
+def _scaled_by_depth():
+    arguments = {**GROUPED, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8}
+    config = transformers.MiniCPM3Config(**arguments, qk_rope_head_dim=8, v_head_dim=8, pad_token_id=0)
+    torch.manual_seed(0)
+    return transformers.AutoModel.from_config(config).eval()
+
+
+def test_a_model_whose_blocks_depend_on_how_many_there_are_reads_the_same_when_cut():
+    model, texts, needed = _scaled_by_depth(), *make_texts()
+    expected = one_by_one(model, texts, needed, [0, 1, 2])
+    route = probe.probe(model, max_length=LONGEST, depth=2)
+    assert forward.loaded_blocks(model) == 2
+    assert difference(read(model, route, texts, needed, [0, 1, 2]), expected) < 1e-4
+    # The control: with a config of two blocks it is another model.
+    whole, other = _scaled_by_depth(), _scaled_by_depth()
+    config = transformers.MiniCPM3Config(**{**whole.config.to_dict(), "num_hidden_layers": 2})
+    other = transformers.AutoModel.from_config(config).eval()
+    other.load_state_dict({k: v for k, v in whole.state_dict().items() if "layers.2." not in k})
+    assert difference(one_by_one(other, texts, needed, [1]), expected[:, [1]]) > 0.01
+
+
+class Wrong(torch.nn.Module):
+    """Stands for a model whose own list is not that of its blocks."""
+
+    def __init__(self, model, change):
+        super().__init__()
+        self.model, self.change = model, change
+        self.config, self.device, self.dtype = model.config, model.device, model.dtype
+        self.get_input_embeddings = model.get_input_embeddings
+        self.set_attn_implementation = model.set_attn_implementation
+
+    def forward(self, input_ids=None, attention_mask=None, use_cache=None, output_hidden_states=False, **kwargs):
+        out = self.model(
+            input_ids, attention_mask, use_cache=False, output_hidden_states=output_hidden_states, **kwargs
+        )
+        if output_hidden_states:
+            out.hidden_states = self.change(out.hidden_states)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda own: own[:-1], "Wrong gives 3 hidden states for 3 blocks"),
+        (lambda own: (own[0], *own), "gives 5 hidden states for 3 blocks, so layer k of it cannot be told"),
+        (lambda own: None, "cannot read a text of 20 tokens by itself"),
+    ],
+)
+def test_a_list_of_another_length_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        probe.probe(Wrong(build("llama"), change), max_length=LONGEST)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda own: (*own[:2], own[2] * 2, own[3]), lambda own: own[::-1], lambda own: tuple(s + 1 for s in own)],
+)
+def test_layers_that_are_no_blocks_output_are_read_from_the_models_own_list(change):
+    model = Wrong(build("llama"), change)
+    texts, needed = make_texts()
+    route = probe.probe(model, max_length=LONGEST)
+    found = read(model, route, texts, needed, range(4))
+    plain(model.model)
+    states = [change(model.model(torch.tensor([text]), output_hidden_states=True).hidden_states) for text in texts]
+    rows = [[s[0, list(at)].mean(0) for s in own] for own, at in zip(states, needed, strict=True)]
+    expected = torch.stack([torch.stack(row) for row in rows]).detach()
+    assert difference(found, expected) < 1e-4
+
+
+@pytest.mark.parametrize("shape", [lambda s: s[..., :16], lambda s: s[:, 1:], lambda s: s[0], lambda s: None])
+def test_a_layer_of_another_shape_is_refused_by_name_and_the_others_are_read(shape):
+    model = Wrong(build("llama"), lambda own: (*own[:2], shape(own[2]), own[3]))
+    texts, needed = make_texts()
+    route = probe.probe(model, max_length=LONGEST)
+    assert difference(read(model, route, texts, needed, [1, 3]), one_by_one(model.model, texts, needed, [1, 3])) < 1e-4
+    with pytest.raises(
+        ValueError, match=r"layer 2 of Wrong cannot be read: its hidden states are .*take another `layer`"
+    ):
+        read(model, route, texts, needed, [1, 2])
+
+
+def test_neighbours_that_matter_lead_to_reading_alone():
+    model = build("bert")
+    true_forward = model.forward
+
+    def crowded(input_ids, **kwargs):
+        out = true_forward(input_ids, **kwargs)
+        shift = 0.1 * (len(input_ids) - 1)
+        out.last_hidden_state = out.last_hidden_state + shift
+        return out
+
+    model.forward = crowded
+    route = probe.probe(model, max_length=LONGEST)
+    assert route.way == "alone", "groups are tried too"
+    texts, needed = make_texts()
+    assert difference(read(model, route, texts, needed, [3]), one_by_one(build("bert"), texts, needed, [3])) < 1e-4
+
+
 def test_longrope_that_no_text_reaches_allows_trees():
     model = build("phi3_longrope")
     assert probe.probe(model, max_length=64).way == "tree"
