@@ -333,7 +333,7 @@ def probabilities(
     by_seed: dict[int, dict[str, np.ndarray]] = {}
     for inside, outside, seed in splits:
         vector, choice = fit_on(pairs, inside, AUTO, reader, seed)
-        link = fit_calibration("link", choice.raw)
+        link = fit_calibration("link", choice.raw, unbiased=choice.comparable)
         judged = outside & fitted
         raw = (pairs.differences[choice.place, judged] @ vector).astype(np.float64)
         found = by_seed.setdefault(seed, {name: np.full(len(pairs.rows), np.nan) for name in ("link", "logit")})

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from legend_hf.directions import resample
+from legend_hf.directions.calibrate import fit_calibration
 from legend_hf.directions.choose import (
     FOLDS,
     RUNNING,
@@ -193,3 +194,35 @@ def test_the_same_seed_gives_the_same_bits_and_inputs_stay():
     assert first.unbiased.tobytes() == again.unbiased.tobytes()
     np.testing.assert_array_equal(differences, before)
     assert chosen_from(differences, seed=2).raw.tobytes() != first.raw.tobytes()
+
+
+def test_probabilities_learned_from_margins_that_no_layer_was_picked_for_promise_less():
+    """Of thirteen layers alike, fifty prompts pick one whose held-out margins are right by luck."""
+    promised = {"raw": [], "comparable": []}
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        differences = rng.normal(size=(13, 1050, 32)) + 0.7 * rng.normal(size=(1050, 32))
+        differences[:, :, 0] += 0.25
+        # Layers differ in the size of what they hold, as real ones do: one scale must not be made of several.
+        differences = (differences * 2.0 ** np.arange(13)[:, None, None]).astype(np.float32)
+        choice = chosen_from(differences[:, :50], ("mean_difference",), seed=seed)
+        direction = ESTIMATORS[choice.estimator](differences[choice.place, :50])
+        margins = differences[choice.place, 50:] @ direction
+        for name, found in promised.items():
+            calibration = fit_calibration("unit", choice.raw, unbiased=getattr(choice, name))
+            p = calibration.prob(margins) if calibration.gives_prob else np.full(1000, 0.5)
+            found.append(np.maximum(p, 1 - p).mean() - right(margins).mean())
+    means = {name: float(np.mean(found)) for name, found in promised.items()}
+    assert abs(means["comparable"]) < 0.02, means
+    assert means["raw"] > means["comparable"] + 0.01, "the control: margins that the layer was picked for"
+
+
+def test_margins_of_several_layers_are_made_comparable():
+    differences = planted([0.6] * 7, pairs=60)
+    scaled = differences * 10.0 ** np.arange(7, dtype=np.float32)[:, None, None]
+    plain, choice = (chosen_from(d, ("mean_difference",), seed=5) for d in (differences, scaled))
+    assert np.unique([np.sign(choice.unbiased), np.sign(choice.comparable)], axis=0).shape[0] == 1
+    size = np.abs(choice.comparable).max() / np.abs(choice.raw).max()
+    np.testing.assert_allclose(size, np.abs(plain.comparable).max() / np.abs(plain.raw).max(), rtol=1e-4)
+    ratios = np.unique(np.round(choice.unbiased / choice.comparable, 3))
+    assert len(ratios) > 1, "the control: here the folds picked several layers"

@@ -264,7 +264,7 @@ def test_the_effect_tells_labels_from_coins_where_the_scale_does_not():
         chosen = choose(pairs[None], [0], ["mean_difference"], groups, middle=0, seed=0)
         calibration = fit_calibration("unit", chosen.raw)
         size = np.abs(calibration.apply(chosen.raw)).mean()
-        found[name] = (size, *fit_module._effect(chosen.unbiased, groups))
+        found[name] = (size, *fit_module._effect(chosen.comparable, groups))
     (_, effect, interval), (other_size, other_effect, other_interval) = found["labels"], found["coins"]
     assert other_size > 0.3, "the control: margins of coins are no small ones"
     assert effect > interval[0] > 1

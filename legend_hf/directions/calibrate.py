@@ -231,7 +231,9 @@ class Calibration:
 RAW = Calibration("raw")
 
 
-def fit_calibration(kind: str, raw: np.ndarray, *, bins: int | Sequence[float] = BINS) -> Calibration:
+def fit_calibration(
+    kind: str, raw: np.ndarray, *, unbiased: np.ndarray | None = None, bins: int | Sequence[float] = BINS
+) -> Calibration:
     """Fits every kind on the same held-out pairs, for each is cheap; `kind` says which of them `margin` is.
 
     * unit: the 95th percentile of |raw| becomes 1. There is no offset, or a swap would not flip the sign.
@@ -249,6 +251,9 @@ def fit_calibration(kind: str, raw: np.ndarray, *, bins: int | Sequence[float] =
         kind: `"raw"`, `"unit"`, `"bins"`, `"logit"` or `"link"`.
         raw: Raw margins `[n]`, in hidden-state units, of pairs that the direction was not fitted on; above 0 where the
             label is right.
+        unbiased: The same pairs' raw margins `[n]`, on the same scale, of directions that were not picked for these
+            pairs either; None where nothing was picked. Logit and link are fitted on them: margins that a layer was
+            picked for are right too often.
         bins: How many sizes, or the edges of |raw| in hidden-state units.
 
     Returns:
@@ -262,17 +267,18 @@ def fit_calibration(kind: str, raw: np.ndarray, *, bins: int | Sequence[float] =
     if kind not in KINDS:
         raise ValueError(f"`calibration` is {kind!r}; allowed are {', '.join(map(repr, KINDS))}")
     raw = np.asarray(raw, dtype=np.float64)
-    if raw.ndim != 1 or not np.isfinite(raw).all():
+    unbiased = raw if unbiased is None else np.asarray(unbiased, dtype=np.float64)
+    if raw.ndim != 1 or raw.shape != unbiased.shape or not np.isfinite(raw + unbiased).all():
         raise ValueError(
             f"the held-out raw margins, {list(raw.shape)}, are not a list of finite numbers; give one a pair"
         )
     if kind == "raw" and (len(raw) == 0 or _quantile(raw) == 0.0):
         return RAW
     scale = _scale_of(raw)
-    logit, link = _fit_log_odds(raw / scale)
+    logit, link = _fit_log_odds(unbiased / scale)
     if logit is None:
         what = (
-            f"the {len(raw)} held-out raw margins are {raw.mean():.3g} on average, not above 0: on pairs that it was "
+            f"the {len(raw)} held-out raw margins are {unbiased.mean():.3g} on average, not above 0: on pairs that it was "
             "not fitted on, the direction does not point from rejected to chosen"
         )
         if kind in ("logit", "link"):

@@ -63,7 +63,10 @@ class Choice:
         raw: Cross-validated raw margins `[n]` of the chosen two: one scale, but picked for the best accuracy.
         unbiased: Raw margins `[n]`, each of the layer and estimator chosen, and of the direction fitted, without the
             pair's fold. Their signs measure accuracy honestly; their scales may be those of several layers.
-        nested: Whether anything was chosen inside the folds; otherwise `raw` and `unbiased` are the same.
+        comparable: The same on one scale `[n]`: where those of a fold are of another layer or estimator than the chosen
+            two, multiplied to be as large as theirs. How sure a margin may be is to be learned from these: of margins
+            that a layer was picked for, too many are right.
+        nested: Whether anything was chosen inside the folds; otherwise all three are the same.
         tried: Everything that was tried.
     """
 
@@ -71,6 +74,7 @@ class Choice:
     estimator: str
     raw: np.ndarray
     unbiased: np.ndarray
+    comparable: np.ndarray
     nested: bool
     tried: tuple[Trial, ...]
 
@@ -127,7 +131,7 @@ def choose(
     everything = tuple(tried.values())
     if not nested:
         raw = everything[0].held_out(folds)
-        return Choice(0, estimators[0], raw, raw, False, everything)
+        return Choice(0, estimators[0], raw, raw, raw, False, everything)
 
     def pick(k: int | None) -> Trial:
         """The choice that pairs outside fold k make; of all pairs where k is None."""
@@ -138,11 +142,12 @@ def choose(
         return _pick(candidates, layers, estimators, folds, groups, k, middle)
 
     final = pick(None)
-    unbiased = np.empty(len(groups))
+    raw, unbiased, comparable = final.held_out(folds), np.empty(len(groups)), np.empty(len(groups))
     for k in range(count):
-        inside = folds == k
-        unbiased[inside] = pick(k).raw[inside, k]
-    return Choice(final.place, final.estimator, final.held_out(folds), unbiased, True, everything)
+        inside, picked = folds == k, pick(k)
+        unbiased[inside] = picked.raw[inside, k]
+        comparable[inside] = unbiased[inside] * _times_as_large(raw, picked.held_out(folds))
+    return Choice(final.place, final.estimator, raw, unbiased, comparable, True, everything)
 
 
 def directions_without(
@@ -240,6 +245,12 @@ def _margins(
             inside = folds == own
             raw[inside, other] = projections[inside, column]
     return raw
+
+
+def _times_as_large(raw: np.ndarray, other: np.ndarray) -> float:
+    """What other raw margins `[n]` are to be multiplied with to be as large as these `[n]`."""
+    size, other_size = np.linalg.norm(raw), np.linalg.norm(other)
+    return float(size / other_size) if size > 0 and other_size > 0 else 1.0
 
 
 def right(raw: np.ndarray) -> np.ndarray:

@@ -98,8 +98,8 @@ def fit_direction(
 
     Accuracy and calibration come from five-fold cross-fitting by prompt: each pair is scored by a direction fitted
     without its prompt. The accuracy is that of the whole procedure: layer and estimator are chosen anew for each fold,
-    without it. The calibration is fitted on the same pairs at the layer and estimator chosen by all. The direction that
-    is returned is fitted on all pairs.
+    without it. So are the margins that probabilities are fitted on; scale and bins are those of the layer and estimator
+    chosen by all. The direction that is returned is fitted on all pairs.
 
     With fewer than 20 prompts nothing is tried: `"auto"` is then the middle layer and the mean difference.
 
@@ -202,7 +202,7 @@ def fit_direction(
     return Direction(
         vector=vector,
         reader=with_layer(reader, layers[place]),
-        calibration=_calibrate(choice["calibration"], None if chosen is None else chosen.raw),
+        calibration=_calibrate(choice["calibration"], chosen),
         facts=_facts(name, choice["debias"], kept, groups, layers, chosen, skipped, seed, pairs_source),
         model_path=path,
     )
@@ -341,8 +341,8 @@ def _candidates(choice: Mapping[str, Any], reader: Reader, prompts: int) -> tupl
     return layers, estimators
 
 
-def _calibrate(kind: str, held_out: np.ndarray | None) -> Calibration:
-    return RAW if held_out is None else fit_calibration(kind, held_out)
+def _calibrate(kind: str, chosen: Choice | None) -> Calibration:
+    return RAW if chosen is None else fit_calibration(kind, chosen.raw, unbiased=chosen.comparable)
 
 
 def _facts(
@@ -360,7 +360,7 @@ def _facts(
     accuracy, interval, held_out, effect, effect_interval = None, None, None, None, None
     if chosen is not None:
         accuracy, interval = resample.share_interval(right(chosen.unbiased), groups)
-        effect, effect_interval = _effect(chosen.unbiased, groups)
+        effect, effect_interval = _effect(chosen.comparable, groups)
         count = int(resample.folds_of(groups, FOLDS, seed).max()) + 1
         held_out = f"{count}-fold cross-fitting by prompt (first user turn)"
         if chosen.nested:
