@@ -434,6 +434,7 @@ def tokenizer_and_trainer(tiny_llama, tokenizer, tmp_path_factory):
         ([-30.0, 1.0] * 4, "so far below 0 that they teach nothing"),
         ([-0.1] * 5 + [0.3] * 3, "more than half"),
         ([0.0] * 8, "every `margin` is 0"),
+        ([1.0] * 4 + [-1.0] + [0.2, 0.3, 0.4], "of the margins 5 of 8 are of the size 1"),
         ([0.1, -0.2, 0.9, 0.4, 0.3, 0.2, -0.5, 1.0], None),
     ],
 )

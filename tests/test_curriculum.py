@@ -411,6 +411,24 @@ def test_columns_types_and_format_are_kept(mode):
     assert ds[:] == before
 
 
+def test_margins_that_are_mostly_equal_order_little_and_say_so(caplog):
+    from datasets import Dataset
+
+    def told(values, **options):
+        caplog.clear()
+        rows = [{"prompt": f"{i % 2}?", "chosen": "a", "rejected": "b", "margin": v} for i, v in enumerate(values)]
+        with caplog.at_level(logging.WARNING):
+            curriculum(Dataset.from_list(rows), **options)
+        return "pairs have the same `margin`" in caplog.text
+
+    assert told([1.0, 1.0, 1.0, 0.5], mode="global", stages=2)
+    assert told([1.0] * 4)
+    # The controls: most are different; of opposite sign; ties between prompts, which are ordered apart.
+    assert not told([1.0, 1.0, 0.2, 0.5], mode="global", stages=2)
+    assert not told([1.0, -1.0, 1.0, -1.0], mode="global", stages=2)
+    assert not told([1.0, 1.0, 1.0, 0.5])
+
+
 def test_skipped_rows_are_left_out_and_counted(caplog):
     pairs = [("a", 0.0), ("a", 0.5), ("b", -0.5), ("a", 0.0)]
     ds = dataset(pairs).add_column("margin_status", ["row 0: no text", "ok", "ok", "ok"])

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
+from legend_hf.margins.columns import one_size
 from legend_hf.preferences import pairs
+from legend_hf.preferences.export import export_for
 from legend_hf.preferences.pairs import make_pairs, pick_pair, select_pairs
 from legend_hf.preferences.similarity import PairSimilarityFn, cosine
 from legend_hf.reading.formats import RowError
@@ -141,6 +143,56 @@ def test_every_split_keeps_its_share():
     out = select_pairs(DatasetDict(train=table([0.4, 0.1, 0.3, 0.2]), test=table([0.9, 0.8])))
     assert isinstance(out, DatasetDict)
     assert {name: split["pair_similarity"][:] for name, split in out.items()} == {"train": [0.1, 0.2], "test": [0.8]}
+
+
+def test_margins_of_ratings_that_all_clip_are_told(tiny_llama, caplog):
+    from datasets import Dataset
+
+    def direction(scale):
+        vector, reader = np.eye(1, 32, dtype=np.float32)[0], describe_model(tiny_llama)
+        return Direction(vector, reader, Calibration("unit", scale=scale))
+
+    ratings = Dataset.from_dict(RATED | {"scores": [[1, 5, 3, 2], [4, 1, 2]]})
+    with caplog.at_level(logging.WARNING):
+        made = make_pairs(ratings, rule="best", direction=direction(0.5))
+    assert set(made["margin"]) == {1.0}
+    assert (
+        "of the margins all 5 are of the size 1, so they tell few pairs from others: are these scores the raw"
+        in caplog.text
+    )
+    # The controls: a scale that fits, and no direction.
+    caplog.clear()
+    make_pairs(ratings, rule="best", direction=direction(8.0))
+    make_pairs(ratings, rule="best")
+    assert "of the margins" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ([1.0] * 4, "all 4 are of the size 1"),
+        ([1, -1, 1, 0.5, -1], "4 of 5 are of the size 1"),
+        ([0.0, 0.0, 0.0, 0.7], "3 of 4 are of the size 0"),
+        ([1, 1, 0.5, 0.2], None),
+        ([0.1, 0.2, 0.3], None),
+        ([1.0], None),
+        ([], None),
+    ],
+)
+def test_margins_of_one_size(numbers, said):
+    assert one_size(np.array(numbers, dtype=np.float32)) == said
+
+
+@pytest.mark.parametrize("trainer", ["trl", "openrlhf", "ms-swift"])
+def test_an_export_of_margins_of_one_size_says_so(trainer, caplog):
+    from datasets import Dataset
+
+    rows = {"prompt": ["A?"] * 5, "chosen": ["b"] * 5, "rejected": ["c"] * 5}
+    for margins, said in (([1.0, 1.0, 1.0, -1.0, 0.5], True), ([0.1, 0.2, 0.3, 0.4, 0.5], False)):
+        caplog.clear()
+        notes = export_for(Dataset.from_dict(rows | {"margin": margins}), trainer=trainer).notes
+        assert ("Of the margins 4 of 5 are of the size 1, so they tell few pairs from others." in notes) == said
+        assert ("of the margins 4 of 5" in caplog.text) == said
 
 
 # -- What speaks of each response ----------------------------------------------------------------------------

@@ -69,6 +69,18 @@ def check_distinct(each: Sequence[str], status: str, names: Collection[str]) -> 
         raise ValueError(f"`direction` maps {list(names)}: `{twice[0]}` would mean two things; give other names")
 
 
+def one_size(numbers: np.ndarray) -> str | None:
+    """How many of some margins `[n]` are of one size, where more than half are: they tell few pairs from others.
+
+    A constant, a scale that clips most of them, or zeros in the place of negative ones.
+    """
+    sizes, counts = np.unique(np.abs(numbers), return_counts=True)
+    if len(numbers) < 2 or counts.max() <= len(numbers) / 2:
+        return None
+    of = "all" if len(sizes) == 1 else f"{counts.max()} of"
+    return f"{of} {len(numbers)} are of the size {sizes[counts.argmax()]:g}"
+
+
 def raise_first(refusals: Iterable[RowError | None]) -> None:
     """Raises the first refusal that there is."""
     for refusal in refusals:

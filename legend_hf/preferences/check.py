@@ -20,7 +20,7 @@ import numpy as np
 
 from legend_hf.hub import cards
 from legend_hf.margins.annotate import kind_of
-from legend_hf.margins.columns import OK
+from legend_hf.margins.columns import OK, one_size
 from legend_hf.margins.margin_fn import STATUS
 from legend_hf.preferences.export import like_margin, numbers_of, remedy_for, splits_of
 from legend_hf.reading.formats import UnnamedPrompt, pairs_from_batch
@@ -453,8 +453,14 @@ def _margins(split: Dataset, errors: list[str], warnings: list[str]) -> np.ndarr
             f"`margin` is missing, NaN or infinite in {int(bad.sum())} of {len(split)} rows (first: {rows}): None "
             f"stops the training, NaN makes the loss of its batch NaN; {remedy}"
         )
+    same = one_size(values[~bad])
     if len(values) > 1 and (values == values[0]).all():
         warnings.append(f"every `margin` is {values[0]:g}, so it tells no pair from another; annotate anew")
+    elif same is not None:
+        warnings.append(
+            f"of the margins {same}, so they tell few pairs from others; annotate anew, with a direction that fits, "
+            'or a scale that clips less, such as `LegendMarginFn(direction, scale="logit")`'
+        )
     if kind != "float32":
         warnings.append(
             f"`margin` is {kind}; TRL makes float32 of it, and splits must agree: `cast_column` it to float32, and if "

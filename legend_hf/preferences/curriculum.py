@@ -113,6 +113,13 @@ def curriculum(
     # without negating what may be unsigned.
     distinct, place = np.unique(values, return_inverse=True)
     place = len(distinct) - 1 - place
+    tied = int(np.bincount(place).max())
+    if 1 < len(place) < 2 * tied and (mode == "global" or len(distinct) == 1):
+        logger.warning(
+            "%d of %d pairs have the same `%s`, so that the order of the rows decides which of them is easier: did a "
+            "scale clip them?",
+            tied, len(place), by,
+        )  # fmt: skip
     if mode == "global":
         stage = _cut(place, GLOBAL_STAGES if stages is None else stages)
     else:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.margins.annotate import kind_of
-from legend_hf.margins.columns import OK
+from legend_hf.margins.columns import OK, one_size
 from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
 from legend_hf.margins.origin import MARGINS
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
@@ -153,6 +153,13 @@ def export_for(
         if count:
             logger.warning("left out %d of %d rows of %r: `margin_status` is not ok", count, len(splits[name]), name)
 
+    margins = [
+        values[kept[name]] for name, split in splits.items() if (values := numbers_of(split, "margin")) is not None
+    ]
+    same = one_size(np.concatenate(margins))
+    if same is not None:
+        logger.warning("of the margins %s, so they tell few pairs from others", same)
+
     as_messages = messages or trainer == "ms-swift" or not all(_is_text(split, names) for split in splits.values())
     write = _WRITERS["ms-swift" if trainer == "ms-swift" else "messages" if as_messages else "strings"]
     features = _features([split.features for split in splits.values()], names, trainer, as_messages, weights)
@@ -177,6 +184,8 @@ def export_for(
         notes.append(f"{equal} rows were left out: both their sides are equal, and ms-swift deletes such rows.")
     if not as_messages:
         notes.append("Prompt and response are joined with nothing between; `messages=True` gives chat templates a say.")
+    if same is not None:
+        notes.append(f"Of the margins {same}, so they tell few pairs from others.")
     if any(left_out.values()):
         notes.append(f"{sum(left_out.values())} rows were left out: their `margin_status` is not ok.")
     return Export(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.columns import OK, check_on_error, shown_as
+from legend_hf.margins.columns import OK, check_on_error, one_size, shown_as
 from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
 from legend_hf.margins.origin import MARGINS, beside, check_made_by, check_one, marks_of
 from legend_hf.margins.score_fn import STATUS as SCORES_STATUS
@@ -573,6 +573,13 @@ def _numbers(found: _Found, direction: Direction | None) -> dict[str, np.ndarray
     if direction is not None:
         # Of the float32 that is written, so that it can be made of it again.
         numbers["margin"] = direction.calibration.apply(raw.astype(np.float64))
+        same = one_size(numbers["margin"])
+        if same is not None:
+            logger.warning(
+                "of the margins %s, so they tell few pairs from others: are these the raw scores of `direction`? "
+                "Of ratings or rewards `margin_raw` says more; leave `direction` out",
+                same,
+            )
     if found.similarity:
         numbers[COLUMN] = np.array(found.similarity, dtype=np.float32)
     return numbers
