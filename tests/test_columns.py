@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from legend_hf import LegendMarginFn, LegendScoreFn, PairSimilarityFn, annotate, fit_direction, make_pairs
+from legend_hf import (
+    LegendMarginFn,
+    LegendScoreFn,
+    PairSimilarityFn,
+    annotate,
+    export_for,
+    fit_direction,
+    ladder_pairs,
+    make_pairs,
+)
+from legend_hf.margins import scoring
 
 TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea", "ropes", "lamps"]
 PAIRS = [
@@ -142,3 +154,40 @@ def test_pairs_of_responses_keep_the_format(direction):
         alike(values(made), values(expected))
         assert "margin_raw" in made.format["columns"]
         assert "prompt" not in made.format["columns"]
+
+
+def test_nothing_that_an_earlier_version_made_is_found_again(direction, monkeypatch):
+    """`datasets` hashes an imported function by its name: an upgrade alone would change no fingerprint."""
+    scored = annotate(dataset(), LegendScoreFn(direction)).select_columns(["prompt", "responses", "scores"])
+    annotated = annotate(dataset(), direction)
+    ladders = dataset().select_columns(["prompt", "responses"])
+    makes = {
+        "pairs": lambda: make_pairs(scored, rule="best", direction=direction),
+        "ladder pairs": lambda: ladder_pairs(ladders),
+        "export": lambda: export_for(annotated, trainer="trl").dataset,
+        **{f"map of {n}": lambda t=t: dataset().map(t(direction), batched=True) for n, t in TRANSFORMS.items()},
+        **{f"annotate with {n}": lambda t=t: annotate(dataset(), t(direction)) for n, t in TRANSFORMS.items()},
+    }
+    before = {name: make()._fingerprint for name, make in makes.items()}
+    assert before == {name: make()._fingerprint for name, make in makes.items()}, "the control: they are found again"
+    monkeypatch.setattr(scoring, "SCORING_VERSION", scoring.SCORING_VERSION + 1)
+    assert not [name for name, make in makes.items() if make()._fingerprint == before[name]]
+
+
+def test_every_map_of_the_library_passes_its_version():
+    """One that is added later too: a transform holds its version, anything else is given it."""
+    calls = []
+    for file in sorted((Path(__file__).parents[1] / "legend_hf").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            named = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            if named and node.func.attr in ("map", "filter", "from_generator"):
+                calls.append((file.name, ast.unparse(node)))
+    loose = [
+        (name, call)
+        for name, call in calls
+        if not any(
+            word in call for word in ("edition()", "new_fingerprint=", "(fn, batched=True", "keep_in_memory=True")
+        )
+    ]
+    assert not loose
+    assert len(calls) >= 5, "the control: some were found"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from legend_hf._version import __version__
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.stopping import finish_batches, settle_in_worker
 from legend_hf.margins.store import Store, check_path, open_store
@@ -37,6 +38,15 @@ from legend_hf.reading.templates import Tokens
 SCORING_VERSION = 2
 
 GivenDirection = Direction | str | os.PathLike[str]
+
+
+def edition() -> str:
+    """What a cached result of this package must depend on, passed to every function that it gives to `map`.
+
+    `datasets` hashes an imported function by its name alone: without this, what an earlier version made would be found
+    again after an upgrade.
+    """
+    return f"{__version__}, scoring {SCORING_VERSION}"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from legend_hf.directions.generate import Answer, check_leave_out, key_of
 from legend_hf.directions.refusals import refuses
 from legend_hf.hub import outputs
 from legend_hf.margins.annotate import kind_of
+from legend_hf.margins.columns import shown_as
+from legend_hf.margins.scoring import edition
 from legend_hf.preferences.alongside import Alongside, alongside
 from legend_hf.preferences.continuations import Continuer, Decoding, open_continuer
 from legend_hf.reading.formats import RowError
@@ -320,20 +322,23 @@ def ladder_pairs(ladders: Dataset) -> Dataset:
     besides = alongside([(plain, range(len(plain)))], "responses", [*LADDER, "prompt", "tools"])
     kept = {name: kind for name, kind in besides.features(plain.features).items() if name not in LADDER}
     if not len(plain):  # `map` adds no columns to nothing
-        return _with_columns(plain.select_columns(list(kept)), {name: [] for name in PAIRS}, types)
-    return plain.map(
+        return shown_as(_with_columns(plain.select_columns(list(kept)), {name: [] for name in PAIRS}, types), ladders)
+    made = plain.map(
         _paired,
         batched=True,
         with_indices=True,
-        fn_kwargs={"kept": besides},
+        fn_kwargs={"kept": besides, "version": edition()},
         remove_columns=plain.column_names,
         features=Features({**kept, **types}),
         desc="Pairing rungs",
     )
+    return shown_as(made, ladders)
 
 
-def _paired(batch: Mapping[str, list[Any]], numbers: Sequence[int], *, kept: Alongside) -> dict[str, list[Any]]:
-    """A batch of ladders as pairs."""
+def _paired(
+    batch: Mapping[str, list[Any]], numbers: Sequence[int], *, kept: Alongside, version: str
+) -> dict[str, list[Any]]:
+    """A batch of ladders as pairs; `version` is there to be hashed."""
     names = [name for name in batch if name not in (*LADDER, *kept.places)]
     pairs: dict[str, list[Any]] = {name: [] for name in (*names, *PAIRS)}
     for place, (number, responses) in enumerate(zip(numbers, batch["responses"], strict=True)):

@@ -20,6 +20,7 @@ from legend_hf.margins.annotate import kind_of
 from legend_hf.margins.columns import OK, one_size
 from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
 from legend_hf.margins.origin import MARGINS
+from legend_hf.margins.scoring import edition
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
 
 if TYPE_CHECKING:
@@ -317,7 +318,7 @@ def _write(
                 "names": names,
                 "write": write,
                 "columns": list(features),
-                "version": _EXPORT_VERSION,
+                "version": f"{_EXPORT_VERSION}, {edition()}",
             },
             desc="Exporting rows",
         )
@@ -334,7 +335,7 @@ def _convert(
     names: Columns,
     write: Callable[[Pair], dict[str, Any] | str],
     columns: Sequence[str],
-    version: int,
+    version: str,
 ) -> dict[str, Any]:
     """One batch; `rows` are the row numbers before any were left out. `version` is there to be hashed."""
     written: dict[str, list[Any]] = {column: [] for column in columns}
@@ -469,10 +470,14 @@ def _sides_that_answer(done: Mapping[str, Dataset]) -> dict[str, Dataset]:
     firsts = (messages[0]["role"] for split in done.values() for side in _SIDES for messages in split[side])
     if all(role == "assistant" for role in firsts):
         return dict(done)
-    return {name: split.map(_whole, batched=True, remove_columns=["prompt"]) for name, split in done.items()}
+    return {
+        name: split.map(_whole, batched=True, remove_columns=["prompt"], fn_kwargs={"version": edition()})
+        for name, split in done.items()
+    }
 
 
-def _whole(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+def _whole(batch: Mapping[str, list[Any]], *, version: str) -> dict[str, list[Any]]:
+    """One batch; `version` is there to be hashed."""
     return {side: [p + r for p, r in zip(batch["prompt"], batch[side], strict=True)] for side in _SIDES}
 
 

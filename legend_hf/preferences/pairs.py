@@ -28,6 +28,7 @@ from legend_hf.margins.columns import OK, check_on_error, one_size, shown_as
 from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
 from legend_hf.margins.origin import MARGINS, beside, check_made_by, check_one, marks_of
 from legend_hf.margins.score_fn import STATUS as SCORES_STATUS
+from legend_hf.margins.scoring import edition
 from legend_hf.preferences.alongside import Alongside, alongside
 from legend_hf.preferences.export import splits_of
 from legend_hf.preferences.similarity import (
@@ -547,6 +548,7 @@ def _build(
                     "marks": layout.marks,
                     "kept": kept,
                     "numbers": numbers,
+                    "version": edition(),
                 },
                 remove_columns=[*layout.drop, *kept.places],
                 features=features,
@@ -593,7 +595,9 @@ def _fill(
     marks: str | None,
     kept: Alongside,
     numbers: Mapping[str, np.ndarray],
+    version: str,
 ) -> dict[str, Any]:
+    """One batch; `version` is there to be hashed."""
     columns: dict[str, Any] = {name: values[rows] for name, values in numbers.items()}
     if marks is not None:
         columns[MARGINS] = batch[marks]

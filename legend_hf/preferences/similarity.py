@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.directions.direction import Direction
+from legend_hf.margins import scoring
 from legend_hf.margins.columns import OK, after, check_free, check_on_error, check_rank, raise_first, written
 from legend_hf.margins.stopping import settle_in_worker
 from legend_hf.reading import templates
@@ -313,7 +314,7 @@ class PairSimilarityFn:
         """Hash of all that decides the columns, and of nothing that only says where to compute them."""
         embedder = self._embedder
         decides = [
-            SIMILARITY_VERSION,
+            *_versions(),
             *deciding(embedder.reader, embedder.path),
             embedder.max_length,
             self._on_error,
@@ -324,7 +325,7 @@ class PairSimilarityFn:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as one string, so that equal transforms give equal bytes. No model is in it: workers load theirs."""
         state = {
-            "similarity_version": SIMILARITY_VERSION,
+            "similarity_version": _versions(),
             "embedder": asdict(self._embedder),
             "on_error": self._on_error,
             "overwrite": self._overwrite,
@@ -370,13 +371,18 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return unit
 
 
+def _versions() -> list[int]:
+    """What the numbers depend on beside the model: this file, and how texts are read."""
+    return [SIMILARITY_VERSION, scoring.SCORING_VERSION]
+
+
 def _rebuild(state: str) -> PairSimilarityFn:
     """Unpickles a transform, refusing one whose numbers this version would not reproduce."""
     read = json.loads(state)
-    if read["similarity_version"] != SIMILARITY_VERSION:
+    if read["similarity_version"] != _versions():
         raise ValueError(
             f"this transform was pickled by a version of legend_hf that measures similarity differently (version "
-            f"{read['similarity_version']}, this one has {SIMILARITY_VERSION}); make it anew"
+            f"{read['similarity_version']}, this one has {_versions()}); make it anew"
         )
     fn = PairSimilarityFn.__new__(PairSimilarityFn)
     fn._embedder = Embedder(**{**read["embedder"], "reader": Reader(**read["embedder"]["reader"])})
