@@ -22,6 +22,7 @@ from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Bins, Calibration, Link
 from legend_hf.hub import cards, outputs, transfer
 from legend_hf.reading.formats import Message, conversation
+from legend_hf.reading.plain import make_plain
 from legend_hf.reading.reader import Reader, Runtime, check_folder, open_reader
 
 if TYPE_CHECKING:
@@ -93,6 +94,10 @@ class Facts:
     effect: float | None = None
     effect_interval: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        """Makes numbers and paths what JSON has."""
+        make_plain(self)
+
 
 @dataclass(frozen=True, eq=False)
 class Direction:
@@ -118,8 +123,7 @@ class Direction:
 
     def __post_init__(self) -> None:
         """Refuses a vector that is none."""
-        if self.model_path is not None:
-            object.__setattr__(self, "model_path", os.fspath(self.model_path))  # a path does not go into JSON
+        make_plain(self)
         v = self.vector
         if v.shape != (self.reader.d_model,) or v.dtype != np.float32:
             raise ValueError(

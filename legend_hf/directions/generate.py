@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from legend_hf.hub import outputs
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Conversation
+from legend_hf.reading.plain import plain
 from legend_hf.reading.reader import Reader, resolve_device
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ class AnswersFile:
     def __init__(self, output: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.output = output
         self.path = answers_path(output)
-        self.identity = identity
+        self.identity = plain(identity)
         self.overwrite = overwrite
         self._begun = False  # whether the file is one that new answers belong below
 

@@ -23,6 +23,7 @@ from legend_hf.margins.origin import MARGINS, mark
 from legend_hf.margins.scoring import Scorer, load_directions, not_finite, scorer_from_state
 from legend_hf.reading.formats import Columns, Pair, RowError, names_of, pairs_from_batch
 from legend_hf.reading.forward import Way
+from legend_hf.reading.plain import plain
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import Tokens
 
@@ -232,7 +233,7 @@ class LegendMarginFn:
             asdict(self._columns),
             *self._scorer.deciding(),
         ]
-        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(plain(decides)).encode()).hexdigest()[:32]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as one string and the vectors' bytes, so that equal transforms give equal bytes.
@@ -251,7 +252,7 @@ class LegendMarginFn:
             "chosen_column": self._columns.chosen,
             "rejected_column": self._columns.rejected,
         }
-        return _rebuild, (json.dumps({"scorer": scorer, "arguments": arguments}, sort_keys=True), vectors)
+        return _rebuild, (json.dumps(plain({"scorer": scorer, "arguments": arguments}), sort_keys=True), vectors)
 
     def _columns_of(self, name: str, written: np.ndarray) -> dict[str, Any]:
         """Makes one direction's columns `[rows]` from its raw margins, chosen and rejected scores `[3, rows]`."""

@@ -24,6 +24,7 @@ from legend_hf.margins.origin import mark
 from legend_hf.margins.scoring import GivenDirection, Scorer, load_directions, not_finite, scorer_from_state
 from legend_hf.reading.formats import Columns, Conversation, RowError, names_of, responses_from_batch
 from legend_hf.reading.forward import Way
+from legend_hf.reading.plain import plain
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import Tokens
 
@@ -227,7 +228,7 @@ class LegendScoreFn:
     def fingerprint(self) -> str:
         """Hash of all that decides the columns, and of nothing that only says where to compute them."""
         decides = [self.columns, self._on_error, asdict(self._columns), *self._scorer.deciding()]
-        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(plain(decides)).encode()).hexdigest()[:32]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as one string and the vectors' bytes, so that equal transforms give equal bytes.
@@ -243,7 +244,7 @@ class LegendScoreFn:
             "prompt_column": self._columns.prompt,
             "responses_column": self._columns.responses,
         }
-        return _rebuild, (json.dumps({"scorer": scorer, "arguments": arguments}, sort_keys=True), vectors)
+        return _rebuild, (json.dumps(plain({"scorer": scorer, "arguments": arguments}), sort_keys=True), vectors)
 
     def _columns_of(self, name: str, scores: Sequence[np.ndarray], good: Sequence[int]) -> dict[str, Any]:
         """Makes one direction's columns from the scores of every row's responses; rows that are not good score 0.0.

@@ -22,6 +22,7 @@ from legend_hf.margins.stopping import finish_batches, settle_in_worker
 from legend_hf.margins.store import Store, check_path, open_store
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.forward import Way
+from legend_hf.reading.plain import make_plain
 from legend_hf.reading.reader import (
     OpenReader,
     Reader,
@@ -71,6 +72,7 @@ class Scorer:
 
     def __post_init__(self) -> None:
         """Checks where to run now, not in a worker."""
+        make_plain(self)
         Runtime(device=self.device, batch_tokens=self.batch_tokens, route=self.route)
         if self.store is not None:
             object.__setattr__(self, "store", str(check_path(self.store)))

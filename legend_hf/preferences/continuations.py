@@ -21,6 +21,7 @@ from legend_hf.directions import generate
 from legend_hf.directions.generate import Answer, AnswersFile, key_of, open_ids, open_text, plan_batches, tokenizer_of
 from legend_hf.reading import templates
 from legend_hf.reading.formats import conversation
+from legend_hf.reading.plain import make_plain
 from legend_hf.reading.reader import Reader, describe_model, resolve_device
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         """Refuses what generates nothing."""
+        make_plain(self)
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1")

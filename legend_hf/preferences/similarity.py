@@ -27,6 +27,7 @@ from legend_hf.margins.columns import OK, after, check_free, check_on_error, che
 from legend_hf.margins.stopping import settle_in_worker
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, Conversation, Pair, RowError, names_of, pairs_from_batch
+from legend_hf.reading.plain import make_plain, plain
 from legend_hf.reading.reader import Reader, Runtime, deciding, describe_model, open_reader, resolve_device, with_layer
 from legend_hf.reading.templates import TextError, Tokens
 
@@ -62,6 +63,10 @@ class Embedder:
     device: str | None = None
     batch_tokens: int | None = None
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Makes numbers and paths what pickles and hashes alike."""
+        make_plain(self)
 
     def encode(self, conversations: Sequence[Conversation], *, rank: int | None = None) -> list[Tokens | TextError]:
         """Tokenises the responses, each alone, and cuts their ends; one that has no tokens comes back as an error.
@@ -320,7 +325,7 @@ class PairSimilarityFn:
             self._on_error,
             asdict(self._columns),
         ]
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(plain(decides), sort_keys=True).encode()).hexdigest()[:32]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as one string, so that equal transforms give equal bytes. No model is in it: workers load theirs."""
@@ -331,7 +336,7 @@ class PairSimilarityFn:
             "overwrite": self._overwrite,
             "columns": asdict(self._columns),
         }
-        return _rebuild, (json.dumps(state, sort_keys=True),)
+        return _rebuild, (json.dumps(plain(state), sort_keys=True),)
 
     def _encode(
         self, pairs: Sequence[Pair | RowError], rank: int | None, *, first_row: int = 0

@@ -44,6 +44,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar
 
+from legend_hf.reading.plain import make_plain
+
 Message = Mapping[str, Any]  # `role`, `content`, maybe `tool_calls` and more; no key holds None
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -105,6 +107,10 @@ class Columns:
     response_0: str = "response_0"
     response_1: str = "response_1"
     safer: str = "safer_response_id"
+
+    def __post_init__(self) -> None:
+        """Takes names of any string type."""
+        make_plain(self)
 
 
 _DEFAULT_COLUMNS = Columns()

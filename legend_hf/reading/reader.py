@@ -32,6 +32,7 @@ from legend_hf.reading.identity import (
     folder_state,
     tensors_sha256,
 )
+from legend_hf.reading.plain import make_plain, plain
 from legend_hf.reading.probe import probe
 from legend_hf.reading.templates import TextError, Tokens
 from legend_hf.reading.window import window
@@ -104,6 +105,7 @@ class Reader:
 
     def __post_init__(self) -> None:
         """Refuses values that no reader can have, whoever wrote them."""
+        make_plain(self)
         _check_choice("pooling", self.pooling, POOLINGS)
         _check_choice("eos", self.eos, EOS_POLICIES)
         _check_choice("dtype", self.dtype, DTYPES)
@@ -168,6 +170,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         """Refuses a budget that could hold no token, and what names no device. Whether it is there, a run knows."""
+        make_plain(self)
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ValueError(f"`batch_tokens` is {self.batch_tokens}; it must be at least 1, or None for the default")
         if self.route is not None:
@@ -438,9 +441,9 @@ def _parse_device(device: str) -> tuple[str, int | None]:
     import torch
 
     try:
-        if not isinstance(device, str):
+        if not isinstance(plain(device), str):  # torch takes a number for a GPU
             raise TypeError
-        parsed = torch.device(device)
+        parsed = torch.device(plain(device))
     except (RuntimeError, TypeError):
         raise ValueError(
             f"`device` is {device!r}, which names no device; allowed are 'cpu', 'cuda', 'cuda:1' ..., or None for a "

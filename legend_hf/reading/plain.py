@@ -1,0 +1,39 @@
+"""What somebody gave becomes plain data: it pickles, goes into JSON, and equals what was meant.
+
+In: paths, NumPy's numbers, enumerations, devices, alone or in lists and mappings. Out: str, int, float, bool. So a
+layer out of `np.argmax` or a folder as a `Path` makes the same Reader, the same key of a store and the same fingerprint
+as the number or the name itself. This file does not know what the values are for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it; what is of no kind known here stays as it is."""
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+    if type(value).__module__ == "torch" and type(value).__name__ == "device":  # without importing torch
+        return str(value)
+    return value
+
+
+def make_plain(instance: Any) -> None:
+    """Makes every field of a frozen dataclass plain; for its `__post_init__`, before anything is checked."""
+    for f in fields(instance):
+        object.__setattr__(instance, f.name, plain(getattr(instance, f.name)))
