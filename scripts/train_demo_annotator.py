@@ -26,6 +26,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -40,6 +41,8 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 from transformers.utils import logging as transformers_logging
+
+from legend_hf.directions import resample
 
 log = logging.getLogger("train_demo_annotator")
 DEMO = Path(__file__).parent / "demo"
@@ -422,21 +425,18 @@ def won(fitted_on: torch.Tensor, measured_on: torch.Tensor) -> torch.Tensor:
 
 
 def shorter_wins(pairs: list[Pair]) -> torch.Tensor:
-    """The baseline: the response with fewer characters is the harmless one, `[n]`."""
+    """The rule that the response with fewer characters is the harmless one, `[n]`."""
     return wins(torch.tensor([float(len(rejected.response) - len(chosen.response)) for chosen, rejected in pairs]))
 
 
-def interval(values: torch.Tensor, pairs: list[Pair], draws: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean over pairs; prompts are drawn, not pairs."""
-    sums: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for value, (chosen, _) in zip(values.tolist(), pairs, strict=True):
-        sums[chosen.opening][0] += value
-        sums[chosen.opening][1] += 1
-    table = torch.tensor(list(sums.values()), dtype=torch.float64)
-    drawn = torch.randint(len(table), (draws, len(table)), generator=torch.Generator().manual_seed(0))
-    means = table[drawn].sum(1)
-    low, high = torch.quantile(means[:, 0] / means[:, 1], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+def groups_of(pairs: list[Pair]) -> np.ndarray:
+    """Numbers of the pairs' prompts, `[n]`."""
+    return resample.groups_of([chosen.opening for chosen, _ in pairs])
+
+
+def written(value: float, interval: resample.Interval | None) -> str:
+    """A number with its interval."""
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
 def measure(folder: Path, fits: dict[str, list[Pair]], tests: dict[str, list[Pair]]) -> tuple[str, str]:
@@ -452,27 +452,30 @@ def measure(folder: Path, fits: dict[str, list[Pair]], tests: dict[str, list[Pai
     fitted = {name: differences(backbone, tokenizer, pairs) for name, pairs in fits.items()}
     read = {name: differences(backbone, tokenizer, pairs) for name, pairs in tests.items()}
 
-    def row(title: str, scores: dict[str, torch.Tensor]) -> str:
-        cells = [title]
-        for name, values in scores.items():
-            low, high = interval(values, tests[name])
-            cells.append(f"{values.mean():.3f} [{low:.3f}, {high:.3f}]")
-        average = sum(values.mean().item() for values in scores.values()) / len(scores)
-        return f"| {' | '.join(cells)} | {average:.3f} |"
+    groups = {name: groups_of(pairs) for name, pairs in tests.items()}
+    shorter = {name: shorter_wins(pairs).double().numpy() for name, pairs in tests.items()}
+    length = {name: resample.better_rule(wins, groups[name]) for name, wins in shorter.items()}
+    rules = ", ".join(dict.fromkeys("shorter" if own else "longer" for own, _, _ in length.values()))
 
-    baseline = {name: shorter_wins(pairs) for name, pairs in tests.items()}
+    def row(title: str, cells: list[tuple[float, resample.Interval | None]]) -> str:
+        average = sum(value for value, _ in cells) / len(cells)
+        return f"| {' | '.join([title, *(written(*cell) for cell in cells)])} | {average:.3f} |"
+
     accuracies = [
         f"| | {' | '.join(tests)} | average |",
         "|---" * (len(tests) + 2) + "|",
-        row("the shorter response", baseline),
+        row(f"length alone (the {rules} response)", [(share, ends) for _, share, ends in length.values()]),
     ]
     numbers = [f"layer {i}" for i in range(backbone.config.num_hidden_layers + 1)]
     layers = [f"| fitted on | measured on | {' | '.join(numbers)} |", "|---" * (len(numbers) + 2) + "|"]
     for fit, difference in fitted.items():
         scores = {name: won(difference, values) for name, values in read.items()}
-        accuracies.append(row(f"direction of {fit}", {name: values[:, LAYER] for name, values in scores.items()}))
-        ahead = {name: values[:, LAYER] - baseline[name] for name, values in scores.items()}
-        accuracies.append(row("... ahead of the shorter response by", ahead))
+        here = {name: values[:, LAYER].double().numpy() for name, values in scores.items()}
+        accuracies.append(
+            row(f"direction of {fit}", [resample.share_interval(v, groups[name]) for name, v in here.items()])
+        )
+        gains = [resample.gain_over_rule(v, shorter[name], groups[name]) for name, v in here.items()]
+        accuracies.append(row("... ahead of length by", gains))
         for name, values in scores.items():
             layers.append(f"| {fit} | {name} | {' | '.join(f'{v:.3f}' for v in values.mean(0).tolist())} |")
     return "\n".join(accuracies), "\n".join(layers)

@@ -312,7 +312,7 @@ def test_corr_at_k_with_a_judge_of_the_current_folder(files, judges):
     told = corr(files, "--judge", "cli_judges:even")
     assert told.exit_code == 0, told.output
     assert "crude" not in told.stdout
-    assert "     5  1.000 [1.000, 1.000]\n    20  0.000 [0.000, 0.000]\n  mean  0.500 [" in told.stdout
+    assert "     5  1.000 [0.012, 1.000]\n    20  0.000 [0.000, 0.988]\n  mean  0.500 [" in told.stdout
     assert sys.modules["cli_judges"].calls == [4], "called once, with all"
 
 

@@ -141,7 +141,7 @@ def fit(
     prompt_column: PromptColumnOption = "prompt",
     chosen_column: ChosenColumnOption = "chosen",
     rejected_column: RejectedColumnOption = "rejected",
-    seed: Annotated[int, typer.Option(help="Of folds and bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
     device: DeviceOption = None,
     batch_tokens: BatchTokensOption = None,
     overwrite: OverwriteOption = False,
@@ -323,7 +323,7 @@ def report(
     prompt_column: PromptColumnOption = "prompt",
     chosen_column: ChosenColumnOption = "chosen",
     rejected_column: RejectedColumnOption = "rejected",
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -484,6 +484,7 @@ def _summary(direction: Any) -> str:
         ("accuracy", share(facts.accuracy, facts.accuracy_interval)),
         ("length alone", share(facts.length_accuracy, facts.length_accuracy_interval)
                          + (f", the {facts.length_rule} one" if facts.length_rule else "")),
+        ("effect", "not recorded" if facts.effect is None else f"{facts.effect:+.2f} deviations, held out"),
         ("calibration", direction.calibration.label()),
     ]  # fmt: skip
     return "\n".join(f"{name:>12}  {value}" for name, value in rows)

@@ -313,7 +313,7 @@ def corr_at_k(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Most texts continued together.")] = None,
     dtype: DtypeOption = "auto",
-    seed: Annotated[int, typer.Option(help="Of phrases, sampling and bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of phrases and sampling.")] = 0,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:

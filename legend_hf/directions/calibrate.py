@@ -278,8 +278,8 @@ def fit_calibration(
     logit, link = _fit_log_odds(unbiased / scale)
     if logit is None:
         what = (
-            f"the {len(raw)} held-out raw margins are {unbiased.mean():.3g} on average, not above 0: on pairs that it was "
-            "not fitted on, the direction does not point from rejected to chosen"
+            f"the {len(raw)} held-out raw margins are {unbiased.mean():.3g} on average, not above 0: on pairs that it "
+            "was not fitted on, the direction does not point from rejected to chosen"
         )
         if kind in ("logit", "link"):
             raise ValueError(f'{what}; give more pairs, another layer, or `calibration="unit"`')

@@ -63,7 +63,7 @@ class Facts:
             characters.
         length_accuracy_interval: Its 95 % interval, which knows that the better one was picked.
         held_out: How pairs were held out for accuracy and calibration.
-        seed: Of the folds and the bootstrap.
+        seed: Of the folds.
         pairs_source: What the pairs are, in the fitter's words (a dataset id, say).
         versions: Package names and versions at the fit.
         debias: What the fit was made to leave out: `"length"`, or None.
