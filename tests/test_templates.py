@@ -235,7 +235,11 @@ TURNED = MIXED.replace("==", "!=")
 EXPECTED = "[system] Be kind.</s>[user] Hello</s>[assistant] So?</s>[user] And?</s>[assistant]  Hi\n</s>"
 
 
-@pytest.mark.parametrize("template", [STRINGS, PARTS, STRICT, EITHER, MIXED, TURNED], ids=["strings", "parts", "strict", "either", "mixed", "turned"])  # fmt: skip
+@pytest.mark.parametrize(
+    "template",
+    [STRINGS, PARTS, STRICT, EITHER, MIXED, TURNED],
+    ids=["strings", "parts", "strict", "either", "mixed", "turned"],
+)
 def test_templates_get_contents_as_they_want_them(tokenizer, template):
     asked = [("system", "Be kind."), ("user", "Hello"), ("assistant", "So?"), ("user", "And?")]
     talk = conversation(
@@ -246,6 +250,25 @@ def test_templates_get_contents_as_they_want_them(tokenizer, template):
     assert [rendered.text[a:b] for a, b in rendered.spans] == [" Hi\n"]
     opened = render_open(talk, with_template(tokenizer, template), template=CHAT, joiner="", date="2025-01-01")
     assert opened == EXPECTED.partition("[assistant]  Hi")[0]
+
+
+@pytest.mark.parametrize("template", [STRINGS, PARTS], ids=["strings", "parts"])
+def test_what_a_template_says_of_types_decides_nothing(tokenizer, template):
+    said = "{{ \"{'type': 'function'}\" }}"
+    rendered = render(
+        conversation("Hello", "Hi"),
+        with_template(tokenizer, said + template),
+        template=CHAT,
+        joiner="",
+        date="2025-01-01",
+    )
+    assert rendered.text == "{'type': 'function'}[user] Hello</s>[assistant] Hi</s>"
+
+
+def test_a_template_that_prints_lists_gets_strings(tokenizer):
+    rewriting = "{% for m in messages %}{{ m.content if m.content is not string else m.content | upper }}{% endfor %}"
+    with pytest.raises(TextError, match="the chat template rewrites the response"):
+        read(with_template(tokenizer, rewriting), conversation("Hello", "Hi there"), template=CHAT)
 
 
 def test_a_template_for_parts_loses_strings_without_a_word(tokenizer):  # control of the test above

@@ -498,7 +498,8 @@ def _roles_of_parts(tokenizer: PreTrainedTokenizerBase, template: str) -> frozen
             raise
         except Exception:  # a program of the model's: this is not the way, and if none is, each row will say why
             continue
-        if all(mark in text for mark in marks) and not (listed and re.search(r"""['"]type['"]""", text)):
+        printed = re.search(r"""['"]<(asked|said)-in-this-text>['"]""", text)  # a list as it stands in a program
+        if all(mark in text for mark in marks) and not (listed and printed):
             return listed
     return ways[0]
 
