@@ -11,8 +11,9 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,6 +23,7 @@ import numpy as np
 from legend_hf._version import __version__
 from legend_hf.directions.direction import Direction
 from legend_hf.hub import cards, outputs, transfer
+from legend_hf.hub.layout import Layout, data_files, layout_of
 from legend_hf.hub.rows import load_rows, named_ids, united_sources
 from legend_hf.hub.source import Source, Trace, find_sources, has_commit, traces_of
 from legend_hf.margins.columns import OK, suffixed
@@ -205,7 +207,11 @@ def _push(
     )
 
     def readme(existing: str | None) -> str:
-        return _card(configs, described, cards.united(existing, card), target.repo_id, sources, source_cards)
+        there = transfer.list_files(target.repo_id, repo_type="dataset", revision=revision, token=token)
+        before = layout_of(there, existing)
+        _check_room(configs, before, there, cards.described_configs(existing))
+        joined = cards.united(existing, card)
+        return _card(configs, described, joined, target.repo_id, sources, source_cards, before, there, [*files])
 
     with TemporaryDirectory(prefix="legend_hf_") as folder:
         described = _write(configs, Path(folder))
@@ -276,10 +282,13 @@ def save_annotated(
     existing = _read_card(target / transfer.README)
     target.mkdir(parents=True, exist_ok=True)
     manifest = outputs.read_manifest(target) or {"files": [], "configs": {}}
+    there = [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()]
+    before = layout_of(there, existing)
+    _check_room(configs, before, there, cards.described_configs(existing))
     with TemporaryDirectory(prefix=".partial_", dir=target) as partial:
         described = _write(configs, Path(partial))
-        card = _card(configs, described, existing, None, sources, source_cards)
         new = {path.relative_to(partial).as_posix(): path for path in Path(partial).rglob("*.parquet")}
+        card = _card(configs, described, existing, None, sources, source_cards, before, there, [*new])
         # What the card's patterns would take for rows of these splits goes, too.
         patterns = [f"{_folder_of(name)}/{split}-*" for name, config in configs.items() for split in config.splits]
         for pattern in (*_replaced(configs), *patterns):
@@ -645,12 +654,18 @@ def _folder_of(config: str) -> str:
 
 
 def _replaced(configs: Mapping[str, _Config]) -> list[str]:
-    """Patterns of the Parquet files that a push takes the place of."""
+    """Patterns of the Parquet files that a push takes the place of: shards of its splits, and of those it ends."""
+    shards = "-of-".join(["[0-9]" * 5] * 2)
     return [
-        f"{_folder_of(name)}/{split}-*-of-*.parquet"
+        f"{_folder_of(name)}/{split}-{shards}.parquet"
         for name, config in configs.items()
         for split in (["*"] if config.whole else config.splits)
     ]
+
+
+def _gone(configs: Mapping[str, _Config], there: Iterable[str]) -> set[str]:
+    """The files that a push takes the place of."""
+    return {path for path in there if any(fnmatchcase(path, pattern) for pattern in _replaced(configs))}
 
 
 def _write(configs: Mapping[str, _Config], folder: Path) -> dict[str, dict[str, Any]]:
@@ -704,8 +719,26 @@ def _card(
     repo_id: str | None,
     sources: Sequence[Source],
     source_cards: Mapping[str, str],
+    before: Layout,
+    there: Collection[str],
+    new_files: Collection[str],
 ) -> str:
-    """Writes the card on top of the one that is there."""
+    """Writes the card on top of the one that is there, such that all that could be loaded there still can be.
+
+    Args:
+        configs: What is written.
+        described: Its sizes.
+        existing: The README that is there.
+        repo_id: Of the target, None for a folder.
+        sources: Of the rows.
+        source_cards: Their READMEs, by id.
+        before: What can be loaded there.
+        there: Paths of the files that are there.
+        new_files: Paths of those that are written.
+
+    Raises:
+        ValueError: Something that can be loaded there could not be any longer.
+    """
     from datasets import DatasetInfo
     from datasets.info import DatasetInfosDict
     from datasets.splits import SplitDict, SplitInfo
@@ -715,17 +748,17 @@ def _card(
     data = DatasetCardData(**cards.file_metadata(existing))
     infos = DatasetInfosDict.from_dataset_card_data(data)
     layouts = MetadataConfigs.from_dataset_card_data(data)
+    files = sorted({*there, *new_files} - (_gone(configs, there) - set(new_files)))
+    if not layouts:
+        # What is found by its name alone is found no longer once a card names anything.
+        layouts.update({name: {"data_files": data_files(splits, files)} for name, splits in before.files.items()})
+    if before.default not in (None, "default") and before.default not in configs and "default" not in configs:
+        layouts[before.default] = {**layouts[before.default], "default": True}
     facts = {}
     for name, config in configs.items():
         folder = _folder_of(name)
-        for other, layout in layouts.items():
-            if other != name and any(p.startswith(f"{folder}/") for p in _paths(layout)):
-                raise ValueError(
-                    f"the repository's config `{other}` keeps files in `{folder}/`, where config `{name}` "
-                    "would go; choose another `config_name`"
-                )
         features = next(iter(config.splits.values())).features
-        kept = _kept_splits(name, config, infos.get(name), layouts.get(name), features)
+        kept = _kept_splits(name, config, infos.get(name), before.files.get(name, {}), features)
         new = {
             split: SplitInfo(name=split, num_bytes=size["unpacked"], num_examples=size["rows"])
             for split, size in described[name].items()
@@ -742,9 +775,9 @@ def _card(
             + sum(info.num_bytes for info in kept.values()),
             dataset_size=sum(info.num_bytes for info in splits.values()),
         )
-        layouts[name] = {
-            **layouts.get(name, {}),
-            "data_files": [{"split": split, "path": f"{folder}/{split}-*"} for split in splits],
+        ours = {split: [path for path in new_files if path.startswith(f"{folder}/{split}-")] for split in new}
+        layouts[name] = {key: value for key, value in layouts.get(name, {}).items() if key != "data_dir"} | {
+            "data_files": data_files({split: ours.get(split) or before.files[name][split] for split in splits}, files)
         }
         layouts[name].pop("description", None)
         if repo_id is None:
@@ -754,18 +787,37 @@ def _card(
             layouts[name]["description"] = f"sha256 {hashlib.sha256(known.encode()).hexdigest()}"
         facts[name] = {**config.facts, "kept_splits": list(kept)}
     infos.to_dataset_card_data(data)
-    layouts.to_dataset_card_data(data)
-    text = cards.dataset_card(
-        {
-            "repo_id": repo_id,
-            "library": f"legend_hf {__version__}",
-            "sources": [{"repo_id": source.repo_id, "revision": source.revision} for source in sources],
-            "metadata": {"dataset_info": data["dataset_info"], "configs": data["configs"]},
-            "configs": facts,
-        },
-        existing,
-        source_cards,
-    )
+
+    def write() -> tuple[str, list[str]]:
+        """The card, and the configurations of others that would not be what they were."""
+        layouts.to_dataset_card_data(data)
+        text = cards.dataset_card(
+            {
+                "repo_id": repo_id,
+                "library": f"legend_hf {__version__}",
+                "sources": [{"repo_id": source.repo_id, "revision": source.revision} for source in sources],
+                "metadata": {"dataset_info": data["dataset_info"], "configs": data["configs"]},
+                "configs": facts,
+            },
+            existing,
+            source_cards,
+        )
+        after = layout_of(files, text)
+        broken = [name for name in before.files if name not in configs and after.files.get(name) != before.files[name]]
+        return text, broken + [name for name in configs if name not in after.files or after.kind != "parquet"]
+
+    text, broken = write()
+    if others := [name for name in broken if name not in configs]:
+        # A pattern of theirs that takes in what is new: they get the files that they had.
+        for name in others:
+            rest = {key: value for key, value in layouts[name].items() if key != "data_dir"}
+            layouts[name] = rest | {"data_files": data_files(before.files[name], files)}
+        text, broken = write()
+    if broken:
+        raise ValueError(
+            f"after this, `load_dataset` could not read config `{broken[0]}` as it is, beside what else is there; "
+            "choose another `config_name`, or another place"
+        )
     written = DatasetInfosDict.from_dataset_card_data(DatasetCardData(**cards.file_metadata(text)))
     for name, config in configs.items():
         if written[name].features != next(iter(config.splits.values())).features:
@@ -776,13 +828,47 @@ def _card(
     return text
 
 
-def _kept_splits(config: str, new: _Config, info: Any, layout: Any, features: Any) -> dict[str, Any]:
+def _check_room(
+    configs: Mapping[str, _Config], before: Layout, there: Collection[str], annotated: Collection[str]
+) -> None:
+    """Refuses to write where another configuration lies, over other people's splits, and beside other kinds of files.
+
+    Args:
+        configs: What is written.
+        before: What can be loaded there.
+        there: Paths of the files there.
+        annotated: The configurations there that this library wrote.
+    """
+    gone = _gone(configs, there)
+    others = {name: splits for name, splits in before.files.items() if name not in configs}
+    for other, splits in others.items():
+        for name in configs:
+            folder = f"{_folder_of(name)}/"
+            if any(path in gone or path.startswith(folder) for paths in splits.values() for path in paths):
+                raise ValueError(
+                    f"the repository's config `{other}` keeps files in `{folder}`, where config `{name}` "
+                    "would go; choose another `config_name`"
+                )
+    if others and before.kind != "parquet":
+        raise ValueError(
+            f"the repository's config `{next(iter(others))}` is of files that `datasets` reads as `{before.kind}`, and "
+            "all of a repository must be of one kind, these being Parquet; choose another repository or folder"
+        )
+    for name, config in configs.items():
+        lost = before.files.get(name, {}).keys() - config.splits.keys()
+        if config.whole and lost and name not in annotated:
+            raise ValueError(
+                f"config `{name}` is there, with splits that these rows have not ({', '.join(sorted(lost))}) and that "
+                "could not be loaded any longer; choose another `config_name`, or push a single split as a `Dataset`"
+            )
+
+
+def _kept_splits(config: str, new: _Config, info: Any, there: Mapping[str, Any], features: Any) -> dict[str, Any]:
     """The splits of a configuration on the Hub that a push of a single one leaves alone, as `SplitInfo`s."""
-    if new.whole or layout is None:
+    if new.whole:
         return {}
     known = dict(info.splits) if info is not None and info.splits else {}
-    listed = {entry["split"] for entry in layout.get("data_files") or () if isinstance(entry, dict)}
-    others = (listed | set(known)) - set(new.splits)
+    others = set(there) - set(new.splits)
     if not others:
         return {}
     if info is None or info.features != features or others - set(known):
@@ -793,14 +879,3 @@ def _kept_splits(config: str, new: _Config, info: Any, layout: Any, features: An
             "another `config_name`"
         )
     return {split: known[split] for split in known if split in others}
-
-
-def _paths(layout: Mapping[str, Any]) -> list[str]:
-    """The patterns of a configuration's files, in any of the forms that a card may give them."""
-    data_files = layout.get("data_files") or []
-    found = []
-    for entry in [data_files] if isinstance(data_files, str) else data_files:
-        paths = entry.get("path", []) if isinstance(entry, dict) else entry
-        found += [paths] if isinstance(paths, str) else list(paths)
-    directory = layout.get("data_dir")
-    return [*found, *([f"{directory}/"] if isinstance(directory, str) else [])]

@@ -241,6 +241,11 @@ def file_metadata(text: str | None) -> dict[str, Any]:
     return {key: read.get(key) for key in ("dataset_info", "configs")}
 
 
+def described_configs(text: str | None) -> frozenset[str]:
+    """The configurations that a README describes as annotated by this library."""
+    return frozenset(_blocks(front_matter.split(text)[1]))
+
+
 def doubts(fit: Facts) -> tuple[str, ...]:
     """Says what in the facts of a fit makes its direction implausible; empty when nothing does."""
     found = []

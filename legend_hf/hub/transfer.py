@@ -213,6 +213,21 @@ def describe_repo(
     return _again(ask, repo_id, repo_type, "look at", token)
 
 
+def list_files(
+    repo_id: str, *, repo_type: str, revision: str | None = None, token: str | bool | None = None
+) -> list[str]:
+    """Paths of a repository's files at a revision.
+
+    Raises:
+        OSError: The repository or revision does not exist or is hidden, or the Hub cannot be reached.
+    """
+    api = _api(token)
+    return _again(
+        lambda: api.list_repo_files(repo_id, repo_type=repo_type, revision=revision),
+        repo_id, repo_type, "look at", token, revision=revision,
+    )  # fmt: skip
+
+
 def list_datasets(author: str, *, token: str | bool | None = None) -> list[str]:
     """Ids of a user's or an organisation's datasets, as far as this token can see.
 
