@@ -308,12 +308,12 @@ def test_rungs_that_are_not_what_they_are_taken_for_are_counted_or_left_out(doub
         kept = ladders_of(ROWS, continue_fn=model)
     assert kept["id"][:] == [7, 8]
     assert f"of 2 ladders {said}; `leave_out` left out 0" in caplog.text
-    assert kept.info.description.endswith(f"seed 0; among 2 {said}, of which 0 are left out")
+    assert kept.info.description.endswith(f"seed 0; among 2 ladders {said}, of which 0 are left out")
     assert ladder_pairs(kept).info.description == kept.info.description
     fewer = ladders_of(ROWS, continue_fn=model, leave_out=[doubt])
     assert fewer["id"][:] == [7]
     assert fewer.info.description.startswith("1 ladders of 6 responses out of 2 rows, 0 left out")
-    assert fewer.info.description.endswith(f"among 2 {said}, of which 1 are left out")
+    assert fewer.info.description.endswith(f"among 2 ladders {said}, of which 1 are left out")
     # The controls: another word leaves it in, and of good rungs nothing is said.
     other = next(name for name in corrections.DOUBTS if name != doubt)
     assert ladders_of(ROWS, continue_fn=model, leave_out=[other])["id"][:] == [7, 8]

@@ -157,8 +157,7 @@ def test_margins_of_ratings_that_all_clip_are_told(tiny_llama, caplog):
         made = make_pairs(ratings, rule="best", direction=direction(0.5))
     assert set(made["margin"]) == {1.0}
     assert (
-        "of the margins all 5 are of the size 1, so they tell few pairs from others: are these the raw"
-        in caplog.text
+        "of the margins all 5 are of the size 1, so they tell few pairs from others: are these the raw" in caplog.text
     )
     # The controls: a scale that fits, and no direction.
     caplog.clear()

@@ -285,7 +285,7 @@ def correction_ladders(
         f"cut after fractions of their words, the others after delimiters; seed {seed}"
     )
     if counted:
-        description += f"; among {len(kept) + dropped} {counted}, of which {dropped} are left out"
+        description += f"; among {len(kept) + dropped} ladders {counted}, of which {dropped} are left out"
     result.info.update(DatasetInfo(description=description))
     if output is not None:
         outputs.write_whole(Path(output), result.with_format(None).to_json)
