@@ -433,7 +433,7 @@ def section_of(
 
     inside = [sets[s] for s in averaged]
     numbers["rules"] = {s: "shorter" if shorter[where].mean() >= 0.5 else "longer" for s, where in sets.items()}
-    rules = ", ".join(dict.fromkeys(numbers["rules"].values()))
+    rules = " or ".join(dict.fromkeys(numbers["rules"].values()))
     row(
         "accuracy", f"{LENGTH} (the {rules} response)",
         lambda where: cell(*resample.better_rule(shorter[where], resample.groups_of(pairs.groups[where].tolist()))[1:]),
