@@ -199,12 +199,10 @@ def test_an_argument_that_may_be_a_model_or_a_folder_takes_a_path():
         for callable_ in public
         if callable(callable_) and not (inspect.isclass(callable_) and issubclass(callable_, Exception))
         for name, parameter in inspect.signature(callable_).parameters.items()
-        if name in ("model", "output", "store", "folder", "cache_dir", "source", "tokenizer")
+        if name in ("model", "output", "store", "folder", "cache_dir", "tokenizer")
     ]
-    # A Reader's model is a Hub id, and the source of a dataset is one or several.
-    ids = ("Reader(model)", "save_annotated(source)", "push_annotated(source)")
     assert len(arguments) > 15
-    assert [a for a, kind in arguments if "PathLike" not in kind and a not in ids] == []
+    assert [a for a, kind in arguments if "PathLike" not in kind and a != "Reader(model)"] == []  # that is a Hub id
 
 
 def test_plain_keeps_what_it_does_not_know():

@@ -145,12 +145,22 @@ def fit(
     device: DeviceOption = None,
     batch_tokens: BatchTokensOption = None,
     overwrite: OverwriteOption = False,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps what is read until the fit ends well; in the assets cache when left out.",
+            file_okay=False,
+        ),
+    ] = None,
+    no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing: a stopped fit starts anew.")] = False,
 ) -> None:
-    """Fit a direction on contrastive pairs and save it with its card."""
+    """Fit a direction on contrastive pairs and save it with its card; a stopped fit goes on where it was."""
     with user_errors(pairs, model):
         from legend_hf import fit_direction
         from legend_hf.directions.direction import check_place
+        from legend_hf.directions.kept import default_folder
 
+        keeps = chosen_store(store, no_store, default_folder)
         check_place(output, reads=[pairs, model], overwrite=overwrite)
         rows = one_split(load(pairs, config, split), "pairs")
         direction = fit_direction(
@@ -175,6 +185,7 @@ def fit(
             device=device,
             batch_tokens=batch_tokens,
             pairs_source=_induced(pairs) or public_name(pairs),
+            store=keeps,
         )
         direction.save_pretrained(output, overwrite=overwrite)
         typer.echo(_summary(direction))

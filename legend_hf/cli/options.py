@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -159,13 +159,13 @@ def public_name(source: str) -> str | None:
     return None if os.path.exists(source) else source
 
 
-def chosen_store(store: Path | None, no_store: bool) -> Path | None:
-    """Where scores are kept: where the user said, nowhere, or where the command line always keeps them."""
+def chosen_store(store: Path | None, no_store: bool, default: Callable[[], Path] | None = None) -> Path | None:
+    """Where a run keeps what it read: where the user said, nowhere, or where the command line always keeps it."""
     from legend_hf.margins.store import default_store
 
     if store is not None and no_store:
         raise ValueError("`--store` and `--no-store` were both given; leave one out")
-    return None if no_store else store or default_store()
+    return None if no_store else store or (default or default_store)()
 
 
 def save(

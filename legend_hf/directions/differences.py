@@ -13,11 +13,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from legend_hf.directions.kept import KeptDifferences
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import Tokens
 
 # 33 layers of width 4096 and 10 000 pairs are 5 GiB, which a machine that holds such a model may not have twice.
 IN_MEMORY = 1 << 30
+AT_ONCE = 128
+"""Pairs that are read together, and kept together: what a stopped fit loses at most. With a store or without, so that
+the numbers are the same to the bit."""
 
 
 def read_differences(
@@ -27,6 +31,7 @@ def read_differences(
     *,
     batch_tokens: int | None = None,
     in_memory: int = IN_MEMORY,
+    kept: KeptDifferences | None = None,
 ) -> np.ndarray:
     """Reads both sides of every pair and subtracts.
 
@@ -40,6 +45,7 @@ def read_differences(
         batch_tokens: Most tokens in one forward pass.
         in_memory: Most bytes of differences to hold in memory; more go to a file in the temporary folder, which has no
             name and is gone with the array, however the process ends.
+        kept: Where the differences are kept as soon as they are read, and those of a run that was stopped are found.
 
     Returns:
         Vector of chosen minus vector of rejected, `[layers, n, d_model]`, float32.
@@ -50,17 +56,29 @@ def read_differences(
     from datasets.utils import tqdm
 
     differences = _zeros((len(layers), len(texts), opened.reader.d_model), in_memory)
-    flat = [side for pair in texts for side in pair]
-    with tqdm(total=len(flat), desc="Reading pairs", unit="text") as bar:
-        for index, hidden in opened.read(flat, layers, batch_tokens=batch_tokens):
-            vectors = hidden.cpu().numpy()  # [b, layers, d_model]
-            # One text at a time: a batch may hold both sides of a pair, and `+=` over a list of places would lose one.
-            for text, vector in zip(index, vectors, strict=True):
-                if text % 2 == 0:
-                    differences[:, text // 2] += vector
-                else:
-                    differences[:, text // 2] -= vector
-            bar.update(len(index))
+    starts = range(0, len(texts), AT_ONCE)
+    parts = [differences[:, first : first + AT_ONCE] for first in starts]
+    with tqdm(total=2 * len(texts), desc="Reading pairs", unit="text") as bar:
+        done = 0
+        if kept is not None:
+            sizes = [part.shape[1] for part in parts]
+            for part, block in zip(parts, kept.blocks((len(layers), opened.reader.d_model), sizes), strict=False):
+                part[:] = block
+                done += 1
+                bar.update(2 * part.shape[1])
+        for first, part in list(zip(starts, parts, strict=True))[done:]:
+            flat = [side for pair in texts[first : first + AT_ONCE] for side in pair]
+            for index, hidden in opened.read(flat, layers, batch_tokens=batch_tokens):
+                vectors = hidden.cpu().numpy()  # [b, layers, d_model]
+                # One text at a time: a batch may hold both sides of a pair, and `+=` over places would lose one.
+                for text, vector in zip(index, vectors, strict=True):
+                    if text % 2 == 0:
+                        part[:, text // 2] += vector
+                    else:
+                        part[:, text // 2] -= vector
+                bar.update(len(index))
+            if kept is not None:
+                kept.keep(part)
     return differences
 
 

@@ -7,6 +7,7 @@ columns.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,11 +23,13 @@ from legend_hf.directions.choose import FEWEST_PROMPTS, FOLDS, TRIED, Choice, ch
 from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import Direction, Facts
 from legend_hf.directions.estimators import ESTIMATORS
+from legend_hf.directions.kept import KeptDifferences
 from legend_hf.reading.formats import Columns, Pair, RowError, opening, pairs_from_batch, response_length
 from legend_hf.reading.reader import (
     OpenReader,
     Reader,
     Runtime,
+    deciding,
     describe_model,
     open_reader,
     tensors_of,
@@ -93,6 +96,7 @@ def fit_direction(
     on_error: str = "raise",
     pairs_source: str | None = None,
     trust_remote_code: bool = False,
+    store: str | os.PathLike[str] | None = None,
 ) -> Direction:
     """Fits a direction from pairs: which layer is read and how the vector is estimated is tried on held-out prompts.
 
@@ -131,6 +135,8 @@ def fit_direction(
         on_error: `"raise"` at the first pair that cannot be read, before any forward pass, or `"skip"` them.
         pairs_source: What the pairs are, for the card: a dataset id, say.
         trust_remote_code: Run code that comes with the model.
+        store: Folder that keeps what is read, 4 bytes a layer, pair and dimension, until the fit ends well: a run that
+            was stopped or killed goes on where it was, to the same bits. None keeps nothing.
 
     Returns:
         The direction, not yet saved.
@@ -184,7 +190,8 @@ def fit_direction(
     groups = resample.groups_of([opening(pair.chosen) for pair in kept])
     _check_enough(groups, choice["calibration"])
     layers, estimators = _candidates(choice, reader, len(np.unique(groups)))
-    differences = read_differences(opened, texts, layers)  # [layers, n, d_model]
+    kept_here = None if store is None else KeptDifferences(store, _deciding(reader, path, layers, texts))
+    differences = _read(opened, texts, layers, kept_here)  # [layers, n, d_model]
     lost = _not_finite(differences) if on_error == "skip" else set()
     if lost:
         differences = np.delete(differences, sorted(lost), axis=1)
@@ -199,13 +206,43 @@ def fit_direction(
         chosen = choose(differences, layers, estimators, groups, middle=middle, seed=seed, lengths=lengths)
     place, name = (chosen.place, chosen.estimator) if chosen is not None else (0, estimators[0])
     vector = ESTIMATORS[name](without_length(differences[place], lengths)).astype(np.float32)
-    return Direction(
+    direction = Direction(
         vector=vector,
         reader=with_layer(reader, layers[place]),
         calibration=_calibrate(choice["calibration"], chosen),
         facts=_facts(name, choice["debias"], kept, groups, layers, chosen, skipped, seed, pairs_source),
         model_path=path,
     )
+    if kept_here is not None:
+        kept_here.remove()
+    return direction
+
+
+def _deciding(
+    reader: Reader, path: str | None, layers: Sequence[int], texts: Sequence[tuple[Tokens, Tokens]]
+) -> list[Any]:
+    """All that decides what is read for a fit."""
+    numbers = ((*t.ids, -1, *t.content, -1, t.last, -1) for pair in texts for t in pair)
+    said = hashlib.sha256()
+    for text in numbers:
+        said.update(np.array(text, dtype="<i8").tobytes())
+    return [deciding(with_layer(reader, -1), path), list(layers), len(texts), said.hexdigest()]
+
+
+def _read(
+    opened: OpenReader, texts: Sequence[tuple[Tokens, Tokens]], layers: Sequence[int], kept: KeptDifferences | None
+) -> np.ndarray:
+    if kept is None:
+        return read_differences(opened, texts, layers)
+    with kept:
+        try:
+            return read_differences(opened, texts, layers, kept=kept)
+        except KeyboardInterrupt:
+            logger.warning(
+                "stopped by SIGINT; what was read is kept in %r: run the same again to go on from there",
+                str(kept.path.parent),
+            )
+            raise
 
 
 def _choose(preset: str | None, **given: Any) -> dict[str, Any]:

@@ -1,0 +1,196 @@
+"""A fit that was stopped or killed goes on where it was, and ends with the bits of one that never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from legend_hf import Direction, fit_direction
+from legend_hf.directions import differences
+from legend_hf.directions.kept import KeptDifferences
+from legend_hf.reading.reader import OpenReader
+
+THINGS = [f"{a} {b}" for a in ("red", "old", "warm") for b in ("bread", "bikes", "paint", "tents")]
+PAIRS = [
+    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}
+    for t in THINGS
+]
+BLOCKS = 4  # of three pairs each
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(differences, "AT_ONCE", len(PAIRS) // BLOCKS)
+
+
+class Reads:
+    """Counts the texts that the model reads; stops before a block if told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.texts, self.blocks, self.stop_at = 0, 0, -1
+        real = OpenReader.read
+
+        def read(opened: OpenReader, texts: Any, *given: Any, **options: Any) -> Iterator[Any]:
+            if self.blocks == self.stop_at:
+                raise KeyboardInterrupt
+            self.texts, self.blocks = self.texts + len(texts), self.blocks + 1
+            return real(opened, texts, *given, **options)
+
+        monkeypatch.setattr(OpenReader, "read", read)
+
+    def of(self, run: Any) -> tuple[Any, int]:
+        before = self.texts
+        return run(), self.texts - before
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    return Reads(monkeypatch)
+
+
+def fit(model: Path, store: Path | None, **options: Any) -> Direction:
+    return fit_direction(PAIRS, model=model, store=store, estimator="mean_difference", **{"layer": 2, **options})
+
+
+def stopped(model: Path, store: Path, reads: Reads, blocks: int) -> Path:
+    """A fit that was stopped after some blocks; its file."""
+    reads.stop_at = reads.blocks + blocks
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, store)
+    reads.stop_at = -1
+    (file,) = store.iterdir()
+    return file
+
+
+def same(one: Direction, other: Direction) -> bool:
+    return one.vector.tobytes() == other.vector.tobytes() and one.to_config() == other.to_config()
+
+
+@pytest.mark.parametrize("blocks", range(BLOCKS))
+def test_a_stopped_fit_goes_on(
+    tiny_llama: Path, tmp_path: Path, reads: Reads, blocks: int, caplog: pytest.LogCaptureFixture
+):
+    whole = fit(tiny_llama, None)
+    file = stopped(tiny_llama, tmp_path / "fits", reads, blocks)
+    (said,) = [r.getMessage() for r in caplog.records if "run the same again to go on" in r.getMessage()]
+    assert str(tmp_path / "fits") in said
+    assert file.stat().st_mode & 0o077 == 0, "nobody else's"
+    again, read = reads.of(lambda: fit(tiny_llama, tmp_path / "fits"))
+    assert read == 2 * len(PAIRS) * (BLOCKS - blocks) / BLOCKS
+    assert same(again, whole)
+    assert not file.exists(), "a fit that ended well keeps nothing"
+    assert same(fit(tiny_llama, tmp_path / "fits"), whole)
+
+
+def test_what_is_kept_is_used(tiny_llama: Path, tmp_path: Path, reads: Reads):
+    """The control: other numbers with a checksum that fits give another direction."""
+    file = stopped(tiny_llama, tmp_path / "fits", reads, 1)
+    content = file.read_bytes()
+    block = np.frombuffer(content[-4 * 3 * 32 :], dtype="<f4")
+    file.write_bytes(content[: -4 * 3 * 32 - 4] + KeptDifferences._checked(0, (-block).tobytes()) + (-block).tobytes())
+    assert not same(fit(tiny_llama, tmp_path / "fits"), fit(tiny_llama, None))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "first", "empty", "zeros", "other"])
+def test_a_damaged_file_costs_reading_and_no_number(tiny_llama: Path, tmp_path: Path, reads: Reads, damage: str):
+    whole = fit(tiny_llama, None)
+    file = stopped(tiny_llama, tmp_path / "fits", reads, 3)
+    content = bytearray(file.read_bytes())
+    if damage == "cut":
+        del content[-7:]
+    elif damage in ("flip", "first"):
+        content[-7 if damage == "flip" else 0] ^= 1
+    file.write_bytes({"empty": b"", "zeros": bytes(len(content)), "other": b"{}\n" * 400}.get(damage, bytes(content)))
+    again, read = reads.of(lambda: fit(tiny_llama, tmp_path / "fits"))
+    assert same(again, whole)
+    assert read >= 2 * len(PAIRS) * 2 / BLOCKS, "the block that was damaged, at least, is read again"
+
+
+@pytest.mark.parametrize("change", [{"layer": 1}, {"pooling": "last"}, {"joiner": "\n"}, {"max_length": 100}])
+def test_another_fit_does_not_find_it(tiny_llama: Path, tmp_path: Path, reads: Reads, change: dict[str, Any]):
+    file = stopped(tiny_llama, tmp_path / "fits", reads, 2)
+    _, read = reads.of(lambda: fit(tiny_llama, tmp_path / "fits", **change))
+    assert read == 2 * len(PAIRS)
+    assert file.exists()
+    _, read = reads.of(lambda: fit(tiny_llama, tmp_path / "fits", seed=5, calibration="raw"))
+    assert read == len(PAIRS), "what is made of the vectors does not matter"
+
+
+def test_a_killed_fit_goes_on(tiny_llama: Path, tmp_path: Path, reads: Reads):
+    program = f"""
+    import os, signal, sys
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    from test_kept import BLOCKS, PAIRS, OpenReader, differences, fit
+    from pathlib import Path
+    differences.AT_ONCE = len(PAIRS) // BLOCKS
+    real, blocks = OpenReader.read, []
+    def read(*given, **options):
+        blocks.append(1)
+        if len(blocks) > 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*given, **options)
+    OpenReader.read = read
+    fit(Path({str(tiny_llama)!r}), Path({str(tmp_path / "fits")!r}))
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=os.environ).returncode == -9
+    again, read = reads.of(lambda: fit(tiny_llama, tmp_path / "fits"))
+    assert read == len(PAIRS)
+    assert same(again, fit(tiny_llama, None))
+
+
+def test_two_at_once_are_refused_by_name(tiny_llama: Path, tmp_path: Path, reads: Reads):
+    file = stopped(tiny_llama, tmp_path / "fits", reads, 1)
+    import fcntl
+
+    with file.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(
+            OSError, match="the same fit is running in another process.*name another folder with `store=`"
+        ):
+            fit(tiny_llama, tmp_path / "fits")
+    fit(tiny_llama, tmp_path / "fits")
+
+
+def test_the_command_keeps_it_by_itself(
+    tiny_llama: Path, tmp_path: Path, reads: Reads, monkeypatch: pytest.MonkeyPatch
+):
+    from legend_hf.cli import app
+    from legend_hf.directions.kept import default_folder
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+
+    def command(*given: str) -> Any:
+        arguments = [
+            "fit",
+            str(tmp_path / "pairs.jsonl"),
+            "--model",
+            str(tiny_llama),
+            "--layer",
+            "2",
+            "--overwrite",
+            *given,
+        ]
+        return CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "direction")])
+
+    for given, kept in ((["--no-store"], 0), (["--store", str(tmp_path / "mine")], 2), ([], 2)):
+        reads.stop_at = reads.blocks + 2
+        first = command(*given)
+        reads.stop_at = -1
+        assert first.exit_code == 130
+        assert ("run the same again to go on from there" in first.output) == bool(kept)
+        second, read = reads.of(lambda given=given: command(*given))
+        assert second.exit_code == 0, second.output
+        assert read == 2 * len(PAIRS) * (BLOCKS - kept) / BLOCKS
+    assert list(default_folder().iterdir()) == []
+    assert "leave one out" in command("--no-store", "--store", str(tmp_path / "mine")).output
