@@ -29,6 +29,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# Errors of other libraries that are neither ValueError nor OSError, and say that a file, the Hub or the memory fails.
+_FOREIGN = {
+    "safetensors.SafetensorError",
+    "safetensors_rust.SafetensorError",
+    "torch.OutOfMemoryError",
+    "sqlite3.Error",
+    "jinja2.TemplateError",
+    "httpx.HTTPError",
+    "httpx2.HTTPError",
+    "yaml.YAMLError",
+}
 # What the library says in Python, for those who sit at a shell; an entry comes before those that it contains.
 IN_SHELL = {
     "`split` is": "`--split` is",
@@ -95,8 +106,12 @@ def user_errors(*names: str | Path | None, kept: Path | None = None) -> Iterator
     logger.addHandler(said_meanwhile)
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
-        said = " ".join(" ".join([str(error), *getattr(error, "__notes__", [])]).split())
+    except BrokenPipeError:
+        raise  # whoever read the output has enough, which is no error
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        said = " ".join(" ".join([str(error), *getattr(error, "__notes__", [])]).split()) or type(error).__name__
         typer.echo(f"Error: {_looked_for(names, error, said)}{in_shell(said)}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as stop:
@@ -106,6 +121,15 @@ def user_errors(*names: str | Path | None, kept: Path | None = None) -> Iterator
         raise typer.Exit(130) from stop
     finally:
         logger.removeHandler(said_meanwhile)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether an error says what a user can mend: of files, names, the network or too little memory."""
+    if isinstance(error, ValueError | OSError | ImportError | MemoryError):
+        return True
+    # The Rust of `tokenizers` raises the plain class for files that it cannot read.
+    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    return type(error) is Exception or not kinds.isdisjoint(_FOREIGN)
 
 
 class _Said(logging.Handler):
@@ -119,7 +143,7 @@ def in_shell(said: str) -> str:
     """What the library said, with its arguments as options."""
     for python, option in IN_SHELL.items():
         said = said.replace(python, option)
-    return said
+    return re.sub(r"`(\w+)_column`", r"`--\1-column`", said)
 
 
 def _looked_for(names: Iterable[str | Path | None], error: Exception, said: str) -> str:
