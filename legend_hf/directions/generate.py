@@ -19,7 +19,7 @@ from legend_hf.hub import outputs
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Conversation
 from legend_hf.reading.plain import plain
-from legend_hf.reading.reader import Reader, resolve_device
+from legend_hf.reading.reader import Reader, loading_of, resolve_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +100,11 @@ def tokenizer_of(source: str, reader: Reader, trust_remote_code: bool) -> PreTra
     """Loads the annotator's tokenizer."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(source, revision=reader.revision, trust_remote_code=trust_remote_code)
+    with loading_of("tokenizer", source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=reader.revision, trust_remote_code=trust_remote_code
+        )
+    return tokenizer
 
 
 def annotator_of(
@@ -160,20 +164,22 @@ def load_annotator(source: str, reader: Reader, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    config = AutoConfig.from_pretrained(source, revision=reader.revision, trust_remote_code=trust_remote_code)
+    with loading_of("config", source):
+        config = AutoConfig.from_pretrained(source, revision=reader.revision, trust_remote_code=trust_remote_code)
     own = getattr(config, "auto_map", None) or {}
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "AutoModelForCausalLM" not in own:
         kind = f"{source!r} is a model of type {config.model_type!r}"
         raise ValueError(f"{kind}, which generates no text; give a causal language model")
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        source,
-        revision=reader.revision,
-        config=config,
-        dtype=getattr(torch, reader.dtype),
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-    )
+    with loading_of("model", source):
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=reader.revision,
+            config=config,
+            dtype=getattr(torch, reader.dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
     # transformers fills in what a checkpoint lacks with random numbers, and only warns: random answers would follow.
     missing = sorted(loading["missing_keys"])
     if missing:

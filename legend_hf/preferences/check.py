@@ -24,6 +24,7 @@ from legend_hf.margins.columns import OK, one_size
 from legend_hf.margins.margin_fn import STATUS
 from legend_hf.preferences.export import like_margin, numbers_of, remedy_for, splits_of
 from legend_hf.reading.formats import UnnamedPrompt, pairs_from_batch
+from legend_hf.reading.reader import loading_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -162,7 +163,8 @@ def check_for_trl(
     if isinstance(tokenizer, str | os.PathLike):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=trust_remote_code)
+        with loading_of("tokenizer", os.fspath(tokenizer)):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=trust_remote_code)
     errors: list[str] = []
     warnings: list[str] = []
     if tokenizer.pad_token is None and tokenizer.eos_token is None:

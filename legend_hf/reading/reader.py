@@ -494,7 +494,7 @@ def _load_weights(
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would list each weight of the head and of blocks not needed
     try:
-        with _loading_of("model", source):
+        with loading_of("model", source):
             model, info = AutoModel.from_pretrained(
                 source,
                 revision=commit,
@@ -519,7 +519,7 @@ def _load_weights(
 def _load_config(source: str, commit: str | None, trust_remote_code: bool) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    with _loading_of("config", source):
+    with loading_of("config", source):
         config = AutoConfig.from_pretrained(source, revision=commit, trust_remote_code=trust_remote_code)
     if config.is_encoder_decoder:
         raise ValueError(
@@ -538,7 +538,7 @@ def _load_config(source: str, commit: str | None, trust_remote_code: bool) -> Pr
 
 
 @contextmanager
-def _loading_of(what: str, source: str) -> Iterator[None]:
+def loading_of(what: str, source: str) -> Iterator[None]:
     """Whatever goes wrong inside transformers names the model, the reason and the remedy."""
     try:
         yield
@@ -585,7 +585,7 @@ def _check_inert(config: PretrainedConfig, source: str, trust_remote_code: bool)
 def _load_tokenizer(source: str, commit: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    with _loading_of("tokenizer", source):
+    with loading_of("tokenizer", source):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
         raise ValueError(
