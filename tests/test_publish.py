@@ -158,6 +158,21 @@ def test_the_card_says_what_the_numbers_are(hub: LoopbackHub, repo_id: str):
     assert "unit, scale 2" in card
 
 
+def test_the_card_counts_the_safer_side_before_anything_is_made_of_the_margin(hub: LoopbackHub, repo_id: str):
+    from datasets import DatasetDict
+
+    rows = annotated(200, seed=3)
+    zeroed = rows.map(lambda row: {"margin": max(row["margin"], 0.0)}, features=rows.features)
+    shown = []
+    for name, split in (("plain", rows), ("zeroed", zeroed)):
+        push(DatasetDict(train=split), f"{repo_id}-{name}")
+        (line,) = (at for at in readme(hub, f"{repo_id}-{name}").splitlines() if at.startswith("| `train` | `margin`"))
+        shown.append(line.split("|")[1:-1])
+    share = f" {100 * (np.array(rows['margin_raw'][:]) > 0).mean():.1f} % "
+    assert [cells[-1] for cells in shown] == [share, share]
+    assert shown[0][4] != shown[1][4], "the control: the mean is that of the margins themselves"
+
+
 def test_a_second_push_changes_nothing_and_a_changed_one_does(hub: LoopbackHub, repo_id: str):
     first = push(three_splits(), repo_id)
     before = stored(hub, repo_id)
