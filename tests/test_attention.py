@@ -404,15 +404,27 @@ def test_no_text_changes_how_a_later_one_is_read(make):
     model = make()
     long, short, need = [40 + i % 50 for i in range(120)], [41, 42, 43, 44], [[2], [2]]
     route = probe.probe(model, max_length=LONGEST)
-    first = read(model, route, [long, long[::-1]], need, [1, 3])
+    first = read(model, route, [long, long[::-1]], need, [3])
     read(model, route, [short], [[1]], [3])
-    read(model, route, [long * 1 + short * 8], [[1]], [3])
-    assert torch.equal(read(model, route, [long, long[::-1]], need, [1, 3]), first)
-    both = read(model, route, [short, long, short, long[::-1]], [[1], [2], [1], [2]], [1, 3])
+    read(model, route, [long + short * 8], [[1]], [3])
+    assert torch.equal(read(model, route, [long, long[::-1]], need, [3]), first)
+    both = read(model, route, [short, long, short, long[::-1]], [[1], [2], [1], [2]], [3])
     assert difference(both[[1, 3]], first) < 1e-4
     # And both are what a model reads that has read nothing.
-    fresh = one_by_one(make(), [long, long[::-1]], need, [1, 3])
+    fresh = one_by_one(make(), [long, long[::-1]], need, [3])
     assert difference(first, fresh) < 1e-4
+
+
+def test_rows_that_are_no_tokens_are_refused_by_layer():
+    # Sparse attention works on blocks of 4 and fills the last one: its blocks return more rows than there are tokens.
+    model = _big_bird()
+    route = probe.probe(model, max_length=LONGEST)
+    assert dict(route.refused).keys() == {0, 1, 2}
+    with pytest.raises(ValueError, match=r"layer 2 of BigBirdModel cannot be read: .* for tokens of shape \[1, 155\]"):
+        read(model, route, [[40] * 50], [[49]], [2])
+    with pytest.raises(ValueError, match="layers 0 to 2 of BigBirdModel gives .*; take the last layer, 3"):
+        probe.probe(_big_bird(), max_length=LONGEST, depth=2)
+    assert probe.probe(_big_bird(), max_length=28, depth=2).refused == (), "the control: short texts need no filling"
 
 
 @pytest.mark.parametrize("make", [_big_bird, _counting])

@@ -174,10 +174,11 @@ def cut(model: Any, keep: int) -> None:
     What a model makes of its number of blocks stays as it is: a model loaded with fewer may be another one (residuals
     scaled by depth, windows dealt out by it). It can only be read up to `keep` from now on.
     """
-    blocks = find_blocks(model)
-    for i in range(keep, len(blocks)):
-        blocks[i] = _cut_block(blocks[i])
-    changed_on_purpose(model)
+    with reading(model):  # as if it had read nothing, for so it will be put back from now on
+        blocks = find_blocks(model)
+        for i in range(keep, len(blocks)):
+            blocks[i] = _cut_block(blocks[i])
+        changed_on_purpose(model)
 
 
 def loaded_blocks(model: Any) -> int:
@@ -208,7 +209,7 @@ def hidden_states(
         onednn: See `Route`.
 
     Raises:
-        ValueError: A block returns something else than hidden states.
+        OtherShapeError: What is there are no hidden states of these tokens (a ValueError).
     """
     import torch
 
@@ -217,6 +218,7 @@ def hidden_states(
         with torch.inference_mode(), _through_onednn(model) if onednn else nullcontext():
             states = model(**inputs, output_hidden_states=True).hidden_states
         for layer in sorted(set(layers)):
+            _check_shape(model, states[layer], inputs)
             take(layer, states[layer])
         return
 
@@ -231,8 +233,7 @@ def hidden_states(
 
     def took(site: int, states: Any) -> None:
         states = states_of(states)
-        if not isinstance(states, torch.Tensor) or states.ndim != 3:
-            raise ValueError(f"block {site} of {type(model).__name__} does not return hidden states `[b, t, d_model]`")
+        _check_shape(model, states, inputs)
         take(wanted[site], states)
         if site == highest:
             raise _Reached
@@ -376,6 +377,21 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most it takes; a larger block is always mapped
         mallopt(_M_TRIM_THRESHOLD, 512 << 20)
+
+
+class OtherShapeError(ValueError):
+    """A model's states are not those of the tokens that it was given, one for each."""
+
+
+def _check_shape(model: Any, states: Any, inputs: Mapping[str, Any]) -> None:
+    """Refuses states with rows that are no tokens: such as those that a model adds to fill its own blocks."""
+    given = list(inputs["input_ids"].shape)
+    shape = list(getattr(states, "shape", ()))
+    if len(shape) != 3 or shape[:2] != given:
+        raise OtherShapeError(
+            f"{type(model).__name__} gives hidden states of shape {shape} for tokens of shape {given}; expected is "
+            "`[b, t, d_model]`"
+        )
 
 
 class _Reached(Exception):

@@ -16,6 +16,7 @@ from legend_hf.reading import attention
 from legend_hf.reading.forward import (
     LAST,
     WAYS,
+    OtherShapeError,
     Route,
     Way,
     attention_of,
@@ -33,7 +34,7 @@ from legend_hf.reading.forward import (
     tree_inputs,
 )
 from legend_hf.reading.packing import plan_padded, plan_trees
-from legend_hf.reading.state import reading
+from legend_hf.reading.state import changed_on_purpose, reading
 
 if TYPE_CHECKING:
     import torch
@@ -150,18 +151,24 @@ class _Trial:
         """The first way that gives the model's own numbers."""
         reasons: dict[Way, str] = {}
         own_list: tuple[int | None, ...] = (None,) * len(self.sites)
-        known = all(self.sites[layer] is not None for layer in self.layers)
-        blocks, whole_blocks = _blocks(self.model), None
-        if known and depth is not None and blocks is not None:
-            needed = [int(self.sites[layer] or 0) for layer in self.layers]
-            if LAST not in needed:
-                whole_blocks = list(blocks)
+        attempts = [(own_list, False)]
+        if all(self.sites[layer] is not None for layer in self.layers):
+            attempts.insert(0, (self.sites, False))
+        needed = [self.sites[layer] or 0 for layer in self.layers]
+        blocks = _blocks(self.model)
+        if len(attempts) == 2 and depth is not None and blocks is not None and LAST not in needed:
+            attempts.insert(0, (self.sites, True))
+        taken: list[torch.nn.Module] = []
+        for sites, shallow in attempts:
+            if shallow and blocks is not None:
+                taken = list(blocks)
                 cut(self.model, max(1, *needed))
-        for sites in ([self.sites] if known else []) + [own_list]:
-            if sites is own_list and whole_blocks is not None and blocks is not None:
-                for i, block in enumerate(whole_blocks):
-                    blocks[i] = block
-                cut(self.model, len(whole_blocks))
+            elif taken and blocks is not None:  # a model that asks something of blocks that it does not run
+                with reading(self.model):
+                    for i, block in enumerate(taken):
+                        blocks[i] = block
+                    changed_on_purpose(self.model)
+                taken = []
             reasons = {}
             for way in (force,) if force is not None else WAYS:
                 route = self._try(way, sites, reasons)
@@ -223,11 +230,25 @@ class _Trial:
             tolerance = TOLERANCE if exact else TOLERANCE_HALF
             try:
                 expected = torch.cat([self._states("alone", [text], [layer], sites, "dense") for text in self.texts])
+            except OtherShapeError as error:  # of some lengths, which the short texts did not have
+                layer, sites = self._leave_out_blocks(error)
+                expected = torch.cat([self._states("alone", [text], [layer], sites, "dense") for text in self.texts])
             except Exception as error:
                 if out_of_memory(error):
                     raise
                 self._raise_too_long(error)
             return self._fault(way, self.texts, expected, [layer], tolerance, sites, "dense")
+
+    def _leave_out_blocks(self, error: OtherShapeError) -> tuple[int, tuple[int | None, ...]]:
+        """Refuses all layers but the model's last state, if that will be read; gives that layer and the sites."""
+        last = len(self.sites) - 1
+        said = str(error).split("; ")[0]
+        if last not in self.layers or self.sites[last] != LAST:
+            raise ValueError(f"layers 0 to {last - 1} of {said}; take the last layer, {last}") from error
+        self.refused = (*self.refused, *((k, said) for k in self.layers if k != last))
+        self.expected = self.expected[:, self.layers.index(last) :]
+        self.layers = [last]
+        return last, self.sites
 
     def _raise_too_long(self, error: Exception) -> None:
         """Finds the longest text that the model can read, and says so."""
@@ -412,7 +433,7 @@ def _texts(model: Any, max_length: int) -> tuple[list[list[int]], list[list[int]
     prompt, far = more(11), more(max(long, 40) - 2 * _TAIL)
     second = [*prompt, *more(13)]
     short = [[*prompt, *more(9)], second, [*second[:-4], *more(4)], [*second[:-4], *more(8)], more(14)]
-    texts = [*short, [*far, *more(16)], [*far, *more(12)]]
+    texts = [*short, [*far, *more(16)], [*far, *more(11)]]
     return [text[:max_length] for text in texts], [text[:max_length] for text in short]
 
 
@@ -420,7 +441,12 @@ def _random(model: Any, n: int) -> list[int]:
     """Random tokens. The first ids are often special ones, to which some models give a meaning of their own."""
     import torch
 
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    try:
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+    except (NotImplementedError, AttributeError) as error:
+        raise ValueError(
+            f"{type(model).__name__} has no table of its tokens' embeddings ({_said(error)}); use another model"
+        ) from error
     numbers = torch.randint(vocabulary // 4, vocabulary, (n,), generator=torch.Generator().manual_seed(0))
     return [int(number) for number in numbers]
 
