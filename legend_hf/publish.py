@@ -25,7 +25,7 @@ from legend_hf.directions.direction import Direction
 from legend_hf.hub import cards, outputs, transfer
 from legend_hf.hub.layout import Layout, data_files, layout_of
 from legend_hf.hub.rows import load_rows, named_ids, united_sources
-from legend_hf.hub.source import Source, Trace, find_sources, has_commit, traces_of
+from legend_hf.hub.source import Source, Trace, find_sources, has_commit, loaded_as, traces_of
 from legend_hf.margins.columns import OK, suffixed
 from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
 from legend_hf.margins.origin import check_made_by, every_scale, marks_of, not_of_this, same
@@ -458,7 +458,37 @@ def _inspect(
                 "ways; annotate all splits alike"
             )
         facts["scales"][name] = common[0]
+    features = next(iter(filled.values())).features
+    facts |= {"options": _options(features, directions, facts["scales"]), "loaded": loaded_as(filled)}
+    if "as annotated" in facts["scales"].values():
+        facts["loaded"]["unknown"].append("`scale` and `negative` of `LegendMarginFn`")
     return _Config(filled, whole, facts)
+
+
+def _options(features: Any, directions: Mapping[str, Direction], scales: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments of `LegendMarginFn` that give these columns, as far as the columns tell; defaults are left out."""
+    from datasets import Value
+
+    zeroed = any(scale.endswith(", below 0 set to 0") for scale in scales.values())
+    kinds = {
+        name: next((k for k in (d.calibration.kind, *d.calibration.kinds, "raw")
+                    if d.calibration.label(k) == scales[name].removesuffix(", below 0 set to 0")), None)
+        for name, d in directions.items()
+    }  # fmt: skip
+    options: dict[str, Any] = {}
+    if any(kind not in (None, directions[name].calibration.kind) for name, kind in kinds.items()):
+        options["scale"] = next(iter(kinds.values()))
+    first = next(iter(directions))
+    calibration = directions[first].calibration
+    can = {"margin_bin": "bins" in calibration.kinds, "margin_prob": calibration.gives_prob}
+    add = [column for column in ADDED if can[column] and suffixed(column, first) in features]
+    if add:
+        options["add"] = add
+    if zeroed or features.get(suffixed(NEGATIVE, first)) == Value("bool"):
+        options["negative"] = "zero" if zeroed else "flag"
+    if STATUS in features:
+        options["on_error"] = "skip"
+    return options
 
 
 def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Direction) -> dict[str, Any]:

@@ -388,7 +388,7 @@ def _config_block(name: str, config: Facts, facts: Facts, old: str | None, licen
         source="\n".join(_source_line(source, licences) for source in facts["sources"])
         or "The source dataset was not named.",
         statistics="\n".join([statistics, *kept_rows]),
-        program=_dataset_program(name, directions, facts["sources"]),
+        program=_dataset_program(name, config, facts["sources"], facts["metadata"]["dataset_info"]),
     )
     return f"<!-- legend_hf:config {name} -->\n{text.strip()}\n<!-- /legend_hf:config {name} -->"
 
@@ -421,7 +421,10 @@ def _direction_program(facts: Facts) -> str:
     )
 
 
-def _dataset_program(config: str, directions: Mapping[str, Facts], sources: Sequence[Facts]) -> str:
+def _dataset_program(config: str, facts: Facts, sources: Sequence[Facts], dataset_info: Any) -> str:
+    directions: Mapping[str, Facts] = facts["directions"]
+    loaded = facts.get("loaded") or {"arguments": {}, "unknown": ["how the rows were loaded"]}
+
     def load(d: Facts) -> str:
         arguments = [json.dumps(_id_or_none(d["repo_id"]) or "path/to/the/direction")]
         if d["repo_id"] and _COMMIT.fullmatch(d["revision"] or ""):
@@ -434,17 +437,35 @@ def _dataset_program(config: str, directions: Mapping[str, Facts], sources: Sequ
     arguments = [json.dumps(_id_or_none(source["repo_id"] if source else None) or "path/to/the/source")]
     if source and _COMMIT.fullmatch(source["revision"] or ""):
         arguments.append(f'revision="{source["revision"]}"')
-    which = "" if config == "default" else f"  # with what selects `{config}` there"
+    # The splits that stay were loaded in their own way.
+    taken = {key: value for key, value in loaded["arguments"].items() if key != "split" or not facts["kept_splits"]}
+    arguments += [f"{key}={_literal(value)}" for key, value in taken.items()]
+    unknown = list(loaded["unknown"])
+    if source is None and sources:
+        unknown.append("how the sources were put together")
+    infos = dataset_info if isinstance(dataset_info, list) else [dataset_info]
+    there = {f["name"] for i in infos if i.get("config_name", "default") == config for f in i.get("features") or ()}
+    if there and not {"chosen", "rejected"} <= there and "response_0" not in there:
+        unknown.append("`prompt_column`, `chosen_column` and `rejected_column` of `LegendMarginFn`")
+    missing = "".join(f"# Not recorded: {words}.\n" for words in unknown)
+    options = {**(facts.get("options") or {}), "overwrite": True}
+    given = "".join(f", {key}={_argument(value)}" for key, value in options.items())
     if list(directions) == [""]:
         made = f"direction = {load(directions[''])}"
     else:
         lines = "".join(f"    {_literal(name)}: {load(d)},\n" for name, d in directions.items())
         made = f"direction = {{\n{lines}}}"
     return (
-        "from datasets import load_dataset\nfrom legend_hf import Direction, LegendMarginFn\n\n"
-        f"{made}\nds = load_dataset({', '.join(arguments)}){which}\n"
-        "ds = ds.map(LegendMarginFn(direction), batched=True)"
+        "from datasets import load_dataset\nfrom legend_hf import Direction, LegendMarginFn, annotate\n\n"
+        f"{made}\n{missing}ds = load_dataset({', '.join(arguments)})\n"
+        f"ds = annotate(ds, LegendMarginFn(direction{given}))"
     )
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    return _literal(value) if isinstance(value, str) else repr(value)
 
 
 def without_layout(text: str) -> str:

@@ -8,10 +8,11 @@ trace. Reads no rows and no cards, and decides nothing: who may see what is the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_plus
 
 from legend_hf.hub import transfer
 
@@ -68,6 +69,41 @@ def traces_of(datasets: Iterable[Dataset]) -> tuple[Trace, ...]:
     name, so a trace says that there were others.
     """
     return tuple(sorted({trace for rows in datasets for trace in _traces(rows)}))
+
+
+def loaded_as(splits: Mapping[str, Dataset]) -> dict[str, Any]:
+    """With which arguments `load_dataset` gave these rows, as far as its cache tells.
+
+    Returns:
+        `arguments` (`name`, `data_dir` and `split`, where they were given) and `unknown` (what of them is not recorded,
+        in words).
+    """
+    found: list[dict[str, str]] = []
+    unknown: list[str] = []
+    for split, rows in splits.items():
+        info = rows.info
+        folders = {parts[-4] for f in rows.cache_files if len(parts := PurePath(f["filename"]).parts) >= 5
+                   and _COMMIT.fullmatch(parts[-2])}  # fmt: skip
+        name = info.config_name
+        if len(folders) != 1 or name is None or info.dataset_name == info.builder_name:
+            unknown.append("how the rows were loaded")
+            continue
+        arguments = {"name": name} if name != "default" else {}
+        suffix = folders.pop().removeprefix(name).removeprefix("-")
+        words = dict(part.partition("=")[::2] for part in suffix.split(",") if "=" in part)
+        if words.keys() == {"data_dir"}:
+            arguments["data_dir"] = unquote_plus(words["data_dir"])
+        elif suffix:
+            unknown.append("`data_dir`, `data_files` and further arguments of `load_dataset`")
+        there = (info.splits or {}).get(split)
+        if there is None or there.num_examples != len(rows):
+            unknown.append("which rows of it were taken")
+        elif len(splits) == 1 and len(info.splits or {}) > 1:
+            arguments["split"] = split
+        found.append(arguments)
+    if any(arguments != found[0] for arguments in found):
+        unknown.append("how the splits were loaded, each in another way")
+    return {"arguments": found[0] if found and len(found) == len(splits) else {}, "unknown": sorted(set(unknown))}
 
 
 def spelled(repo_id: str) -> str:
