@@ -205,6 +205,10 @@ RATED = {
 SPEAK = {  # what each column is, and what a pair of the responses i (chosen) and j (rejected) keeps of it
     "models": ([["m0", "m1", "m2", "m3"], ["m0", "m1", "m2"]], lambda cell, i, j: [cell[i], cell[j]]),
     "notes": ([[{"by": f"n{i}"} for i in range(4)], [{"by": f"n{i}"} for i in range(3)]], lambda cell, i, j: [cell[i], cell[j]]),
+    "raters": (
+        [{"a": [1, 2, 3, 4], "b": ["x", "y", "z", "w"]}, {"a": [5, 6, 7], "b": ["u", "v", "w"]}],
+        lambda cell, i, j: {key: [said[i], said[j]] for key, said in cell.items()},
+    ),
     "choice_probs": ([[0.1, 0.4, 0.3, 0.2], [0.5, 0.2, 0.3]], lambda cell, i, j: [cell[i], cell[j]]),
     "ranking": ([[1, 2, 3, 0], [0, 2, 1]], None),
     "ranking_kind": ([[1, 2, 3, 0], [0, 2, 1]], None),
@@ -230,7 +234,7 @@ def test_what_speaks_of_dropped_responses_is_re_indexed_or_dropped(rule, kind, c
     with caplog.at_level(logging.WARNING):
         made = make_pairs(DatasetDict(train=ds, none=ds.select([])), rule=rule)
     assert (
-        "taken for lists with an entry for each response, of which a pair keeps two: `choice_probs`, `models`, `notes`"
+        "taken for lists with an entry for each response, of which a pair keeps two: `choice_probs`, `models`, `notes`, `raters`"
         in caplog.text
     )
     assert "left out, since they seem to name responses by their places: `order_of_raters`, `worst_id`" in caplog.text

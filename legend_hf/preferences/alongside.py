@@ -39,23 +39,22 @@ class Alongside:
 
     def features(self, features: Features) -> dict[str, Any]:
         """The types of what a pair keeps."""
-        from datasets import List
-
         return {
-            name: List(_inner(kind)) if name in self.each else kind
+            name: _of_two(kind) if name in self.each else kind
             for name, kind in features.items()
             if name not in self.places
         }
 
     def of_pair(self, batch: Mapping[str, Sequence[Any]], row: int, chosen: int, rejected: int) -> dict[str, Any]:
         """The entries of one pair in the columns that have one for each response."""
-        return {name: [batch[name][row][chosen], batch[name][row][rejected]] for name in self.each}
+        return {name: _two(batch[name][row], chosen, rejected) for name in self.each}
 
 
 def alongside(splits: Iterable[tuple[Dataset, Sequence[int]]], responses: str, ignore: Sequence[str]) -> Alongside:
     """Finds the columns of a dataset that a pair cannot keep as they stand.
 
-    A list has an entry for each response if it is as long as them in every row that gives a pair. Places are what
+    A list, or a dict of lists, has an entry for each response if it is as long as them in every row that gives a pair.
+    Places are what
     `LegendScoreFn` writes, lists that are an order of all places (of three responses or more), and whole numbers below
     the number of responses whose column is named like one of them (`best`, `worst_id`). What is found by its looks
     alone is told in the log.
@@ -74,15 +73,18 @@ def alongside(splits: Iterable[tuple[Dataset, Sequence[int]]], responses: str, i
         for name in names
         if _NAMES_ONE.search(name) and str(getattr(features[name], "dtype", "")).startswith("int")
     ]
-    each, orders, ones = set(lists), set(lists), set(single)
+    dicts = [name for name in names if _are_lists(features[name])]
+    each, orders, ones = {*lists, *dicts}, set(lists), set(single)
     seen, many = False, False
     for split, rows in splits:
-        looked_at = split.with_format("arrow").select_columns([responses, *lists, *single]).select(sorted(set(rows)))
+        looked_at = (
+            split.with_format("arrow").select_columns([responses, *lists, *dicts, *single]).select(sorted(set(rows)))
+        )
         for table in looked_at.iter(batch_size=1000):
-            batch = table.select([*lists, *single]).to_pydict()
+            batch = table.select([*lists, *dicts, *single]).to_pydict()
             for row, count in enumerate(_lengths(table[responses])):
                 seen, many = True, many or count > 2
-                each = {n for n in each if batch[n][row] is not None and len(batch[n][row]) == count}
+                each = {n for n in each if _is_each(batch[n][row], count)}
                 orders = {n for n in orders & each if _is_order(batch[n][row])}
                 ones = {n for n in ones if batch[n][row] in range(-1, count)}
     ours = {name for name in names if _OURS.fullmatch(name)}
@@ -104,6 +106,28 @@ def _inner(feature: Any) -> Any:
     if isinstance(feature, list):
         return feature[0]
     return feature.feature if isinstance(feature, List | LargeList) else None
+
+
+def _are_lists(feature: Any) -> bool:
+    return isinstance(feature, dict) and bool(feature) and all(_inner(kind) is not None for kind in feature.values())
+
+
+def _of_two(feature: Any) -> Any:
+    """The type of a list, or of a dict of lists, of two entries."""
+    from datasets import List
+
+    return {k: List(_inner(v)) for k, v in feature.items()} if isinstance(feature, dict) else List(_inner(feature))
+
+
+def _two(cell: Any, chosen: int, rejected: int) -> Any:
+    if isinstance(cell, Mapping):
+        return {key: [entries[chosen], entries[rejected]] for key, entries in cell.items()}
+    return [cell[chosen], cell[rejected]]
+
+
+def _is_each(cell: Any, count: int) -> bool:
+    lists = cell.values() if isinstance(cell, Mapping) else [cell]
+    return all(entries is not None and len(entries) == count for entries in lists)
 
 
 def _lengths(responses: Any) -> list[int]:
