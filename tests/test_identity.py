@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from legend_hf import Direction, LegendMarginFn, PairSimilarityFn, annotate, fit_direction
+from legend_hf import Direction, LegendMarginFn, LegendScoreFn, PairSimilarityFn, annotate, fit_direction
 from legend_hf.reading import reader as reader_module
 from legend_hf.reading.identity import folder_identity
 from legend_hf.reading.reader import Runtime, describe_model, open_reader
@@ -330,6 +330,17 @@ def test_a_folder_that_changes_under_a_running_process_is_read_anew(copy: Path, 
     for old in (lambda: direction.score("Why?", "Because."), lambda: annotate(rows, similarity)):
         with pytest.raises(ValueError, match="is another one: its weights have sha256"):
             old()
+
+
+@pytest.mark.parametrize("transform", [LegendMarginFn, LegendScoreFn])
+def test_a_folder_is_not_passed_over_where_a_direction_is_an_object(of_hub: Direction, copy: Path, transform: Any):
+    """An argument that is given is followed or refused."""
+    assert dict(transform(of_hub, model=copy)._scorer.directions)[""].model_path == str(copy)
+    with pytest.raises(ValueError, match="`revision` is 'main' but `direction` is a `Direction`"):
+        transform(of_hub, revision="main")
+    tuned(copy)
+    with pytest.raises(ValueError, match="is another one: its weights have sha256"):
+        transform(of_hub, model=copy)
 
 
 def test_a_foreign_file_does_not_load_the_model_again(copy: Path):

@@ -53,7 +53,7 @@ class LegendMarginFn:
     Args:
         direction: A `Direction`, or what `Direction.from_pretrained` takes. A mapping of names to those writes
             `margin_<name>` and so on for each, reading each text once per model.
-        revision: Of a direction on the Hub.
+        revision: Of a direction on the Hub that is given by its id.
         scale: What `margin` is: `"raw"`, `"unit"`, `"bins"`, `"logit"` or `"link"`, of those that the artifact's
             calibration holds; None takes the one it names.
         add: Columns to write beside `margin`, of `"margin_bin"` and `"margin_prob"`.
@@ -72,7 +72,7 @@ class LegendMarginFn:
         prompt_column: Name of the prompts' column, where it is not `prompt`.
         chosen_column: Name of the chosen responses' column.
         rejected_column: Name of the rejected responses' column.
-        model: Folder to load the model from, for a direction that is not a `Direction` object.
+        model: Folder to load the model from, instead of the Hub; it must hold the direction's model.
         trust_remote_code: Run code that comes with the model.
 
     Raises:

@@ -67,7 +67,7 @@ class LegendScoreFn:
     Args:
         direction: A `Direction`, or what `Direction.from_pretrained` takes. A mapping of names to those writes
             `scores_<name>` and so on for each, reading each text once per model.
-        revision: Of a direction on the Hub.
+        revision: Of a direction on the Hub that is given by its id.
         add: Columns to write besides: `["choice_probs"]`.
         on_error: `"raise"` at the first row that cannot be read, before its batch is read, or `"skip"` it. One response
             that cannot be read makes its whole row such a row.
@@ -80,7 +80,7 @@ class LegendScoreFn:
         overwrite: Replace columns of these names.
         prompt_column: Name of the prompts' column, where it is not `prompt`.
         responses_column: Name of the column with the lists of responses.
-        model: Folder to load the model from, for a direction that is not a `Direction` object.
+        model: Folder to load the model from, instead of the Hub; it must hold the direction's model.
         trust_remote_code: Run code that comes with the model.
 
     Raises:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from legend_hf.reading.reader import (
     OpenReader,
     Reader,
     Runtime,
+    check_folder,
     deciding,
     open_reader,
     resolve_device,
@@ -175,15 +176,26 @@ def load_directions(
     """One direction, called `""`, or several by their names, loaded where they are not `Direction` objects.
 
     Raises:
-        ValueError: A name is missing, or they cannot be loaded.
+        ValueError: A name is missing, they cannot be loaded, or `model` is not the model of one.
     """
     named = direction if isinstance(direction, Mapping) else {"": direction}
     if not named or any(not isinstance(n, str) or (not n and len(named) > 1) for n in named):
         raise ValueError(f"`direction` maps {list(named)}; give each direction a name, such as 'safety'")
-    return tuple(
-        (name, d if isinstance(d, Direction) else Direction.from_pretrained(d, revision=revision, model=model))
-        for name, d in named.items()
-    )
+    return tuple((name, _loaded(d, revision, model)) for name, d in named.items())
+
+
+def _loaded(direction: GivenDirection, revision: str | None, model: str | os.PathLike[str] | None) -> Direction:
+    if not isinstance(direction, Direction):
+        return Direction.from_pretrained(direction, revision=revision, model=model)
+    if revision is not None:
+        raise ValueError(
+            f"`revision` is {revision!r} but `direction` is a `Direction`, which is loaded already; leave it out, or "
+            "give the id"
+        )
+    if model is None:
+        return direction
+    check_folder(direction.reader, os.fspath(model))
+    return replace(direction, model_path=os.fspath(model))
 
 
 @dataclass(frozen=True, eq=False)
