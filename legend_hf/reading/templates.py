@@ -36,12 +36,15 @@ REFERENCE = (
 DEFAULT_JOINER = {CHAT: "", DIALOGUE: " ", "alpaca": "\n"}
 
 # transformers gives templates a `strftime_now` that reads the clock, and takes no function of ours in its place. A
-# macro of that name in front of the template shadows it, whatever format it is called with: it puts the frozen day's
-# values in the place of the directives. (`+%}` keeps the template's own first line break.)
+# macro of that name in front of the template shadows it, whatever format it is called with: of the pieces between its
+# `%`, each but the first begins with a directive, or is empty and makes a `%` with the one before. (`+%}` keeps the
+# template's own first line break.)
 _FROZEN_CLOCK = (
-    "{% macro strftime_now(format) %}{% for part in format.split('%%') %}{% set ns = namespace(text=part) %}"
-    "{% for directive, value in frozen_day.items() %}{% set ns.text = ns.text.replace(directive, value) %}{% endfor %}"
-    "{{ '' if loop.first else '%' }}{{ ns.text }}{% endfor %}{% endmacro +%}"
+    "{% macro strftime_now(format) %}{% set day = DAY %}{% set ns = namespace(plain=true) %}"
+    "{% for p in format.split('%') %}{% if ns.plain %}{% set ns.plain = false %}{{ p }}"
+    "{% elif not p and not loop.last %}{% set ns.plain = true %}%"
+    "{% elif p[:2] in day %}{{ day[p[:2]] }}{{ p[2:] }}{% elif p[:1] in day %}{{ day[p[:1]] }}{{ p[1:] }}"
+    "{% else %}%{{ p }}{% endif %}{% endfor %}{% endmacro +%}"
 )
 _CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")  # Jinja's own, which transformers leaves in place
 
@@ -421,7 +424,7 @@ def _apply(
     listed = _roles_of_parts(tokenizer, template)
     kwargs: dict[str, Any] = dict(conversation.chat_template_kwargs or {})
     if "strftime_now" in template:
-        template, kwargs["frozen_day"] = _FROZEN_CLOCK + template, _directives(date)
+        template = _frozen_clock(date) + template
     try:
         return str(
             tokenizer.apply_chat_template(
@@ -471,14 +474,14 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase, *, with_tools: bool = F
 
 
 @lru_cache(maxsize=64)
-def _directives(date: str) -> Mapping[str, str]:
-    """What each directive of `strftime` gives on a day, at midnight, by its spelling, such as `%d` and `%-d`."""
+def _frozen_clock(date: str) -> str:
+    """The macro, with what each directive gives at midnight of a day, by what follows its `%`: `d`, `-d`, ..."""
     day = datetime.fromisoformat(date)
-    values = {"%s": str(int(day.replace(tzinfo=UTC).timestamp()))}  # it would depend on the machine's time zone
+    values = {"s": str(int(day.replace(tzinfo=UTC).timestamp()))}  # it would depend on the machine's time zone
     for letter in string.ascii_letters:
         for flag in ("", *"-_0^#"):
-            values.setdefault(f"%{flag}{letter}", day.strftime(f"%{flag}{letter}"))
-    return {directive: value for directive, value in values.items() if value != directive}
+            values.setdefault(flag + letter, day.strftime(f"%{flag}{letter}"))
+    return _FROZEN_CLOCK.replace("DAY", repr({one: value for one, value in values.items() if value != f"%{one}"}))
 
 
 @lru_cache(maxsize=8)  # it keeps the tokenizers alive
