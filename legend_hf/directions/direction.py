@@ -21,7 +21,7 @@ import numpy as np
 from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Bins, Calibration, Link
 from legend_hf.hub import cards, outputs, transfer
-from legend_hf.reading.formats import Message, conversation
+from legend_hf.reading.formats import SKIP, Message, conversation
 from legend_hf.reading.plain import make_plain
 from legend_hf.reading.reader import Reader, Runtime, check_folder, open_reader
 
@@ -143,7 +143,12 @@ class Direction:
         return (hidden.double() @ vector).cpu().numpy()  # [n]
 
     def score(
-        self, prompt: str | list[Message] | None, response: str | list[Message], *, device: str | None = None
+        self,
+        prompt: str | list[Message] | None,
+        response: str | list[Message],
+        *,
+        device: str | None = None,
+        trust_remote_code: bool = False,
     ) -> float:
         """Reads one text and says how far along the direction it lies.
 
@@ -151,19 +156,24 @@ class Direction:
             prompt: A string or messages; None for a response alone.
             response: A string or messages.
             device: Where to run; None takes a GPU when there is one.
+            trust_remote_code: Run code that comes with the model.
 
         Returns:
             The raw score, in hidden-state units. Only differences between two scores mean something.
 
         Raises:
-            ValueError: The text cannot be read.
+            ValueError: The text cannot be read, or has no finite score.
         """
-        opened = open_reader(self.reader, Runtime(path=self.model_path, device=device))
+        runtime = Runtime(path=self.model_path, device=device, trust_remote_code=trust_remote_code)
+        opened = open_reader(self.reader, runtime)
         (text,) = opened.encode([conversation(prompt, response)])
         if isinstance(text, Exception):
-            raise text
+            raise ValueError(str(text).removesuffix(SKIP))
         ((_, hidden),) = opened.read([text], [self.reader.layer])
-        return float(self.project(hidden[:, 0])[0])
+        score = float(self.project(hidden[:, 0])[0])
+        if not np.isfinite(score):
+            raise ValueError(self.reader.not_finite.removesuffix(SKIP))
+        return score
 
     @classmethod
     def from_pretrained(

@@ -87,13 +87,17 @@ def annotate(
             "`IterableDatasetDict`; make one: `Dataset.from_list(rows)`, `Dataset.from_pandas(frame)`, "
             "`DatasetDict(splits)` or `load_dataset(id)`"
         )
-    if isinstance(direction, Direction | str | os.PathLike | Mapping):
-        direction = LegendMarginFn(direction)
-    fn: Transform = direction
+    named = isinstance(direction, Direction | str | os.PathLike | Mapping)
+    fn: Transform = LegendMarginFn(direction) if named else direction  # type: ignore[arg-type, assignment]
     splits = dataset if isinstance(dataset, DatasetDict | IterableDatasetDict) else {None: dataset}
     with stopping_in_order(fn.how_to_go_on, workers=num_proc is not None):
         for name, split in splits.items():
-            _check_split(split, fn, name, batch_size)
+            try:
+                _check_split(split, fn, name, batch_size)
+            except RowError as refusal:
+                if named:
+                    refusal.add_note('`on_error="skip"` is an option of `LegendMarginFn`: give `annotate` one of those')
+                raise
         done = {name: _annotate_split(split, fn, batch_size, num_proc) for name, split in splits.items()}
     return type(dataset)(done) if None not in done else done[None]
 

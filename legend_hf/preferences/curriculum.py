@@ -255,7 +255,7 @@ def _prompts(dataset: Dataset, rows: np.ndarray, columns: Columns) -> np.ndarray
     for batch in texts.with_format(None).select(rows).iter(batch_size=ROWS_AT_ONCE):
         for pair in pairs_from_batch(batch, columns, first_row=len(keys)):
             if isinstance(pair, RowError):
-                refusal = RowError(int(rows[pair.row]), pair.column, pair.reason)
+                refusal = RowError(int(rows[pair.row]), pair.column, pair.reason).unskippable
                 refusal.add_note('`on_error="skip"` is an option of `LegendMarginFn`: rows it skips are left out here')
                 raise refusal
             said = json.dumps(pair.chosen.prompt, sort_keys=True, default=str)

@@ -342,7 +342,7 @@ def _convert(
     kept: list[int] = []
     for place, (i, pair) in enumerate(zip(index, pairs_from_batch(batch, names), strict=True)):
         if isinstance(pair, RowError):
-            raise RowError(int(rows[i]), pair.column, pair.reason)
+            raise RowError(int(rows[i]), pair.column, pair.reason).unskippable
         row = write(pair)
         if isinstance(row, str):
             raise RowError(int(rows[i]), None, row)

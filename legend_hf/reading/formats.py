@@ -139,8 +139,13 @@ class RowError(ValueError):
     @property
     def status(self) -> str:
         """The same without the row: what a column that stands beside the row says of it."""
-        reason = self.reason.removesuffix(SKIP)  # which is what was done
+        reason = self.unskippable.reason  # to skip it is what was done
         return reason if self.column is None else f"column `{self.column}`: {reason}"
+
+    @property
+    def unskippable(self) -> RowError:
+        """The same from a function that has no `on_error`, and must not advise it."""
+        return RowError(self.row, self.column, self.reason.removesuffix(SKIP))
 
 
 class UnnamedPrompt(ValueError):
@@ -260,7 +265,7 @@ def conversation(prompt: str | Sequence[Message] | None, response: str | Sequenc
     try:
         return _conversations(row, [("response", response)], _DEFAULT_COLUMNS)[0]
     except _Refusal as refusal:
-        raise ValueError(f"`{refusal.column}`: {refusal.reason}") from None
+        raise ValueError(f"`{refusal.column}`: {refusal.reason.removesuffix(SKIP)}") from None
 
 
 def opening(conversation: Conversation) -> str:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from legend_hf.reading.formats import Conversation, Message
+from legend_hf.reading.formats import SKIP, Conversation, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -250,8 +250,8 @@ def _count(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _too_long(needed: int, max_length: int, least: str = "at least ") -> TextError:
     return TextError(
-        f"the response needs {least}{needed} tokens by itself, `max_length` is {max_length}; shorten it, skip such "
-        'rows with `on_error="skip"`, or fit a direction with a larger `max_length` (bounded by the model\'s window)'
+        f"the response needs {least}{needed} tokens by itself, `max_length` is {max_length}; shorten it, or fit a "
+        f"direction with a larger `max_length` (bounded by the model's window){SKIP}"
     )
 
 
