@@ -414,7 +414,7 @@ def _inspect(
     first = next(iter(splits.values()), None)
     for split, rows in splits.items():
         assert first is not None
-        if not _SPLIT.fullmatch(split) or split == "all":  # which stands for the union of all splits
+        if not _SPLIT.fullmatch(split) or split.lower() == "all":  # which stands for the union of all splits
             raise ValueError(f"the split name {split!r} cannot be loaded; give letters, digits, `_` and `.`, not 'all'")
         if rows.features != first.features:
             differ = {k for k in {*rows.features, *first.features} if rows.features.get(k) != first.features.get(k)}

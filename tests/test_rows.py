@@ -157,7 +157,30 @@ def test_a_file_that_cannot_be_read_is_named_with_its_line(name, content, messag
         load_rows(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["all", "a-b", "train 1", ""])
+@pytest.mark.parametrize("name", ["train", "a.b", "1", "no", "stage_1", "é", "all_2", "small.all", "all", "All", "a-b"])
+def test_what_is_refused_as_a_split_is_what_cannot_be_loaded(name, tmp_path):
+    import yaml
+    from datasets import load_dataset
+
+    rows = Dataset.from_list([{"a": "x"}])
+    (tmp_path / "data").mkdir()
+    rows.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+    files = [{"split": name, "path": f"data/{name}-*"}]
+    front = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]}, allow_unicode=True)
+    (tmp_path / "README.md").write_text(f"---\n{front}---\n", encoding="utf-8")
+    try:
+        loaded = list(load_dataset(str(tmp_path))) == [name]
+    except ValueError:
+        loaded = False
+    assert loaded == (name not in ("all", "All", "a-b"))
+    if loaded:
+        check_splits([name])
+    else:
+        with pytest.raises(ValueError, match="could not be loaded again"):
+            check_splits([name])
+
+
+@pytest.mark.parametrize("name", ["all", "All", "a-b", "train 1", ""])
 def test_a_split_that_could_not_be_loaded_again_is_said_before_the_work(name, tmp_path):
     rows = Dataset.from_list([{"a": "x"}])
     with pytest.raises(ValueError, match="could not be loaded again; rename it"):

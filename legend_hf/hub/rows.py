@@ -88,7 +88,7 @@ def check_splits(names: Iterable[str]) -> None:
         ValueError: One is `all`, which stands for the union, or has other signs than letters, digits, `_` and `.`.
     """
     for name in names:
-        if not _SPLIT.fullmatch(name) or name == "all":
+        if not _SPLIT.fullmatch(name) or name.lower() == "all":
             raise ValueError(
                 f"a split called {name!r} could not be loaded again; rename it, or give it alone "
                 f'(`split="{name}"`), and it is saved as `train`'
@@ -311,7 +311,7 @@ def _load_saved_split(folder: Path, name: str | None) -> Dataset:
         name = named[0] if named else "train"
     features = DatasetInfo.from_directory(str(folder)).features
     files = [str(folder / file["filename"]) for file in state["_data_files"]]
-    if name == "all" or not _SPLIT.fullmatch(name):
+    if name.lower() == "all" or not _SPLIT.fullmatch(name):
         name = "train"  # which `load_dataset` takes for a split
     filled = [glob.escape(file) for file in files if len(Dataset.from_file(file))]
     if not filled:  # which `load_dataset` does not take
