@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import logging
 import re
 from collections.abc import Iterator
@@ -247,6 +248,39 @@ def test_no_string_breaks_out_of_a_dataset_card(text: str):
     config["directions"] = {text: hostile({**DIRECTION, "revision": "x"}, text)}
     config["scales"] = {text: text}
     assert_whole(cards.dataset_card(facts))
+
+
+ADDRESSES = [
+    "https://evil.example/x", "HTTP://evil.example", "ftp://evil.example", "www.evil.example", "see (www.evil.example)",
+    "me@evil.example", "a.b+c@evil.example.org", "mailto:me@evil.example", "@somebody", "say @somebody", "<https://e.example>",
+    "[l](https://evil.example)", "[l]: https://evil.example", "//evil.example", "x https://a.example y www.b.example",
+]  # fmt: skip
+
+
+def live(card: str) -> list[str]:
+    """What Markdown, GitHub's kind, would make links of, after entities are decoded, but for our own links."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", card.split("---\n", 2)[-1], flags=re.DOTALL)
+    text = re.sub(r"\]\(https://huggingface\.co/[\w./-]*\)", "", text)
+    decoded = html.unescape(text)
+    return re.findall(r"(?i)(?:https?|ftp)://\S+|\bwww\.\S+|[\w.+-]+@[\w-]+\.\w+|(?<!\S)@\w+", decoded) + re.findall(
+        r"\]\(|\]: ", text
+    )
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_no_text_of_a_stranger_becomes_a_link(address: str):
+    assert live(cards.direction_card(hostile(DIRECTION, address))) == []
+    facts = dataset_facts(repo_id=address, library=address, sources=[{"repo_id": address, "revision": address}])
+    config = facts["configs"]["default"]
+    config["directions"] = {address: hostile({**DIRECTION, "revision": "x"}, address)}
+    config["scales"] = {address: address}
+    config["statistics"] = [row(address, address)]
+    card = cards.dataset_card(facts)
+    assert live(card) == []
+    assert live(f"{cards.escaped(address)} and {cards.as_code(address)}") == []
+    # The control, and what is shown is what was written.
+    assert live(card + address) != [] or address == "//evil.example"
+    assert html.unescape(cards.escaped(address)).replace("\u2060", "") == address
 
 
 def test_the_check_for_breaking_out_finds_a_string_that_does():

@@ -38,6 +38,10 @@ _END = "<!-- legend_hf:end -->"
 _NOTE = "<!-- Written by legend_hf: the next push replaces this section and keeps what is outside it. -->"
 _MARKER = re.compile(r"[ \t]*<!--\s*/?legend_hf:.*?-->[ \t]*(?:\r?\n)?", re.DOTALL)
 _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+# Behind each of these a joiner goes: https:|//, www|., name|@host.
+_ADDRESS = re.compile(
+    r":(?=/)|\bwww(?=\.)|\b(?:mailto|xmpp)(?=:)|[\w.+;-](?=@[\w-]+\.)|(?<![^\s])(?=@\w)", re.IGNORECASE
+)
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 # Where several sources may each add their own; any other key of ours gives way to one that is there already.
@@ -784,7 +788,9 @@ def _inert(text: str, safe: str) -> str:
     out = [c if c.isalnum() or c in safe or c == "…" else f"&#{ord(c)};" for c in line]
     # Inside of a word, as in package names, an underscore is no markup.
     spelt = re.sub(r"(?<=[^\W_])&#95;(?=[^\W_])", "_", "".join(out))
-    return spelt.replace("--", "-&#45;") or "(empty)"
+    # GitHub's Markdown makes links of bare addresses, some readers of it after entities are decoded: so a joiner,
+    # which has no width, parts what they go by.
+    return _ADDRESS.sub(lambda match: f"{match[0]}&#8288;", spelt.replace("--", "-&#45;")) or "(empty)"
 
 
 def _literal(text: str) -> str:
