@@ -31,6 +31,7 @@ from legend_hf import (
     save_annotated,
     select_pairs,
 )
+from legend_hf.publish import check_saved_place
 
 DEMO = Path(__file__).parent / "demo"
 out = logging.getLogger("select_to_reward")
@@ -42,6 +43,8 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     out.setLevel(logging.INFO)
 
+    if args.repo_id is None:
+        check_saved_place(args.output / "annotated", reads=[args.dataset])  # before the work, not after it
     rows = rows_of(args.dataset)
     similar = rows.map(PairSimilarityFn(args.reward_model), batched=True)
     selected = select_pairs(similar, keep="dissimilar", fraction=args.fraction)

@@ -266,6 +266,33 @@ def test_a_file_that_could_not_be_loaded_again_is_refused_before_the_work(comman
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_outputs_are_two_files(call, given, tmp_path):
+    told = call("corrections", tmp_path / "x.jsonl", "--pairs", tmp_path / "x.jsonl")
+    assert told.exit_code == 2
+    assert "give two files" in told.stderr
+    taken = tmp_path / "taken.jsonl"
+    taken.write_text("precious")
+    told = call("corrections", tmp_path / "x.jsonl", "--pairs", taken)
+    assert told.exit_code == 2
+    assert taken.read_text() == "precious"
+    assert not (tmp_path / "x.jsonl").exists()
+    assert call("corrections", tmp_path / "x.jsonl", "--pairs", tmp_path / "p.jsonl").exit_code == 0
+    assert call("corrections", tmp_path / "x.jsonl", "--pairs", tmp_path / "p.jsonl").exit_code == 0, "again, its own"
+
+
+def test_the_shell_says_how_a_split_that_cannot_be_saved_is_taken(call, given, tmp_path):
+    rows = load_rows(given / "pairs.jsonl", split="train")
+    DatasetDict({"all": rows}).save_to_disk(tmp_path / "rows")
+    for command in ("annotate", "select"):
+        told = call(command, tmp_path / command, source=tmp_path / "rows")
+        assert told.exit_code == 2, told.output
+        assert "a split called 'all' could not be loaded again" in told.stderr
+        assert "`--split all`" in told.stderr
+        done = call(command, tmp_path / command, "--split", "all", source=tmp_path / "rows")
+        assert done.exit_code == 0, done.output
+        assert list(load_dataset(str(tmp_path / command))) == ["train"]
+
+
 def test_the_tables_hold_every_command_that_writes():
     import click
     from typer.main import get_command

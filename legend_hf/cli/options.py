@@ -143,7 +143,8 @@ def in_shell(said: str) -> str:
     """What the library said, with its arguments as options."""
     for python, option in IN_SHELL.items():
         said = said.replace(python, option)
-    return re.sub(r"`(\w+)_column`", r"`--\1-column`", said)
+    said = re.sub(r"`(\w+)_column`", r"`--\1-column`", said)
+    return re.sub(r'`split="([^"]*)"`', r"`--split \1`", said)
 
 
 def _looked_for(names: Iterable[str | Path | None], error: Exception, said: str) -> str:

@@ -247,6 +247,8 @@ def corrections(
 
         check_output(output, reads=[dataset, model], overwrite=overwrite)
         if pairs is not None:
+            if os.path.realpath(pairs) == os.path.realpath(output):
+                raise ValueError(f"`--output` and `--pairs` are both {str(pairs)!r}; give two files")
             check_file(pairs, suffix=".jsonl", reads=[dataset, model, output], ours=_is_paired, overwrite=overwrite)
         rows = one_split(load(dataset, config, split), "rows")
         sources = sources_of(dataset, rows)

@@ -16,6 +16,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 
 from legend_hf import Direction, LegendMarginFn, fit_direction, save_annotated
+from legend_hf.directions.direction import check_place
+from legend_hf.publish import check_saved_place
 
 DEMO = Path(__file__).parent
 # One file a shape that users have: strings, whole dialogues, message lists, two responses with a label.
@@ -31,6 +33,8 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     out.setLevel(logging.INFO)
 
+    check_place(folder / "direction", again=True)  # before the work, not after it
+    check_saved_place(folder / "annotated")
     out.info("1. Fit a direction on contrast pairs: careful answers against careless ones.\n")
     annotator = DEMO / "annotator"
     pairs = rows_of(DEMO / "contrast_pairs.jsonl")
