@@ -39,6 +39,8 @@ for _name in (
     "HF_ASSETS_CACHE",
     "HF_HUB_OFFLINE",
     "HF_DATASETS_OFFLINE",
+    # These stand before the number of threads that a test sets.
+    *(name for name in os.environ if name.startswith(("MKL_", "KMP_", "GOMP_", "OPENBLAS_"))),
 ):
     os.environ.pop(_name, None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -284,3 +284,20 @@ def test_a_worker_of_any_start_method_leaves_the_other_cores_alone(tmp_path, env
     clean |= {"PYTHONPATH": os.pathsep.join(sys.path), **environment}
     ran = subprocess.run([sys.executable, str(tmp_path / "main.py")], env=clean, capture_output=True, text=True)
     assert ran.stdout.split() == [spawned, "1"] * 2 + ["3"], ran.stderr[-500:]
+
+
+def test_the_tests_do_not_depend_on_how_many_threads_the_developer_likes(tmp_path):
+    import os
+    from pathlib import Path
+
+    code = "import conftest, torch; print(torch.get_num_threads())"
+    likes = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2", "MKL_DOMAIN_NUM_THREADS": "2"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **likes}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.stdout.split() == ["1"], ran.stderr[-500:]
+    # The control: left in place, it decides.
+    code = "import os; os.environ['OMP_NUM_THREADS'] = '1'; import torch; print(torch.get_num_threads())"
+    environment = {**os.environ, **likes}
+    if torch.backends.mkl.is_available() and (os.cpu_count() or 1) > 1:
+        ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert ran.stdout.split() == ["2"]
