@@ -8,19 +8,19 @@ as the number or the name itself. This file does not know what the values are fo
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
 from typing import Any
-
-import numpy as np
 
 
 def plain(value: Any) -> Any:
     """A value as JSON has it; what is of no kind known here stays as it is."""
     if isinstance(value, Enum):
         return plain(value.value)
-    if isinstance(value, np.generic):
+    numpy = sys.modules.get("numpy")  # without it there are no values of its kinds
+    if numpy is not None and isinstance(value, numpy.generic):
         return value.item()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
