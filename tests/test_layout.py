@@ -155,7 +155,7 @@ def test_all_that_could_be_loaded_still_can_be(hub: LoopbackHub, tmp_path: Path,
         if where == "hub":
             push(data, place, **options)
         else:
-            save_annotated(data, place, direction=push.keywords["direction"], **options)
+            save_annotated(data, place, direction=push.keywords["direction"], overwrite=True, **options)
     except ValueError as error:
         refused = str(error)
     if refused is not None:
