@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.columns import shown_as
+from legend_hf.margins.columns import kind_of, shown_as
 from legend_hf.margins.margin_fn import LegendMarginFn
 from legend_hf.margins.scoring import GivenDirection
 from legend_hf.margins.stopping import stopping_in_order
@@ -100,14 +100,6 @@ def annotate(
                 raise
         done = {name: _annotate_split(split, fn, batch_size, num_proc) for name, split in splits.items()}
     return type(dataset)(done) if None not in done else done[None]
-
-
-def kind_of(given: Any) -> str:
-    """What somebody gave, for a message: "an IterableDataset", "a list", "None"."""
-    if given is None:
-        return "None"
-    name = type(given).__name__
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _check_split(split: Any, fn: Transform, name: str | None, batch_size: int) -> None:

@@ -145,3 +145,53 @@ def shown_as(done: Dataset, before: Dataset) -> Dataset:
     return done.with_format(
         shown["type"], columns=columns, output_all_columns=shown["output_all_columns"], **shown["format_kwargs"]
     )
+
+
+def kind_of(given: Any) -> str:
+    """What somebody gave, for a message: "an IterableDataset", "a list", "None"."""
+    if given is None:
+        return "None"
+    name = type(given).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def splits_of(dataset: Any) -> dict[str, Any]:
+    """The splits of a `DatasetDict`, or the one of a `Dataset`, by name.
+
+    Raises:
+        ValueError: Something else, or no split at all.
+    """
+    from datasets import Dataset, DatasetDict
+
+    if isinstance(dataset, Dataset):
+        return {str(dataset.split or "dataset"): dataset}
+    if not isinstance(dataset, DatasetDict):
+        raise ValueError(
+            f"`dataset` is {kind_of(dataset)}; allowed are `Dataset` and `DatasetDict`, for all rows are needed at "
+            "once; load a streaming one without `streaming=True`, make one of rows with `Dataset.from_list(rows)`"
+        )
+    if not dataset:
+        raise ValueError("`dataset` has no splits; allowed is a `DatasetDict` with at least one; check how it was made")
+    return dict(dataset)
+
+
+def numbers_of(split: Dataset, column: str) -> np.ndarray | None:
+    """A column of numbers `[n]` float64, NaN where there is none; None if the column holds something else."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = split.select_columns(column).with_format("arrow")[:][column]
+    kind = values.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        return None
+    return pc.fill_null(pc.cast(values, pa.float64()), float("nan")).to_numpy()
+
+
+def remedy_for(split: Dataset, column: str) -> str:
+    """What to do about a column that `numbers_of` finds to hold something else than numbers."""
+    kind = getattr(split.features[column], "dtype", None)
+    if kind == "null":
+        return "it is empty, so annotate anew"
+    if kind in ("string", "large_string"):
+        return f'where they say numbers `cast_column("{column}", Value("float32"))`, else annotate anew'
+    return "take the number out of it, or annotate anew"

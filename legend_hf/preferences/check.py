@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.hub import cards
-from legend_hf.margins.annotate import kind_of
-from legend_hf.margins.columns import OK, one_size
+from legend_hf.margins.columns import OK, kind_of, numbers_of, one_size, remedy_for, splits_of
 from legend_hf.margins.margin_fn import STATUS
-from legend_hf.preferences.export import like_margin, numbers_of, remedy_for, splits_of
+from legend_hf.preferences.export import like_margin
 from legend_hf.reading.formats import UnnamedPrompt, pairs_from_batch
 from legend_hf.reading.reader import loading_of
 

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any
 from legend_hf.directions.generate import Answer, check_leave_out, key_of
 from legend_hf.directions.refusals import refuses
 from legend_hf.hub import outputs
-from legend_hf.margins.annotate import kind_of
-from legend_hf.margins.columns import shown_as
+from legend_hf.margins.columns import kind_of, shown_as
 from legend_hf.margins.scoring import edition
 from legend_hf.preferences.alongside import Alongside, alongside
 from legend_hf.preferences.continuations import Continuer, Decoding, open_continuer

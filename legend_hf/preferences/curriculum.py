@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.directions import resample
-from legend_hf.margins.annotate import kind_of
-from legend_hf.margins.columns import OK
+from legend_hf.margins.columns import OK, kind_of
 from legend_hf.margins.margin_fn import STATUS
 from legend_hf.margins.origin import check_one, marks_of
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch

@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.columns import OK, check_on_error, one_size, shown_as
+from legend_hf.margins.columns import OK, check_on_error, one_size, shown_as, splits_of
 from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
 from legend_hf.margins.origin import MARGINS, beside, check_made_by, check_one, marks_of
 from legend_hf.margins.score_fn import STATUS as SCORES_STATUS
 from legend_hf.margins.scoring import edition
 from legend_hf.preferences.alongside import Alongside, alongside
-from legend_hf.preferences.export import splits_of
 from legend_hf.preferences.similarity import (
     COLUMN,
     MAX_LENGTH,
