@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from legend_hf.margins import stopping
-from legend_hf.margins.stopping import finish_batches, stopping_in_order
+from legend_hf.reading import stopping
+from legend_hf.reading.stopping import finish_batches, stopping_in_order
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from legend_hf.directions.direction import Direction
 from legend_hf.margins.columns import kind_of, shown_as
 from legend_hf.margins.margin_fn import LegendMarginFn
 from legend_hf.margins.scoring import GivenDirection
-from legend_hf.margins.stopping import stopping_in_order
 from legend_hf.reading.formats import RowError
+from legend_hf.reading.stopping import stopping_in_order
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict

@@ -18,7 +18,6 @@ import numpy as np
 
 from legend_hf._version import __version__
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.stopping import finish_batches, settle_in_worker
 from legend_hf.margins.store import Store, check_path, open_store
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.forward import Way
@@ -33,6 +32,7 @@ from legend_hf.reading.reader import (
     resolve_device,
     with_layer,
 )
+from legend_hf.reading.stopping import finish_batches, settle_in_worker
 from legend_hf.reading.templates import Tokens
 
 # A change that alters numbers raises this: it is part of the pickled state and of the store's keys. An imported class
