@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from legend_hf.directions.induce import pairs_from_labels as pairs_from_labels
     from legend_hf.directions.induce import sample_questions as sample_questions
     from legend_hf.margins.annotate import annotate as annotate
-    from legend_hf.margins.ladder import ladder_check as ladder_check
     from legend_hf.margins.margin_fn import LegendMarginFn as LegendMarginFn
     from legend_hf.margins.score_fn import LegendScoreFn as LegendScoreFn
-    from legend_hf.preferences.check import check_for_trl as check_for_trl
     from legend_hf.preferences.corr_at_k import CorrAtK as CorrAtK
     from legend_hf.preferences.corr_at_k import compute_corr_at_k as compute_corr_at_k
     from legend_hf.preferences.corr_at_k import corr_at_k as corr_at_k
@@ -44,6 +42,8 @@ if TYPE_CHECKING:
     from legend_hf.publish import save_annotated as save_annotated
     from legend_hf.reading.formats import RowError as RowError
     from legend_hf.reading.reader import Reader as Reader
+    from legend_hf.reports.ladder import ladder_check as ladder_check
+    from legend_hf.reports.trl_check import check_for_trl as check_for_trl
 
 _HOME = {
     "ArtifactError": "legend_hf.directions.direction",
@@ -55,7 +55,7 @@ _HOME = {
     "Reader": "legend_hf.reading.reader",
     "RowError": "legend_hf.reading.formats",
     "annotate": "legend_hf.margins.annotate",
-    "check_for_trl": "legend_hf.preferences.check",
+    "check_for_trl": "legend_hf.reports.trl_check",
     "compute_corr_at_k": "legend_hf.preferences.corr_at_k",
     "corr_at_k": "legend_hf.preferences.corr_at_k",
     "correction_ladders": "legend_hf.preferences.corrections",
@@ -63,7 +63,7 @@ _HOME = {
     "export_for": "legend_hf.preferences.export",
     "fit_direction": "legend_hf.directions.fit",
     "induce_pairs": "legend_hf.directions.induce",
-    "ladder_check": "legend_hf.margins.ladder",
+    "ladder_check": "legend_hf.reports.ladder",
     "ladder_pairs": "legend_hf.preferences.corrections",
     "make_pairs": "legend_hf.preferences.pairs",
     "pairs_from_labels": "legend_hf.directions.induce",

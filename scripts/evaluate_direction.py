@@ -36,10 +36,10 @@ from legend_hf.directions.calibrate import fit_calibration
 from legend_hf.directions.choose import TRIED, Choice, choose, right, without_length
 from legend_hf.directions.differences import read_differences
 from legend_hf.directions.estimators import ESTIMATORS
-from legend_hf.margins.measure import probability_errors
 from legend_hf.reading.formats import Pair, pairs_from_batch
 from legend_hf.reading.reader import Reader, Runtime, describe_model, open_reader
 from legend_hf.reading.templates import Tokens
+from legend_hf.reports.measure import probability_errors
 
 log = logging.getLogger("evaluate_direction")
 DEMO = Path(__file__).parent / "demo"

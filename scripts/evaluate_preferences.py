@@ -42,7 +42,6 @@ from transformers.utils import logging as transformers_logging
 from legend_hf import Direction, LegendMarginFn, annotate, fit_direction, pairs_from_labels
 from legend_hf.directions import resample
 from legend_hf.directions.calibrate import Calibration
-from legend_hf.margins.measure import spearman
 from legend_hf.margins.score_fn import LegendScoreFn
 from legend_hf.preferences.corr_at_k import KS, refusal_judge
 from legend_hf.preferences.pairs import select_pairs
@@ -50,6 +49,7 @@ from legend_hf.preferences.similarity import PairSimilarityFn
 from legend_hf.reading.formats import conversation
 from legend_hf.reading.reader import OpenReader, Runtime, close_readers, describe_model, open_reader
 from legend_hf.reading.templates import Tokens
+from legend_hf.reports.measure import spearman
 
 log = logging.getLogger("evaluate_preferences")
 BEGIN, END = "<!-- preferences: begin -->", "<!-- preferences: end -->"

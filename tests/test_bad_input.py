@@ -28,11 +28,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from legend_hf import LegendMarginFn, LegendScoreFn, PairSimilarityFn, RowError, annotate, fit_direction, save_annotated
-from legend_hf.margins.report import report
 from legend_hf.reading import reader, templates
 from legend_hf.reading.formats import conversation, pairs_from_batch, responses_from_batch
 from legend_hf.reading.reader import Runtime, open_reader
 from legend_hf.reading.templates import TextError, Tokens, render, tokenize
+from legend_hf.reports.report import report
 
 NUMBERS = ["margin", "margin_raw", "chosen_score", "rejected_score"]
 LONGEST_STATUS = 1000  # characters

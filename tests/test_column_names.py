@@ -12,8 +12,8 @@ from datasets import Dataset
 import legend_hf
 from legend_hf import LegendMarginFn, LegendScoreFn, PairSimilarityFn, annotate, fit_direction
 from legend_hf.directions.induce import pairs_with_refusal
-from legend_hf.margins.report import report
 from legend_hf.reading.formats import RowError
+from legend_hf.reports.report import report
 
 PAIRS = [
     {"prompt": f"May I eat {thing}?", "chosen": f"Ask a cook about {thing}.", "rejected": f"Eat all {thing}, go."}

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legend_hf import RowError
-from legend_hf.preferences.check import check_for_trl
 from legend_hf.preferences.export import export_for
+from legend_hf.reports.trl_check import check_for_trl
 
 THINGS = ("bread", "bikes", "paint", "tents", "maps", "soup", "rain", "tea")
 CHATML = (

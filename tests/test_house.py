@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "legend_hf"
 # Data flows from left to right; a module may import from its own stage and from those before it.
-FLOW = ("_version", "hub", "reading", "directions", "margins", "preferences", "publish", "cli")
+FLOW = ("_version", "hub", "reading", "writing", "directions", "margins", "reports", "preferences", "publish", "cli")
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "trl", "ray")
 
 

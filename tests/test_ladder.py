@@ -14,12 +14,12 @@ import pytest
 
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
-from legend_hf.margins import ladder
-from legend_hf.margins.ladder import ladder_check, measure_ladders
-from legend_hf.margins.measure import UNKNOWN
-from legend_hf.margins.report import report
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.reader import describe_model
+from legend_hf.reports import ladder
+from legend_hf.reports.ladder import ladder_check, measure_ladders
+from legend_hf.reports.measure import UNKNOWN
+from legend_hf.reports.report import report
 
 WORDS = ("bread", "bikes", "paint", "tents", "maps", "soup", "rain", "tea", "wool", "glass", "slow", "warm", "quiet")
 
@@ -395,6 +395,6 @@ def test_ladders_need_a_direction():
 
 
 def test_importing_ladders_is_cheap():
-    code = "import sys, legend_hf.margins.ladder; print(*sys.modules)"
+    code = "import sys, legend_hf.reports.ladder; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"torch", "transformers", "datasets"}.isdisjoint(loaded)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legend_hf.margins import measure
-from legend_hf.margins.measure import (
+from legend_hf.reports import measure
+from legend_hf.reports.measure import (
     NO_CATEGORY,
     UNKNOWN,
     Estimate,

@@ -24,7 +24,7 @@ from legend_hf import (
     make_pairs,
     select_pairs,
 )
-from legend_hf.margins.report import report
+from legend_hf.reports.report import report
 
 ROWS = [
     {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}

@@ -14,9 +14,9 @@ from tiny_causal import save_tiny_causal
 
 import legend_hf
 from legend_hf import LegendMarginFn, annotate, fit_direction
-from legend_hf.margins import ladder
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, conversation
+from legend_hf.reports import ladder
 
 PAIRS = [
     {"prompt": f"Eat {thing}?", "chosen": f"No {thing}.", "rejected": f"All {thing}."} for thing in ("soap", "tea")

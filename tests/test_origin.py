@@ -22,7 +22,7 @@ from legend_hf import (
 from legend_hf.cli import app
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.margins.origin import mark, marks_of
-from legend_hf.margins.report import report
+from legend_hf.reports.report import report
 
 TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea", "ropes", "lamps"]
 ROWS = [

@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from legend_hf.margins import plots
-from legend_hf.margins.report import DirectionReport, Tried, report
+from legend_hf.reports import plots
+from legend_hf.reports.report import DirectionReport, Tried, report
 
 
 def rows(margin, **columns):
@@ -221,8 +221,8 @@ def test_drawing_starts_no_window_system():
     code = (
         "import sys, numpy as np\n"
         "from tests_rows import rows\n"
-        "from legend_hf.margins.report import report\n"
-        "from legend_hf.margins.plots import draw\n"
+        "from legend_hf.reports.report import report\n"
+        "from legend_hf.reports.plots import draw\n"
         "assert draw(report(rows(np.linspace(-1, 1, 50))))\n"
         "print('matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     ).replace("from tests_rows import rows", "from test_plots import rows")

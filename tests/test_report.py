@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from legend_hf import Direction, annotate, fit_direction
 from legend_hf.cli import app
 from legend_hf.directions.direction import Facts
-from legend_hf.margins.measure import UNKNOWN, Estimate
-from legend_hf.margins.report import direction_report, read_margins, report, stability_of
 from legend_hf.reading.formats import Columns
+from legend_hf.reports.measure import UNKNOWN, Estimate
+from legend_hf.reports.report import direction_report, read_margins, report, stability_of
 
 
 def rows(n=200, seed=0, **columns):
@@ -102,7 +102,7 @@ def test_texts_are_in_the_report_only_when_asked_for():
 
 def test_no_more_texts_are_held_than_are_shown(monkeypatch):
     """However many rows contradict their label, in whatever order they come."""
-    from legend_hf.margins import report as module
+    from legend_hf.reports import report as module
 
     alive = most = 0
 
@@ -722,6 +722,6 @@ def test_reading_alone_gives_arrays():
 
 
 def test_importing_the_report_is_cheap():
-    code = "import sys, legend_hf.margins.report, legend_hf.margins.plots; print(*sys.modules)"
+    code = "import sys, legend_hf.reports.report, legend_hf.reports.plots; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"torch", "transformers", "datasets", "matplotlib"}.isdisjoint(loaded)

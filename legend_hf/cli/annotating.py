@@ -342,8 +342,8 @@ def report(
     with user_errors(dataset, direction, stability_pairs, ladders):
         from legend_hf import Direction
         from legend_hf.hub.outputs import check_outside
-        from legend_hf.margins.report import check_place
-        from legend_hf.margins.report import report as make_report
+        from legend_hf.reports.report import check_place
+        from legend_hf.reports.report import report as make_report
 
         if output is not None:
             reads = [dataset, direction, model, stability_pairs, ladders]

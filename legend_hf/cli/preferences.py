@@ -423,7 +423,7 @@ def check(
 ) -> None:
     """Say what TRL's RewardTrainer would do with a dataset; exit code 1 if it would not train on it as it is."""
     with user_errors(dataset, tokenizer):
-        from legend_hf.preferences import check as checking
+        from legend_hf.reports import trl_check as checking
 
         if output is not None:
             check_file(output, reads=[dataset, tokenizer], ours=_is_checked, overwrite=overwrite)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.margins.columns import OK, numbers_of, one_size, remedy_for, splits_of
-from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
-from legend_hf.margins.origin import MARGINS
+from legend_hf.margins.margin_fn import STATUS
 from legend_hf.margins.scoring import edition
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
+from legend_hf.reports.trl_check import like_margin
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features
@@ -195,12 +195,6 @@ def export_for(
         flags=_flags(trainer, as_messages, columns),
         notes=tuple(notes),
     )
-
-
-def like_margin(columns: Iterable[str]) -> list[str]:
-    """Columns that may be meant as `margin`, which trainers find by its exact name only."""
-    ours = {*COLUMNS, *ADDED, NEGATIVE, STATUS, MARGINS}
-    return [name for name in columns if "margin" in name.lower() and name not in ours]
 
 
 # -- What is refused -----------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ import numpy as np
 from legend_hf.directions.direction import Direction
 from legend_hf.hub.cards import FEW_PROMPTS
 from legend_hf.margins.columns import kind_of, raise_first
-from legend_hf.margins.measure import Estimate, agreement, beside_length, kendall_tau, means_of, renumbered, shares_of
 from legend_hf.margins.scoring import GivenDirection, Scorer, not_finite
 from legend_hf.reading.formats import (
     Columns,
@@ -38,6 +37,7 @@ from legend_hf.reading.formats import (
 )
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import Tokens
+from legend_hf.reports.measure import Estimate, agreement, beside_length, kendall_tau, means_of, renumbered, shares_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ import numpy as np
 
 from legend_hf.hub import cards
 from legend_hf.margins.columns import OK, kind_of, numbers_of, one_size, remedy_for, splits_of
-from legend_hf.margins.margin_fn import STATUS
-from legend_hf.preferences.export import like_margin
+from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
+from legend_hf.margins.origin import MARGINS
 from legend_hf.reading.formats import UnnamedPrompt, pairs_from_batch
 from legend_hf.reading.reader import loading_of
 
@@ -206,6 +206,12 @@ def token_ids(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tup
                 )["input_ids"]
             )
     return sides[0], sides[1]
+
+
+def like_margin(columns: Iterable[str]) -> list[str]:
+    """Columns that may be meant as `margin`, which trainers find by its exact name only."""
+    ours = {*COLUMNS, *ADDED, NEGATIVE, STATUS, MARGINS}
+    return [name for name in columns if "margin" in name.lower() and name not in ours]
 
 
 # -- All splits together -------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from legend_hf.hub import cards
-from legend_hf.margins.measure import FEWEST_PROMPTS, UNKNOWN, Coverage, Estimate
+from legend_hf.reports.measure import FEWEST_PROMPTS, UNKNOWN, Coverage, Estimate
 
 if TYPE_CHECKING:
-    from legend_hf.margins.ladder import LadderCheck
-    from legend_hf.margins.report import DirectionReport, Report, SplitReport, Spread
+    from legend_hf.reports.ladder import LadderCheck
+    from legend_hf.reports.report import DirectionReport, Report, SplitReport, Spread
 
 SHOWN_CATEGORIES = 30
 SHOWN_SUSPICIOUS = 10

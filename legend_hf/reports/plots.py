@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from legend_hf.margins.measure import Estimate
-    from legend_hf.margins.report import DirectionReport, Margins, Report, SplitReport
+    from legend_hf.reports.measure import Estimate
+    from legend_hf.reports.report import DirectionReport, Margins, Report, SplitReport
 
 WIDTH = 9.0  # inches, 900 pixels at a density of 100
 DENSITY = 200

@@ -28,9 +28,21 @@ from legend_hf.directions.direction import Direction
 from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.hub import cards, outputs
 from legend_hf.margins.columns import OK, suffixed
-from legend_hf.margins.ladder import LadderCheck, ladder_check
 from legend_hf.margins.margin_fn import STATUS
-from legend_hf.margins.measure import (
+from legend_hf.margins.origin import beside, check_made_by, every_scale, marks_in, not_of_this, same
+from legend_hf.reading.formats import (
+    Columns,
+    Conversation,
+    Pair,
+    RowError,
+    opening,
+    pairs_from_batch,
+    response_length,
+)
+from legend_hf.reading.reader import Runtime, open_reader
+from legend_hf.reading.templates import Tokens
+from legend_hf.reports.ladder import LadderCheck, ladder_check
+from legend_hf.reports.measure import (
     NO_CATEGORY,
     UNKNOWN,
     Coverage,
@@ -49,18 +61,6 @@ from legend_hf.margins.measure import (
     shares_of,
     spearman,
 )
-from legend_hf.margins.origin import beside, check_made_by, every_scale, marks_in, not_of_this, same
-from legend_hf.reading.formats import (
-    Columns,
-    Conversation,
-    Pair,
-    RowError,
-    opening,
-    pairs_from_batch,
-    response_length,
-)
-from legend_hf.reading.reader import Runtime, open_reader
-from legend_hf.reading.templates import Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -326,7 +326,7 @@ class Report:
         Args:
             plots: File name or URL of a picture to its description; they are shown at the end of the report.
         """
-        from legend_hf.margins.report_card import markdown
+        from legend_hf.reports.report_card import markdown
 
         return markdown(self, plots or {})
 
@@ -349,7 +349,7 @@ class Report:
         check_place(folder, plots=plots, overwrite=overwrite)
         pictures: Mapping[str, Any] = {}
         if plots:
-            from legend_hf.margins.plots import draw
+            from legend_hf.reports.plots import draw
 
             pictures = draw(self)
         target = Path(folder)
@@ -384,7 +384,7 @@ def check_place(
         OSError: It cannot be written.
     """
     if plots:
-        from legend_hf.margins.plots import check_matplotlib
+        from legend_hf.reports.plots import check_matplotlib
 
         check_matplotlib()
     outputs.check_folder(folder, _FILES, owned=_owned(Path(folder)), again=True, reads=reads, overwrite=overwrite)
