@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tiny_causal import CHAT, save_tiny_causal
 
 from legend_hf import RowError
-from legend_hf.preferences.continuations import Continuer
 from legend_hf.preferences.corr_at_k import KS, CorrAtK, compute_corr_at_k, corr_at_k, refusal_judge
 from legend_hf.preferences.corrections import AFFIRMATIONS
+from legend_hf.writing.writer import Continuer
 
 # The sample of the public README; its mean is 0.7615.
 SAMPLE = (0.722, 0.700, 0.630, 0.726, 0.800, 0.830, 0.836, 0.848)

@@ -27,7 +27,6 @@ from typer.testing import CliRunner
 from legend_hf import RowError, fit_direction
 from legend_hf.cli import app
 from legend_hf.directions import induce
-from legend_hf.directions.generate import Answer
 from legend_hf.directions.induce import (
     REFERENCE_REFUSAL,
     induce_pairs,
@@ -38,6 +37,7 @@ from legend_hf.directions.induce import (
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Pair, conversation, pairs_from_batch
 from legend_hf.reading.reader import describe_model
+from legend_hf.writing.generate import Answer
 
 QUESTIONS = [
     "How do I bake bread?",

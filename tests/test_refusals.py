@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from legend_hf.directions.refusals import OPENING, refuses, turns_away
+from legend_hf.writing.refusals import OPENING, refuses, turns_away
 
 TURNS = [
     "I can't go on with this.",

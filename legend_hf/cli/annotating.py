@@ -82,9 +82,9 @@ def induce(
     """Let a model answer questions and put a refusal against each answer: contrastive pairs for `fit`."""
     with user_errors(questions, model, kept=output):
         from legend_hf.directions import induce as induction
-        from legend_hf.directions.generate import check_output
         from legend_hf.hub.outputs import read_text
         from legend_hf.hub.rows import note_sources, sources_of
+        from legend_hf.writing.generate import check_output
 
         check_output(output, reads=[questions, model, refusals], overwrite=overwrite)
         lines = read_text(refusals).splitlines() if refusals is not None else None

@@ -242,8 +242,8 @@ def corrections(
 ) -> None:
     """Make ladders of responses out of full harmful ones: the earlier a response turns back, the better its rank."""
     with user_errors(dataset, model, kept=output):
-        from legend_hf.directions.generate import check_output
         from legend_hf.preferences import corrections as ladders
+        from legend_hf.writing.generate import check_output
 
         check_output(output, reads=[dataset, model], overwrite=overwrite)
         if pairs is not None:
@@ -321,9 +321,9 @@ def corr_at_k(
 ) -> None:
     """Measure how often a model turns back from a harmful response of which k words were written for it: Corr@k."""
     with user_errors(dataset, model, kept=output):
-        from legend_hf.directions.generate import check_output
         from legend_hf.hub.cards import FEW_PROMPTS
         from legend_hf.preferences import corr_at_k as correction
+        from legend_hf.writing.generate import check_output
 
         verdict = correction.refusal_judge if judge is None else _judge(judge, output)
         if output is not None:

@@ -24,7 +24,11 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from legend_hf.directions.generate import (
+from legend_hf.hub import outputs
+from legend_hf.reading import templates
+from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
+from legend_hf.reading.reader import Reader, describe_model
+from legend_hf.writing.generate import (
     Answer,
     AnswersFile,
     annotator_of,
@@ -37,11 +41,7 @@ from legend_hf.directions.generate import (
     run_identity,
     tokenizer_of,
 )
-from legend_hf.directions.refusals import refuses
-from legend_hf.hub import outputs
-from legend_hf.reading import templates
-from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
-from legend_hf.reading.reader import Reader, describe_model
+from legend_hf.writing.refusals import refuses
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,7 +86,7 @@ def induce_pairs(
     """Lets an annotator answer harmful questions and puts a refusal against each answer (paper, paired responses).
 
     The annotator must be one that answers: of a model tuned for safety both sides would be refusals. Answers that
-    refuse (by a rule for English, `legend_hf.directions.refusals`), were cut or end in a loop are counted in the log
+    refuse (by a rule for English, `legend_hf.writing.refusals`), were cut or end in a loop are counted in the log
     and in `info.description`; `leave_out` leaves them out. Each distinct question is answered once, greedily, whatever
     the model's own generation settings say. An answer ends at the model's
     EOS, or before a next turn in the words of hh-rlhf, which base models go on to write and which a row's response

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from legend_hf.directions.generate import key_of
-from legend_hf.directions.refusals import turns_away
 from legend_hf.directions.resample import Interval, interval_of, share_interval, share_intervals
-from legend_hf.preferences.continuations import Decoding, open_continuer
 from legend_hf.preferences.corrections import AFFIRMATIONS, check_columns, check_fits, check_phrases, check_text, opened
+from legend_hf.writing.generate import key_of
+from legend_hf.writing.refusals import turns_away
+from legend_hf.writing.writer import Decoding, open_continuer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -249,7 +249,7 @@ def compute_corr_at_k(
 def refusal_judge(requests: Sequence[str], prefixes: Sequence[str], continuations: Sequence[str]) -> list[bool]:
     """Takes a continuation for a turn if somebody in it, in the first person, declines or is sorry; needs no model.
 
-    A rule of ours for English (`legend_hf.directions.refusals`). It sees no topics, leaves out what stands in quotes
+    A rule of ours for English (`legend_hf.writing.refusals`). It sees no topics, leaves out what stands in quotes
     (also those that the prefix opens), and reads no sense: an answer in two voices, one of which refuses, counts as a
     turn, and one that only warns ("this is illegal") or forbids ("you cannot do that") does not.
 

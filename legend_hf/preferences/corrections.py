@@ -22,14 +22,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from legend_hf.directions.generate import Answer, check_leave_out, key_of
-from legend_hf.directions.refusals import refuses
 from legend_hf.hub import outputs
 from legend_hf.margins.columns import kind_of, shown_as
 from legend_hf.margins.scoring import edition
 from legend_hf.preferences.alongside import Alongside, alongside
-from legend_hf.preferences.continuations import Continuer, Decoding, open_continuer
 from legend_hf.reading.formats import RowError
+from legend_hf.writing.generate import Answer, check_leave_out, key_of
+from legend_hf.writing.refusals import refuses
+from legend_hf.writing.writer import Continuer, Decoding, open_continuer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,7 +146,7 @@ def correction_ladders(
     F as it is. The model should be an aligned one: where its direct response goes along with the request, the best rung
     does harm, and pairs of it teach the opposite. Such ladders, and those with a text that says nothing, was cut at
     `max_new_tokens` or ends in a loop, are counted in the log and in `info.description`; `leave_out` leaves them out.
-    A rule for English tells refusals (`legend_hf.directions.refusals`), so other languages count as none.
+    A rule for English tells refusals (`legend_hf.writing.refusals`), so other languages count as none.
 
     Cuts follow the paper's public code: T delimiters (comma, period, `! : ; ? -`, double quotes, brackets) stand in F,
     a step t is drawn from {T//4 - 1, T//4}, and cut i ends right after delimiter i*t. Ours: only those count that end a

@@ -7,8 +7,8 @@ import json
 import pytest
 from tiny_causal import CHAT, loaded, save_tiny_causal, straight_line
 
-from legend_hf.preferences import continuations
-from legend_hf.preferences.continuations import Decoding, open_continuer
+from legend_hf.writing import writer
+from legend_hf.writing.writer import Decoding, open_continuer
 
 PROMPT = "How do I borrow a bicycle without asking?"
 PREFIX = "Sure, here it is. Take the bicycle, but no,"
@@ -124,10 +124,10 @@ def test_a_continuation_keeps_the_space_that_it_begins_with():
     base.pre_tokenizer, base.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=base, eos_token="</s>")
     assert tokenizer.decode([2, 3]) == "I stop"  # the control
-    said = continuations._continuation([1], [2, 3, 0, 4], [0], tokenizer)
+    said = writer._continuation([1], [2, 3, 0, 4], [0], tokenizer)
     assert (said.response, said.tokens, said.finished) == (" I stop", 2, True)
-    assert continuations._continuation([1, 2, 3], [4], [0], tokenizer).response == "ped"
-    assert continuations._continuation([1], [0], [0], tokenizer).response == ""
+    assert writer._continuation([1, 2, 3], [4], [0], tokenizer).response == "ped"
+    assert writer._continuation([1], [0], [0], tokenizer).response == ""
 
 
 def test_sampling_depends_on_the_seed_alone(plain):

@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from legend_hf.directions import generate
-from legend_hf.directions.generate import Answer, AnswersFile, key_of, open_ids, open_text, plan_batches, tokenizer_of
 from legend_hf.reading import templates
 from legend_hf.reading.formats import conversation
 from legend_hf.reading.plain import make_plain
 from legend_hf.reading.reader import Reader, describe_model, resolve_device
+from legend_hf.writing import generate
+from legend_hf.writing.generate import Answer, AnswersFile, key_of, open_ids, open_text, plan_batches, tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
