@@ -52,7 +52,7 @@ class Transform(Protocol):
 
 def annotate(
     dataset: AnyDataset,
-    direction: Transform | GivenDirection | Mapping[str, GivenDirection],
+    fn: Transform | GivenDirection | Mapping[str, GivenDirection],
     *,
     batch_size: int = 200,
     num_proc: int | None = None,
@@ -67,8 +67,8 @@ def annotate(
 
     Args:
         dataset: A `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`.
-        direction: A `LegendMarginFn` or `LegendScoreFn`, for its options, or what the former takes as direction; or a
-            `PairSimilarityFn`.
+        fn: A `LegendMarginFn`, `LegendScoreFn` or `PairSimilarityFn`; or what the first takes as direction, where its
+            options are not needed.
         batch_size: Rows in one call of the transform, after each of which the progress bar moves.
         num_proc: Processes.
 
@@ -87,18 +87,18 @@ def annotate(
             "`IterableDatasetDict`; make one: `Dataset.from_list(rows)`, `Dataset.from_pandas(frame)`, "
             "`DatasetDict(splits)` or `load_dataset(id)`"
         )
-    named = isinstance(direction, Direction | str | os.PathLike | Mapping)
-    fn: Transform = LegendMarginFn(direction) if named else direction  # type: ignore[arg-type, assignment]
+    named = isinstance(fn, Direction | str | os.PathLike | Mapping)
+    transform: Transform = LegendMarginFn(fn) if named else fn  # type: ignore[arg-type, assignment]
     splits = dataset if isinstance(dataset, DatasetDict | IterableDatasetDict) else {None: dataset}
-    with stopping_in_order(fn.how_to_go_on, workers=num_proc is not None):
+    with stopping_in_order(transform.how_to_go_on, workers=num_proc is not None):
         for name, split in splits.items():
             try:
-                _check_split(split, fn, name, batch_size)
+                _check_split(split, transform, name, batch_size)
             except RowError as refusal:
                 if named:
                     refusal.add_note('`on_error="skip"` is an option of `LegendMarginFn`: give `annotate` one of those')
                 raise
-        done = {name: _annotate_split(split, fn, batch_size, num_proc) for name, split in splits.items()}
+        done = {name: _annotate_split(split, transform, batch_size, num_proc) for name, split in splits.items()}
     return type(dataset)(done) if None not in done else done[None]
 
 
