@@ -11,9 +11,9 @@ The names below are loaded when they are first used, so that importing the packa
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from legend_hf._lazy import hand_on
 from legend_hf._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -45,43 +45,38 @@ if TYPE_CHECKING:
     from legend_hf.reports.ladder import ladder_check as ladder_check
     from legend_hf.reports.trl_check import check_for_trl as check_for_trl
 
-_HOME = {
-    "ArtifactError": "legend_hf.directions.direction",
-    "CorrAtK": "legend_hf.preferences.corr_at_k",
-    "Direction": "legend_hf.directions.direction",
-    "LegendMarginFn": "legend_hf.margins.margin_fn",
-    "LegendScoreFn": "legend_hf.margins.score_fn",
-    "PairSimilarityFn": "legend_hf.preferences.similarity",
-    "Reader": "legend_hf.reading.reader",
-    "RowError": "legend_hf.reading.formats",
-    "annotate": "legend_hf.margins.annotate",
-    "check_for_trl": "legend_hf.reports.trl_check",
-    "compute_corr_at_k": "legend_hf.preferences.corr_at_k",
-    "corr_at_k": "legend_hf.preferences.corr_at_k",
-    "correction_ladders": "legend_hf.preferences.corrections",
-    "curriculum": "legend_hf.preferences.curriculum",
-    "export_for": "legend_hf.preferences.export",
-    "fit_direction": "legend_hf.directions.fit",
-    "induce_pairs": "legend_hf.directions.induce",
-    "ladder_check": "legend_hf.reports.ladder",
-    "ladder_pairs": "legend_hf.preferences.corrections",
-    "make_pairs": "legend_hf.preferences.pairs",
-    "pairs_from_labels": "legend_hf.directions.induce",
-    "push_annotated": "legend_hf.publish",
-    "push_folder": "legend_hf.publish",
-    "refusal_judge": "legend_hf.preferences.corr_at_k",
-    "sample_questions": "legend_hf.directions.induce",
-    "save_annotated": "legend_hf.publish",
-    "select_pairs": "legend_hf.preferences.pairs",
-}
-__all__ = [*_HOME, "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'legend_hf' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = [
+    *hand_on(
+        __name__,
+        {
+            "ArtifactError": "directions.direction",
+            "CorrAtK": "preferences.corr_at_k",
+            "Direction": "directions.direction",
+            "LegendMarginFn": "margins.margin_fn",
+            "LegendScoreFn": "margins.score_fn",
+            "PairSimilarityFn": "preferences.similarity",
+            "Reader": "reading.reader",
+            "RowError": "reading.formats",
+            "annotate": "margins.annotate",
+            "check_for_trl": "reports.trl_check",
+            "compute_corr_at_k": "preferences.corr_at_k",
+            "corr_at_k": "preferences.corr_at_k",
+            "correction_ladders": "preferences.corrections",
+            "curriculum": "preferences.curriculum",
+            "export_for": "preferences.export",
+            "fit_direction": "directions.fit",
+            "induce_pairs": "directions.induce",
+            "ladder_check": "reports.ladder",
+            "ladder_pairs": "preferences.corrections",
+            "make_pairs": "preferences.pairs",
+            "pairs_from_labels": "directions.induce",
+            "push_annotated": "publish",
+            "push_folder": "publish",
+            "refusal_judge": "preferences.corr_at_k",
+            "sample_questions": "directions.induce",
+            "save_annotated": "publish",
+            "select_pairs": "preferences.pairs",
+        },
+    ),
+    "__version__",
+]

@@ -7,14 +7,28 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "legend_hf"
 # Data flows from left to right; a module may import from its own stage and from those before it.
-FLOW = ("_version", "hub", "reading", "writing", "directions", "margins", "reports", "preferences", "publish", "cli")
+FLOW = (
+    "_version",
+    "_lazy",
+    "hub",
+    "reading",
+    "writing",
+    "directions",
+    "margins",
+    "reports",
+    "preferences",
+    "publish",
+    "cli",
+)
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "trl", "ray")
 
 
@@ -53,6 +67,11 @@ def test_the_flow_test_sees_an_import_against_the_flow():
     assert against_the_flow("legend_hf.publish", upward) == []
 
 
+def sources_of_the_package() -> dict[str, str]:
+    files = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in PACKAGE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): file.read_text(encoding="utf-8") for name, file in files.items()}
+
+
 def test_every_module_says_what_it_does_not_know():
     for file in PACKAGE.rglob("*.py"):
         assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))), file
@@ -88,6 +107,41 @@ def test_public_names_exist_and_others_are_refused():
         assert getattr(legend_hf, name)
     with pytest.raises(AttributeError, match="has no attribute 'LegendFn'; it has"):
         legend_hf.LegendFn  # noqa: B018
+
+
+def handing_on() -> dict[str, str]:
+    """The packages that hand names on, with their sources."""
+    return {
+        name: source
+        for name, source in sources_of_the_package().items()
+        if "= hand_on(" in source or "*hand_on(" in source
+    }
+
+
+@pytest.mark.parametrize("package", handing_on())
+def test_what_a_package_hands_on_is_what_type_checkers_see(package):
+    """Every name but dunders; and no file, though one of the same name was imported before."""
+    (block,) = (n for n in ast.parse(handing_on()[package]).body if isinstance(n, ast.If))
+    seen = {alias.asname: node.module for node in block.body for alias in node.names}
+    files = sorted(set(seen.values()))
+    loaded = (
+        f"import inspect, {', '.join(files)}\nimport {package} as p\n"
+        "print(*(n for n in dir(p) if not n.startswith('__') and not inspect.ismodule(getattr(p, n))))\n"
+    )
+    out = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
+    assert out.split() == sorted(seen)
+    home = import_module(package)
+    assert all(getattr(home, name) is getattr(import_module(file), name) for name, file in seen.items())
+
+
+def test_a_file_of_the_name_of_what_it_holds_would_hide_it():
+    """The control of the test above: Python's own way, and ours."""
+    ours, plain = import_module("legend_hf.reports"), ModuleType("plain")
+    file = import_module("legend_hf.reports.report")
+    for package in (ours, plain):
+        package.report = file
+    assert plain.report is file
+    assert ours.report is file.report
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").rglob("*.py")), ids=lambda p: p.name)

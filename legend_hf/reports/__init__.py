@@ -1,1 +1,19 @@
-"""Columns are judged: is a direction, are its margins, is a dataset any good? Makes no columns and changes none."""
+"""Columns are judged; none is made or changed.
+
+`report` says how good the margins of a dataset are, and how far a direction can be trusted: JSON, Markdown, pictures.
+`ladder_check` asks whether a direction orders graded responses as their author did.
+`check_for_trl` says what TRL's `RewardTrainer` would do with a dataset, before it does it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from legend_hf._lazy import hand_on
+
+if TYPE_CHECKING:
+    from legend_hf.reports.ladder import ladder_check as ladder_check
+    from legend_hf.reports.report import report as report
+    from legend_hf.reports.trl_check import check_for_trl as check_for_trl
+
+__all__ = hand_on(__name__, {"check_for_trl": "trl_check", "ladder_check": "ladder", "report": "report"})
