@@ -459,7 +459,7 @@ def test_from_responses_to_a_checked_export(files, scored, tiny_llama, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["select", "{d}/pairs.jsonl", "--output", "{o}"], "no column `pair_similarity` in the splits train; give `--model`"),
+        (["select", "{d}/pairs.jsonl", "--output", "{o}"], "no column `pair_similarity` in the splits train; measure it with `--model`"),
         (["select", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--keep", "best"], "`keep` is 'best'; allowed are"),
         (["select", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--fraction", "1.5"], "`fraction` is 1.5; it must be"),
         (["select", "{d}/empty.jsonl", "--model", "{m}", "--output", "{o}"], "empty.jsonl' is empty; give rows"),

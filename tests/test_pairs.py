@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
+from legend_hf.margins.annotate import annotate
 from legend_hf.margins.columns import one_size
 from legend_hf.preferences import pairs
 from legend_hf.preferences.export import export_for
-from legend_hf.preferences.pairs import make_pairs, pick_pair, select_pairs
+from legend_hf.preferences.pairs import Share, make_pairs, pick_pair, select_measured, select_pairs
 from legend_hf.preferences.similarity import PairSimilarityFn, cosine
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.reader import OpenReader, describe_model
@@ -122,6 +123,37 @@ def test_rows_that_were_not_read_never_enter(caplog):
     assert kept(ds, keep="random", fraction=1.0) == kept(ds, keep="similar", fraction=1.0) == [1, 3, 4, 5]
     assert kept(ds.rename_column("pair_similarity_status", "margin_status")) == [3, 5]
     assert kept(table(values)) == [0, 2, 5], "the control: without a status those rows enter"
+
+
+def test_what_is_missing_is_measured_and_what_became_of_the_rows_is_counted(tiny_llama):
+    from datasets import Dataset, DatasetDict
+
+    rows = [{"prompt": "Why? ", "chosen": f"Because of {i}.", "rejected": "Never mind. " * i} for i in range(1, 7)]
+    bare = Dataset.from_list([*rows, {"prompt": "And? ", "chosen": "", "rejected": "No."}])
+    fn = PairSimilarityFn(tiny_llama, on_error="skip")
+    known = annotate(bare.select(range(4)), fn).map(lambda row: {"pair_similarity": -row["pair_similarity"]})
+    splits = DatasetDict({"bare": bare, "known": known, "none": bare.select([])})
+    kept, shares = select_measured(splits, fn)
+    assert {name: rows.to_list() for name, rows in kept.items()} == {
+        "bare": select_pairs(annotate(bare, fn)).to_list(),
+        "known": select_pairs(known).to_list(),  # as it was, not measured again
+        "none": [],
+    }
+    assert [(share.kept, share.dropped, share.unread) for share in shares.values()] == [(3, 3, 1), (2, 2, 0), (0, 0, 0)]
+    low, high = np.sort(known["pair_similarity"][:]).reshape(2, 2).mean(axis=1)
+    assert shares["known"].kept_mean == pytest.approx(low)
+    assert shares["known"].dropped_mean == pytest.approx(high)
+    assert shares["none"].kept_mean is None
+    # Random rows need no column, and get none; the others do.
+    few, shares = select_measured(bare, keep="random", seed=3)
+    assert few.features == bare.features
+    drawn = select_pairs(bare.add_column("pair_similarity", [0.0] * 7), keep="random", seed=3)
+    assert few.to_list() == drawn.remove_columns("pair_similarity").to_list()
+    assert shares == {None: Share(3, 4, 0, None, None)}
+    with pytest.raises(
+        ValueError, match=r"no column `pair_similarity`; measure it with `PairSimilarityFn\(model=...\)`"
+    ):
+        select_measured(bare)
 
 
 def test_other_columns_types_format_and_a_dataset_on_disk_stay(tmp_path):

@@ -42,6 +42,7 @@ _FOREIGN = {
 }
 # What the library says in Python, for those who sit at a shell; an entry comes before those that it contains.
 IN_SHELL = {
+    "`PairSimilarityFn(model=...)`": "`--model`",
     "`split` is": "`--split` is",
     '`on_error="skip"` is an option of `LegendMarginFn`': "`--on-error skip` is an option of `legend-hf annotate`",
     '`on_error="skip"`': "`--on-error skip`",

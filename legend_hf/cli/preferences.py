@@ -75,21 +75,16 @@ def select(
 ) -> None:
     """Keep the share of the rows whose two responses are least (or most) alike, by the column `pair_similarity`."""
     with user_errors(dataset, model):
-        from legend_hf import PairSimilarityFn, select_pairs
-        from legend_hf.preferences.similarity import COLUMN
+        from legend_hf import PairSimilarityFn
+        from legend_hf.preferences.pairs import select_measured
 
         check_rows_folder(output, rows=dataset, reads=[model], overwrite=overwrite)
         splits = all_splits(load(dataset, config, split))
         check_splits(splits)
-        bare = [name for name, rows in splits.items() if COLUMN not in rows.column_names]
-        if bare and model is None and keep == "random":
-            for name in bare:  # nothing is compared, and a column to go by is all that is asked for
-                splits[name] = splits[name].add_column(COLUMN, [0.0] * len(splits[name]))
-        elif bare:
-            if model is None:
-                raise ValueError(
-                    f"there is no column `{COLUMN}` in the splits {', '.join(bare)}; give `--model`, which measures it"
-                )
+        fn = None
+        if model is not None and all("pair_similarity" in rows.column_names for rows in splits.values()):
+            typer.echo(f"`pair_similarity` is there already: nothing was measured with {model}")
+        elif model is not None:
             fn = PairSimilarityFn(
                 model,
                 revision=model_revision,
@@ -100,22 +95,12 @@ def select(
                 chosen_column=chosen_column,
                 rejected_column=rejected_column,
             )
-            for name in bare:
-                splits[name] = _mapped(splits[name], fn)
-        elif model is not None:
-            typer.echo(f"`{COLUMN}` is there already: nothing was measured with {model}")
-        readable = select_pairs(splits, keep=keep, fraction=1.0)  # refuses a wrong `keep`, too
-        kept = select_pairs(readable, keep=keep, fraction=fraction, seed=seed)
-        for name, rows in splits.items():
-            few, all_of_them = kept[name][COLUMN][:], readable[name][COLUMN][:]
-            dropped = len(all_of_them) - len(few)
-            unread = len(rows) - len(all_of_them)
-            means = _mean(sum(few), len(few)), _mean(sum(all_of_them) - sum(few), dropped)
-            if name in bare and model is None:
-                kept[name], means = kept[name].remove_columns(COLUMN), ("", "")
+        kept, shares = select_measured(splits, fn, keep=keep, fraction=fraction, seed=seed)
+        for name, share in shares.items():
             typer.echo(
-                f"{name}: kept {len(few)} pairs{means[0]}, dropped {dropped}{means[1]}"
-                + (f", {unread} could not be read" if unread else "")
+                f"{name}: kept {share.kept} pairs{_mean(share.kept_mean)}, dropped {share.dropped}"
+                + _mean(share.dropped_mean)
+                + (f", {share.unread} could not be read" if share.unread else "")
             )
         save(kept, output, source=dataset, rows=splits, overwrite=overwrite)
 
@@ -442,18 +427,8 @@ def check(
             raise typer.Exit(1)
 
 
-def _mapped(rows: Any, fn: Any) -> Any:
-    """A split with a transform's columns; `map` adds none to a split without rows."""
-    from datasets import Dataset
-
-    features = fn.features(rows.features)
-    if len(rows):
-        return rows.map(fn, batched=True, features=features, desc="Measuring similarity")
-    return Dataset.from_dict({name: [] for name in features}, features=features, split=rows.split)
-
-
-def _mean(total: float, count: int) -> str:
-    return f" (mean similarity {total / count:.3f})" if count else ""
+def _mean(similarity: float | None) -> str:
+    return "" if similarity is None else f" (mean similarity {similarity:.3f})"
 
 
 def _rate(value: float, interval: tuple[float, float] | None) -> str:

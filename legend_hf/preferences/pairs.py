@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from legend_hf.directions.direction import Direction
+from legend_hf.margins.annotate import annotate
 from legend_hf.margins.columns import OK, check_on_error, one_size, shown_as, splits_of
 from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
 from legend_hf.margins.origin import MARGINS, beside, check_made_by, check_one, marks_of
@@ -35,6 +36,7 @@ from legend_hf.preferences.similarity import (
     MAX_LENGTH,
     STATUS,
     Embedder,
+    PairSimilarityFn,
     cosine,
     embedder_of,
     unit_rows,
@@ -89,18 +91,81 @@ def select_pairs(
         ValueError: An argument that is not allowed (a stream too, which cannot be sorted), no such column, or a row
             without a number in it.
     """
-    if keep not in KEEPS:
-        raise ValueError(f"`keep` is {keep!r}; allowed are {', '.join(map(repr, KEEPS))}")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"`fraction` is {fraction}; it must be above 0 and at most 1")
+    _check_share(keep, fraction)
     splits = _splits(dataset)
     for split in splits.values():
         if by not in split.column_names:
             remedy = "add it first: `ds.map(PairSimilarityFn(model), batched=True)`" if by == COLUMN else "name another"
             raise ValueError(f"the dataset has no column `{by}`, but {_quoted(split.column_names)}; {remedy}")
         check_one(marks_of(split, by), by)
-    chosen = {name: _selected(split, keep, fraction, by, seed) for name, split in splits.items()}
+    chosen = {name: _selected(split, _readable(split), keep, fraction, by, seed) for name, split in splits.items()}
     return _like(dataset, {name: split.select(chosen[name]) for name, split in splits.items()})
+
+
+@dataclass(frozen=True)
+class Share:
+    """What became of a split's rows.
+
+    Attributes:
+        kept: Rows that are kept.
+        dropped: Rows that are not, though they could be read.
+        unread: Rows that could not be read.
+        kept_mean: Mean similarity of those that are kept; None where there are none, or nobody measured.
+        dropped_mean: The same of those that are dropped.
+    """
+
+    kept: int
+    dropped: int
+    unread: int
+    kept_mean: float | None
+    dropped_mean: float | None
+
+
+def select_measured(
+    dataset: Rows,
+    fn: PairSimilarityFn | None = None,
+    *,
+    keep: str = "dissimilar",
+    fraction: float = 0.5,
+    seed: int = 0,
+) -> tuple[Rows, dict[str | None, Share]]:
+    """Measures `pair_similarity` where it is missing, keeps a share of the rows as `select_pairs` does, and counts.
+
+    Args:
+        dataset: A `Dataset`, or a `DatasetDict`, of whose every split that share is kept.
+        fn: Measures the splits without `pair_similarity`; what is there is taken as it is. `"random"` needs none.
+        keep: `"dissimilar"`, `"similar"` or `"random"` rows, as for `select_pairs`.
+        fraction: Share of the rows to keep, above 0 and at most 1.
+        seed: Of `"random"`.
+
+    Returns:
+        The same kind, with fewer rows; and what became of those of each split (None for a `Dataset`).
+
+    Raises:
+        ValueError: As `select_pairs`; or a split without `pair_similarity`, and no `fn`.
+        RowError: A row cannot be measured, unless `fn` skips it.
+    """
+    _check_share(keep, fraction)
+    splits = _splits(dataset)
+    bare = [name for name, split in splits.items() if COLUMN not in split.column_names]
+    if bare and fn is None and keep != "random":
+        where = f" in the splits {', '.join(map(str, bare))}" if None not in bare else ""
+        raise ValueError(f"there is no column `{COLUMN}`{where}; measure it with `PairSimilarityFn(model=...)`")
+    if bare and fn is not None:
+        splits |= _splits(annotate(_like(dataset, {name: splits[name] for name in bare}), fn))
+    chosen, shares = {}, {}
+    for name, split in splits.items():
+        by = COLUMN if COLUMN in split.column_names else None
+        readable = _readable(split)
+        rows = _selected(split, readable, keep, fraction, by, seed)
+        means: list[float | None] = [None, None]
+        if by is not None:
+            alike = np.array(split.with_format(None)[by][:], dtype=np.float64)
+            for i, some in enumerate((np.array(rows, dtype=int), np.setdiff1d(readable, rows))):
+                means[i] = float(alike[some].mean()) if len(some) else None
+        chosen[name] = split.select(rows)
+        shares[name] = Share(len(rows), len(readable) - len(rows), len(split) - len(readable), *means)
+    return _like(dataset, chosen), shares
 
 
 def make_pairs(
@@ -292,22 +357,27 @@ class _Found:
     dropped: Counter[str]
 
 
-def _selected(split: Dataset, keep: str, fraction: float, by: str, seed: int) -> list[int]:
-    """Rows of a split to keep, ascending."""
+def _check_share(keep: str, fraction: float) -> None:
+    if keep not in KEEPS:
+        raise ValueError(f"`keep` is {keep!r}; allowed are {', '.join(map(repr, KEEPS))}")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"`fraction` is {fraction}; it must be above 0 and at most 1")
+
+
+def _readable(split: Dataset) -> np.ndarray:
+    """Rows of a split that could be read, by what those who read it say, ascending."""
     plain = split.with_format(None)
     good = np.ones(len(plain), dtype=bool)
     for status in {STATUS, MARGIN_STATUS} & set(plain.column_names):
         good &= np.array([said == OK for said in plain[status]], dtype=bool)
     if not good.all():
         logger.warning("%d of %d rows could not be read and are left out", (~good).sum(), len(plain))
-    rows = np.flatnonzero(good)
-    try:
-        values = np.array(plain[by][:], dtype=np.float64)[rows]  # None becomes NaN
-    except (TypeError, ValueError):
-        raise ValueError(f"`{by}` is {plain.features[by]}; allowed is a column of numbers; name another") from None
-    bad = rows[~np.isfinite(values)]
-    if len(bad):
-        raise ValueError(f"row {bad[0]}, column `{by}`: no finite number; allowed is one in each row; drop such rows")
+    return np.flatnonzero(good)
+
+
+def _selected(split: Dataset, rows: np.ndarray, keep: str, fraction: float, by: str | None, seed: int) -> list[int]:
+    """Which of the rows to keep, ascending; without a column to go by the draw alone decides."""
+    values = np.zeros(len(rows)) if by is None else _finite(split, by, rows)
     # 0.29 * 100 is a little less than 29.
     count = math.floor(fraction * len(rows) + 1e-9)
     if keep == "random":
@@ -315,8 +385,22 @@ def _selected(split: Dataset, keep: str, fraction: float, by: str, seed: int) ->
     else:
         order = np.argsort(values, kind="stable")
     taken = order[len(rows) - count :] if keep == "similar" else order[:count]
-    logger.info("kept %d of %d rows (%s by `%s`), dropped %d", count, len(split), keep, by, len(split) - count)
+    how = keep if by is None else f"{keep} by `{by}`"
+    logger.info("kept %d of %d rows (%s), dropped %d", count, len(split), how, len(split) - count)
     return sorted(rows[taken].tolist())
+
+
+def _finite(split: Dataset, by: str, rows: np.ndarray) -> np.ndarray:
+    """The numbers of some rows, all of them finite."""
+    plain = split.with_format(None)
+    try:
+        values = np.array(plain[by][:], dtype=np.float64)[rows]  # None becomes NaN
+    except (TypeError, ValueError):
+        raise ValueError(f"`{by}` is {plain.features[by]}; allowed is a column of numbers; name another") from None
+    bad = rows[~np.isfinite(values)]
+    if len(bad):
+        raise ValueError(f"row {bad[0]}, column `{by}`: no finite number; allowed is one in each row; drop such rows")
+    return values
 
 
 def _check_scored_by(direction: Direction, splits: Mapping[str | None, Dataset], column: str) -> None:
