@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 
 from legend_hf import Direction, fit_direction
 from legend_hf.directions import differences
-from legend_hf.directions.kept import KeptDifferences
+from legend_hf.directions.kept import SUFFIX, KeptDifferences
 from legend_hf.reading.reader import OpenReader
 
 THINGS = [f"{a} {b}" for a in ("red", "old", "warm") for b in ("bread", "bikes", "paint", "tents")]
@@ -26,6 +28,7 @@ PAIRS = [
     for t in THINGS
 ]
 BLOCKS = 4  # of three pairs each
+SEVERAL = 60  # tokens in a forward pass, so that a block takes several and a stop loses it
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +37,7 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch):
 
 
 class Reads:
-    """Counts the texts that the model reads; stops before a block if told to."""
+    """Counts the texts that the model reads; a signal comes at the beginning of a block if told to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.texts, self.blocks, self.stop_at = 0, 0, -1
@@ -42,7 +45,7 @@ class Reads:
 
         def read(opened: OpenReader, texts: Any, *given: Any, **options: Any) -> Iterator[Any]:
             if self.blocks == self.stop_at:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
             self.texts, self.blocks = self.texts + len(texts), self.blocks + 1
             return real(opened, texts, *given, **options)
 
@@ -59,7 +62,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
 
 
 def fit(model: Path, store: Path | None, **options: Any) -> Direction:
-    return fit_direction(PAIRS, model=model, store=store, estimator="mean_difference", **{"layer": 2, **options})
+    options = {"layer": 2, "batch_tokens": SEVERAL, **options}
+    return fit_direction(PAIRS, model=model, store=store, estimator="mean_difference", **options)
 
 
 def stopped(model: Path, store: Path, reads: Reads, blocks: int) -> Path:
@@ -148,6 +152,80 @@ def test_a_killed_fit_goes_on(tiny_llama: Path, tmp_path: Path, reads: Reads):
     assert same(again, fit(tiny_llama, None))
 
 
+STOPPED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_kept import BLOCKS, PAIRS, OpenReader, differences, fit
+from pathlib import Path
+differences.AT_ONCE = len(PAIRS) // BLOCKS
+signal.signal(signal.SIGINT, signal.default_int_handler)
+passes = []
+def passing(real):
+    def read(*given, **options):
+        for entry in real(*given, **options):
+            passes.append(1)
+            if len(passes) == {stop_at}:
+                os.kill(os.getpid(), {number})
+            yield entry
+    return read
+OpenReader.read = passing(OpenReader.read)
+def choosing(real):
+    def choose(*given, **options):
+        if {stop_at} == 0:
+            os.kill(os.getpid(), {number})
+        return real(*given, **options)
+    return choose
+from legend_hf.directions import fit as fitting
+fitting.choose = choosing(fitting.choose)
+try:
+    fit(Path({model!r}), Path({store!r}) if {store!r} else None)
+finally:
+    print(len(passes))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "stop_at", "kept"),
+    [(signal.SIGINT, 5, True), (signal.SIGTERM, 5, True), (signal.SIGTERM, 0, True), (signal.SIGTERM, 5, False)],
+)
+def test_a_signal_ends_a_fit_and_it_says_how_to_go_on(
+    tiny_llama: Path, tmp_path: Path, reads: Reads, number: signal.Signals, stop_at: int, kept: bool
+):
+    """While it reads, after the forward pass at hand; and while it chooses, when all has been read."""
+    store = tmp_path / "fits"
+    program = STOPPED.format(
+        tests=str(Path(__file__).parent),
+        stop_at=stop_at,
+        number=int(number),
+        model=str(tiny_llama),
+        store=str(store) if kept else "",
+    )
+    ended = subprocess.run([sys.executable, "-c", program], env=os.environ, capture_output=True, text=True)
+    assert ended.returncode == -number, ended.stderr
+    assert ended.stderr.count(f"stopped by {number.name}") == 1, ended.stderr
+    if not kept:
+        assert "nothing was kept: with a store (`store=`) the next run goes on" in ended.stderr
+        return
+    assert f"what was read is kept in {str(store)!r}: run the same again to go on from there" in ended.stderr
+    if stop_at and number == signal.SIGINT:
+        assert int(ended.stdout) == stop_at, "the pass at hand was the last one"
+    again, read = reads.of(lambda: fit(tiny_llama, store))
+    assert (0 < read < 2 * len(PAIRS)) if stop_at else read == 0
+    assert same(again, fit(tiny_llama, None))
+
+
+def test_what_nobody_came_back_for_is_deleted_after_a_month(tiny_llama: Path, tmp_path: Path, reads: Reads):
+    file = stopped(tiny_llama, tmp_path / "fits", reads, 1)
+    old, young, theirs = (file.parent / name for name in ("a" * 64 + SUFFIX, "b" * 64 + SUFFIX, "mine" + SUFFIX))
+    for other, days in ((old, 31), (young, 29), (theirs, 99)):
+        other.write_bytes(b"x")
+        os.utime(other, (time.time() - days * 86400,) * 2)
+    os.utime(file, (time.time() - 99 * 86400,) * 2)  # its own: somebody has come back
+    _, read = reads.of(lambda: fit(tiny_llama, tmp_path / "fits"))
+    assert read < 2 * len(PAIRS)
+    assert set(file.parent.iterdir()) == {young, theirs}
+
+
 def test_two_at_once_are_refused_by_name(tiny_llama: Path, tmp_path: Path, reads: Reads):
     file = stopped(tiny_llama, tmp_path / "fits", reads, 1)
     import fcntl
@@ -178,6 +256,8 @@ def test_the_command_keeps_it_by_itself(
             str(tiny_llama),
             "--layer",
             "2",
+            "--batch-tokens",
+            str(SEVERAL),
             "--overwrite",
             *given,
         ]

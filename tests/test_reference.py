@@ -9,14 +9,15 @@ signed projection without scaling.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from legend_hf import LegendMarginFn, fit_direction
 from legend_hf.directions import induce
-from legend_hf.directions.fit import PRESETS
 from legend_hf.directions.induce import REFERENCE_REFUSAL, pairs_with_refusal
+from legend_hf.directions.recipe import Recipe
 from legend_hf.preferences import corr_at_k, corrections
 from legend_hf.reading.formats import conversation
 from legend_hf.reading.reader import Runtime, open_reader
@@ -140,11 +141,12 @@ def test_constants_that_are_somebodys_are_theirs_to_the_letter():
     # colfeng/Legend@02ba9af, SMV.py: a typographic apostrophe, a full stop.
     assert [hex(ord(c)) for c in REFERENCE_REFUSAL if not c.isascii()] == ["0x2019"]
     assert REFERENCE_REFUSAL.replace("\u2019", "'") == "I can't answer that."
-    assert dict(PRESETS["reference"]) == {
+    assert asdict(Recipe.reference()) == {
         "template": PREAMBLE + "{prompt}\n\n### Response:",
         "joiner": "",
         "fit_joiner": "\n",
         "eos": "none",
+        "eos_of_tokenizer": True,
         "layer": -1,
         "pooling": "last",
         "estimator": "mean_difference",

@@ -15,6 +15,7 @@ import numpy as np
 
 from legend_hf.directions.kept import KeptDifferences
 from legend_hf.reading.reader import OpenReader
+from legend_hf.reading.stopping import finish_batches, how_to_go_on
 from legend_hf.reading.templates import Tokens
 
 # 33 layers of width 4096 and 10 000 pairs are 5 GiB, which a machine that holds such a model may not have twice.
@@ -33,7 +34,7 @@ def read_differences(
     in_memory: int = IN_MEMORY,
     kept: KeptDifferences | None = None,
 ) -> np.ndarray:
-    """Reads both sides of every pair and subtracts.
+    """Reads both sides of every pair and subtracts. SIGINT and SIGTERM wait for the forward pass at hand.
 
     Neither side is kept: whichever is read first waits in the other's place, so there is never more than one vector a
     pair and layer.
@@ -58,7 +59,8 @@ def read_differences(
     differences = _zeros((len(layers), len(texts), opened.reader.d_model), in_memory)
     starts = range(0, len(texts), AT_ONCE)
     parts = [differences[:, first : first + AT_ONCE] for first in starts]
-    with tqdm(total=2 * len(texts), desc="Reading pairs", unit="text") as bar:
+    said = how_to_go_on(None if kept is None else str(kept.path.parent))
+    with tqdm(total=2 * len(texts), desc="Reading pairs", unit="text") as bar, finish_batches(said) as batch_is_done:
         done = 0
         if kept is not None:
             sizes = [part.shape[1] for part in parts]
@@ -68,6 +70,7 @@ def read_differences(
                 bar.update(2 * part.shape[1])
         for first, part in list(zip(starts, parts, strict=True))[done:]:
             flat = [side for pair in texts[first : first + AT_ONCE] for side in pair]
+            left = len(flat)
             for index, hidden in opened.read(flat, layers, batch_tokens=batch_tokens):
                 vectors = hidden.cpu().numpy()  # [b, layers, d_model]
                 # One text at a time: a batch may hold both sides of a pair, and `+=` over places would lose one.
@@ -77,8 +80,10 @@ def read_differences(
                     else:
                         part[:, text // 2] -= vector
                 bar.update(len(index))
-            if kept is not None:
-                kept.keep(part)
+                left -= len(index)
+                if left == 0 and kept is not None:
+                    kept.keep(part)
+                batch_is_done()
     return differences
 
 

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -18,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from legend_hf.directions import resample
-from legend_hf.directions.calibrate import KINDS, RAW, Calibration, fit_calibration
+from legend_hf.directions.calibrate import RAW, Calibration, fit_calibration
 from legend_hf.directions.choose import FEWEST_PROMPTS, FOLDS, TRIED, Choice, choose, right, without_length
 from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import Direction, Facts
 from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.directions.kept import KeptDifferences
+from legend_hf.directions.recipe import Recipe
 from legend_hf.reading.formats import Columns, Pair, RowError, opening, pairs_from_batch, response_length
 from legend_hf.reading.reader import (
     OpenReader,
@@ -35,40 +37,12 @@ from legend_hf.reading.reader import (
     tensors_of,
     with_layer,
 )
-from legend_hf.reading.templates import REFERENCE, Tokens
+from legend_hf.reading.stopping import how_to_go_on, stopping_in_order
+from legend_hf.reading.templates import Tokens
 
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1000
-# What the public code does, field by field (colfeng/Legend@02ba9af; SMV.py fits, annotation.py scores).
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "reference": {
-        "template": REFERENCE,
-        "joiner": "",
-        "fit_joiner": "\n",
-        "eos": "none",
-        "layer": -1,
-        "pooling": "last",
-        "estimator": "mean_difference",
-        "debias": None,
-        "dtype": "float32",
-        "max_length": 1 << 30,  # nothing is cut but at the model's window
-        "calibration": "raw",
-    }
-}
-DEFAULTS: Mapping[str, Any] = {
-    "template": "auto",
-    "joiner": None,
-    "fit_joiner": None,
-    "eos": "none",
-    "layer": "auto",
-    "pooling": "mean",
-    "estimator": "auto",
-    "debias": None,
-    "dtype": "auto",
-    "max_length": 2048,
-    "calibration": "unit",
-}
 
 
 def fit_direction(
@@ -76,7 +50,7 @@ def fit_direction(
     *,
     model: str | os.PathLike[str],
     revision: str | None = None,
-    preset: str | None = None,
+    preset: str | Recipe | None = None,
     template: str | None = None,
     joiner: str | None = None,
     eos: str | None = None,
@@ -111,7 +85,7 @@ def fit_direction(
         pairs: A `Dataset` or rows, in any shape that `LegendMarginFn` takes; `chosen` is the harmless side.
         model: Hub id or folder of the model that reads.
         revision: Of a Hub model; resolved to a commit.
-        preset: `"reference"` sets everything to what the paper's public code does.
+        preset: `"reference"` sets everything to what the paper's public code does; a `Recipe` to what it holds.
         template: `"auto"` (default), `"chat"`, `"dialogue"`, `"alpaca"` or a string with `{prompt}`.
         joiner: What stands between a plain template and the response; None takes the template's own.
         eos: `"none"` (default), `"append"` or `"template"`.
@@ -136,7 +110,8 @@ def fit_direction(
         pairs_source: What the pairs are, for the card: a dataset id, say.
         trust_remote_code: Run code that comes with the model.
         store: Folder that keeps what is read, 4 bytes a layer, pair and dimension, until the fit ends well: a run that
-            was stopped or killed goes on where it was, to the same bits. None keeps nothing.
+            was stopped or killed goes on where it was, to the same bits. What nobody came back for in 30 days is
+            deleted. None keeps nothing.
 
     Returns:
         The direction, not yet saved.
@@ -147,75 +122,81 @@ def fit_direction(
         RowError: A row is none of the accepted shapes (a ValueError).
     """
     _check_pairs(pairs)
-    choice = _choose(
+    recipe = Recipe.made_of(
         preset,
-        template=template,
-        joiner=joiner,
-        eos=eos,
-        layer=layer,
-        pooling=pooling,
-        estimator=estimator,
-        debias=debias,
-        calibration=calibration,
-        dtype=dtype,
-        max_length=max_length,
+        {
+            "template": template,
+            "joiner": joiner,
+            "eos": eos,
+            "layer": layer,
+            "pooling": pooling,
+            "estimator": estimator,
+            "debias": debias,
+            "calibration": calibration,
+            "dtype": dtype,
+            "max_length": max_length,
+        },
     )
-    _check(choice, on_error)
-    Runtime(device=device, batch_tokens=batch_tokens)  # refused before any row is read
-    read_pairs, skipped = _rows(
-        pairs, Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column), on_error
-    )
-    reader = describe_model(
-        model,
-        revision=revision,
-        template=choice["template"],
-        joiner=choice["joiner"],
-        fit_joiner=choice["fit_joiner"],
-        eos=choice["eos"],
-        layer=-1 if choice["layer"] == "auto" else choice["layer"],
-        pooling=choice["pooling"],
-        max_length=choice["max_length"],
-        dtype=choice["dtype"],
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
-    path = os.fspath(model) if reader.model is None else None
-    opened = open_reader(reader, Runtime(path, device, batch_tokens, trust_remote_code))
-    if preset == "reference" and opened.ends_texts:
-        reader = replace(reader, eos="append")  # the public code reads what the tokenizer gives, its last token too
-        opened = open_reader(reader, Runtime(path, device, batch_tokens, trust_remote_code))
-    reader = replace(reader, tensors_sha256=tensors_of(reader, path))
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
+    runtime = Runtime(None, device, batch_tokens, trust_remote_code)  # refused before any row is read
+    columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
+    read_pairs, skipped = _rows(pairs, columns, on_error)
+    opened, path = _open(recipe, model, revision, runtime)
+    reader = opened.reader
     kept, texts, unreadable = _encode(opened, read_pairs, on_error)
     skipped += unreadable
     groups = resample.groups_of([opening(pair.chosen) for pair in kept])
-    _check_enough(groups, choice["calibration"])
-    layers, estimators = _candidates(choice, reader, len(np.unique(groups)))
+    _check_enough(groups, recipe.calibration)
+    layers, estimators = _candidates(recipe, reader, len(np.unique(groups)))
     kept_here = None if store is None else KeptDifferences(store, _deciding(reader, path, layers, texts))
-    differences = _read(opened, texts, layers, kept_here)  # [layers, n, d_model]
-    lost = _not_finite(differences) if on_error == "skip" else set()
-    if lost:
-        differences = np.delete(differences, sorted(lost), axis=1)
-        kept = [pair for row, pair in enumerate(kept) if row not in lost]
-        groups = resample.groups_of([opening(pair.chosen) for pair in kept])
-        skipped += len(lost)
-        _check_enough(groups, choice["calibration"])
-    lengths = _log_lengths(kept) if choice["debias"] == "length" else None
-    chosen = None
-    if len(np.unique(groups)) > 1:
-        middle = reader.n_layers / 2
-        chosen = choose(differences, layers, estimators, groups, middle=middle, seed=seed, lengths=lengths)
-    place, name = (chosen.place, chosen.estimator) if chosen is not None else (0, estimators[0])
-    vector = ESTIMATORS[name](without_length(differences[place], lengths)).astype(np.float32)
-    direction = Direction(
-        vector=vector,
-        reader=with_layer(reader, layers[place]),
-        calibration=_calibrate(choice["calibration"], chosen),
-        facts=_facts(name, choice["debias"], kept, groups, layers, chosen, skipped, seed, pairs_source),
-        model_path=path,
-    )
-    if kept_here is not None:
-        kept_here.remove()
+    with stopping_in_order(how_to_go_on(None if kept_here is None else str(kept_here.path.parent)), workers=False):
+        with kept_here or nullcontext():
+            differences = read_differences(opened, texts, layers, kept=kept_here)  # [layers, n, d_model]
+        lost = _not_finite(differences) if on_error == "skip" else set()
+        if lost:
+            differences = np.delete(differences, sorted(lost), axis=1)
+            kept = [pair for row, pair in enumerate(kept) if row not in lost]
+            groups = resample.groups_of([opening(pair.chosen) for pair in kept])
+            _check_enough(groups, recipe.calibration)
+        lengths = _log_lengths(kept) if recipe.debias == "length" else None
+        chosen = None
+        if len(np.unique(groups)) > 1:
+            middle = reader.n_layers / 2
+            chosen = choose(differences, layers, estimators, groups, middle=middle, seed=seed, lengths=lengths)
+        place, name = (chosen.place, chosen.estimator) if chosen is not None else (0, estimators[0])
+        vector = ESTIMATORS[name](without_length(differences[place], lengths)).astype(np.float32)
+        facts = _facts(kept, groups, layers, chosen, seed)
+        direction = Direction(
+            vector=vector,
+            reader=with_layer(reader, layers[place]),
+            calibration=_calibrate(recipe.calibration, chosen),
+            facts=replace(
+                facts, estimator=name, debias=recipe.debias, skipped=skipped + len(lost), pairs_source=pairs_source
+            ),
+            model_path=path,
+        )
+        if kept_here is not None:
+            kept_here.remove()
     return direction
+
+
+def _open(
+    recipe: Recipe, model: str | os.PathLike[str], revision: str | None, runtime: Runtime
+) -> tuple[OpenReader, str | None]:
+    """Opens what reads a model's texts as the recipe says, and says in which folder the model lies, if in one."""
+    reader = describe_model(
+        model,
+        revision=revision,
+        **recipe.for_reader,
+        device=runtime.device,
+        trust_remote_code=runtime.trust_remote_code,
+    )
+    path = os.fspath(model) if reader.model is None else None
+    runtime = replace(runtime, path=path)
+    if open_reader(reader, runtime).ends_texts and recipe.eos_of_tokenizer:
+        reader = replace(reader, eos="append")
+    return open_reader(replace(reader, tensors_sha256=tensors_of(reader, path)), runtime), path
 
 
 def _deciding(
@@ -227,37 +208,6 @@ def _deciding(
     for text in numbers:
         said.update(np.array(text, dtype="<i8").tobytes())
     return [deciding(with_layer(reader, -1), path), list(layers), len(texts), said.hexdigest()]
-
-
-def _read(
-    opened: OpenReader, texts: Sequence[tuple[Tokens, Tokens]], layers: Sequence[int], kept: KeptDifferences | None
-) -> np.ndarray:
-    if kept is None:
-        return read_differences(opened, texts, layers)
-    with kept:
-        try:
-            return read_differences(opened, texts, layers, kept=kept)
-        except KeyboardInterrupt:
-            logger.warning(
-                "stopped by SIGINT; what was read is kept in %r: run the same again to go on from there",
-                str(kept.path.parent),
-            )
-            raise
-
-
-def _choose(preset: str | None, **given: Any) -> dict[str, Any]:
-    """Fills in what was not given, from the preset or the defaults; a contradiction is an error."""
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"`preset` is {preset!r}; allowed are {', '.join(map(repr, PRESETS))}, or None")
-    fixed = PRESETS[preset] if preset is not None else {}
-    for name, value in given.items():
-        if value is not None and name in fixed and value != fixed[name]:
-            raise ValueError(
-                f"`{name}={value!r}` contradicts `preset={preset!r}`, which sets it to {fixed[name]!r}; leave out "
-                "one of the two"
-            )
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return {**DEFAULTS, **chosen, **fixed}
 
 
 def _check_pairs(pairs: Any) -> None:
@@ -278,21 +228,6 @@ def _check_pairs(pairs: Any) -> None:
             f"`pairs` is {'None' if pairs is None else f'a {type(pairs).__name__}'}; give a `Dataset` or rows: "
             '`load_dataset(id, split="train")`, `Dataset.from_pandas(frame)`, or a list of dicts'
         )
-
-
-def _check(choice: Mapping[str, Any], on_error: str) -> None:
-    if choice["estimator"] not in ("auto", *ESTIMATORS):
-        raise ValueError(
-            f"`estimator` is {choice['estimator']!r}; allowed are {', '.join(map(repr, ('auto', *ESTIMATORS)))}"
-        )
-    if choice["debias"] not in (None, "length"):
-        raise ValueError(f"`debias` is {choice['debias']!r}; allowed are 'length', or None")
-    if choice["calibration"] not in KINDS:
-        raise ValueError(f"`calibration` is {choice['calibration']!r}; allowed are {', '.join(map(repr, KINDS))}")
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
-    if isinstance(choice["layer"], str) and choice["layer"] != "auto":
-        raise ValueError(f"`layer` is {choice['layer']!r}; allowed are 'auto' or an index into `hidden_states`")
 
 
 def _rows(rows: Iterable[Mapping[str, Any]], columns: Columns, on_error: str) -> tuple[list[Pair], int]:
@@ -360,20 +295,20 @@ def _check_enough(groups: np.ndarray, calibration: str) -> None:
         )
 
 
-def _candidates(choice: Mapping[str, Any], reader: Reader, prompts: int) -> tuple[list[int], list[str]]:
+def _candidates(recipe: Recipe, reader: Reader, prompts: int) -> tuple[list[int], list[str]]:
     """The layers and estimators to try: one of each where there is nothing to choose, or too little to choose by."""
     few = prompts < FEWEST_PROMPTS
-    if few and "auto" in (choice["layer"], choice["estimator"]):
+    if few and "auto" in (recipe.layer, recipe.estimator):
         logger.warning(
             "%d prompts are too few to choose by, at least %d are needed: taking the middle layer and the mean "
             "difference where you did not say which",
             prompts,
             FEWEST_PROMPTS,
         )
-    layers, estimators = [reader.layer], [choice["estimator"]]
-    if choice["layer"] == "auto":
+    layers, estimators = [reader.layer], [recipe.estimator]
+    if recipe.layer == "auto":
         layers = [(reader.n_layers + 1) // 2] if few else list(range(reader.n_layers + 1))
-    if choice["estimator"] == "auto":
+    if recipe.estimator == "auto":
         estimators = ["mean_difference"] if few else list(TRIED)
     return layers, estimators
 
@@ -382,17 +317,8 @@ def _calibrate(kind: str, chosen: Choice | None) -> Calibration:
     return RAW if chosen is None else fit_calibration(kind, chosen.raw, unbiased=chosen.comparable)
 
 
-def _facts(
-    estimator: str,
-    debias: str | None,
-    pairs: Sequence[Pair],
-    groups: np.ndarray,
-    layers: Sequence[int],
-    chosen: Choice | None,
-    skipped: int,
-    seed: int,
-    pairs_source: str | None,
-) -> Facts:
+def _facts(pairs: Sequence[Pair], groups: np.ndarray, layers: Sequence[int], chosen: Choice | None, seed: int) -> Facts:
+    """What the pairs and the held-out numbers say of a fit."""
     shorter, length_accuracy, length_interval = resample.better_rule(right(-_log_lengths(pairs)), groups)
     accuracy, interval, held_out, effect, effect_interval = None, None, None, None, None
     if chosen is not None:
@@ -404,18 +330,14 @@ def _facts(
             held_out += "; layer and estimator chosen for each fold without it"
     packages = ("torch", "transformers", "tokenizers", "numpy")
     return Facts(
-        estimator=estimator,
-        debias=debias,
         pairs=len(pairs),
         prompts=len(np.unique(groups)),
-        skipped=skipped,
         accuracy=accuracy,
         accuracy_interval=interval,
         length_accuracy=length_accuracy,
         length_accuracy_interval=length_interval,
         held_out=held_out,
         seed=seed,
-        pairs_source=pairs_source,
         versions={name: version(name) for name in packages},
         search=_search(chosen, layers, groups, seed) if chosen is not None and chosen.nested else None,
         length_rule="shorter" if shorter else "longer",

@@ -2,8 +2,8 @@
 
 In: what decides the vectors, and blocks of differences in their order. Out: the blocks that are there already, to the
 bit. A file is one fit's: its name is a digest of all that decides its numbers, so the same fit finds it again and no
-other one does. It is as large as what was read: 4 bytes a layer, pair and dimension. This file knows neither texts nor
-models.
+other one does. It is as large as what was read: 4 bytes a layer, pair and dimension; what nobody came back for in 30
+days, the next fit deletes. This file knows neither texts nor models.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import hashlib
 import json
 import logging
 import os
+import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".differences"
+DAYS = 30.0
+"""How long what a stopped fit has read waits for it to go on."""
 _MAGIC = b"legend_hf differences 1\n"
 _CHECK = 4  # bytes of checksum before each block
 
@@ -44,6 +48,7 @@ class KeptDifferences:
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
         self.path = Path(folder).expanduser().resolve() / f"{digest}{SUFFIX}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._forget_abandoned()
         # Private: whose texts these are can be guessed.
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         self._file = os.fdopen(handle, "r+b")
@@ -109,6 +114,14 @@ class KeptDifferences:
     def remove(self) -> None:
         """Deletes the file: the fit has ended well."""
         self.path.unlink(missing_ok=True)
+
+    def _forget_abandoned(self) -> None:
+        """Deletes what other fits left here and nobody came back for: each is as large as all that it read."""
+        for file in self.path.parent.glob(f"{'[0-9a-f]' * 64}{SUFFIX}"):
+            with suppress(OSError):  # another process was quicker, or it is another user's
+                if file != self.path and time.time() - file.stat().st_mtime > DAYS * 86400:
+                    file.unlink()
+                    logger.info("deleted %s, kept for a fit that was stopped over %.0f days ago", file, DAYS)
 
     @staticmethod
     def _checked(number: int, content: bytes) -> bytes:

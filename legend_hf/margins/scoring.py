@@ -32,7 +32,7 @@ from legend_hf.reading.reader import (
     resolve_device,
     with_layer,
 )
-from legend_hf.reading.stopping import finish_batches, settle_in_worker
+from legend_hf.reading.stopping import finish_batches, how_to_go_on, settle_in_worker
 from legend_hf.reading.templates import Tokens
 
 # A change that alters numbers raises this: it is part of the pickled state and of the store's keys. An imported class
@@ -81,9 +81,7 @@ class Scorer:
     @property
     def how_to_go_on(self) -> str:
         """What to do after a run was stopped."""
-        if self.store is None:
-            return "nothing was kept: with a store (`store=`) the next run goes on where this one was stopped"
-        return f"what was read is kept in {self.store!r}: run the same again to go on from there"
+        return how_to_go_on(self.store)
 
     def open(self, rank: int | None = None) -> list[Scoring]:
         """Opens each reader once, with the directions that it serves: those that read alike but for the layer.

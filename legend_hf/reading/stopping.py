@@ -29,6 +29,13 @@ _speaker = -1  # The process in which `stopping_in_order` is around the run.
 _watching_for: int | None = None  # While workers run: the process that they must not outlive.
 
 
+def how_to_go_on(kept_in: str | None) -> str:
+    """What to do after a run was stopped that keeps what it reads there; None: nowhere."""
+    if kept_in is None:
+        return "nothing was kept: with a store (`store=`) the next run goes on where this one was stopped"
+    return f"what was read is kept in {kept_in!r}: run the same again to go on from there"
+
+
 @contextmanager
 def finish_batches(how_to_go_on: str) -> Iterator[Callable[[], None]]:
     """Lets SIGINT and SIGTERM wait until a batch is done.
