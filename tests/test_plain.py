@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import pickle
+import re
 import typing
 from collections.abc import Callable
 from enum import Enum, StrEnum
@@ -18,7 +19,7 @@ from datasets import Dataset
 import legend_hf
 from legend_hf import Direction, LegendMarginFn, LegendScoreFn, PairSimilarityFn, fit_direction
 from legend_hf.reading.formats import Columns
-from legend_hf.reading.plain import plain
+from legend_hf.reading.plain import check_choice, plain
 from legend_hf.reading.reader import Runtime, describe_model
 
 PAIRS = [
@@ -216,3 +217,25 @@ def test_plain_keeps_what_it_does_not_know():
     assert type(plain(np.bool_(True))) is bool
     assert typing.cast(Any, Columns(prompt=np.str_("question"))).prompt.__class__ is str
     assert Runtime(batch_tokens=np.int64(3)).batch_tokens.__class__ is int  # type: ignore[arg-type]
+
+
+def test_a_choice_that_nobody_has_is_refused_in_one_way():
+    check_choice("on_error", Word.SKIP, ("raise", "skip"))
+    check_choice("debias", None, ("length", None))
+    for given, allowed, said in (
+        ("ignore", ("raise", "skip"), "`x` is 'ignore'; allowed are 'raise', 'skip'"),
+        (None, ("raise", "skip"), "`x` is None; allowed are 'raise', 'skip'"),
+        (["skip"], ("skip", None), "`x` is ['skip']; allowed are 'skip', or None"),
+        (np.array(["skip"]), ("skip",), "`x` is array(['skip'], dtype='<U4'); allowed are 'skip'"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+            check_choice("x", given, allowed)
+
+
+WRITTEN_BY_HAND = re.compile(r"is \{[^{}]*![rs]\}; allowed are (\{|'\w+', '\w+')")
+
+
+def test_no_file_refuses_a_choice_by_hand():
+    files = sorted((Path(__file__).parents[1] / "legend_hf").rglob("*.py"))
+    assert [f.name for f in files if WRITTEN_BY_HAND.search(f.read_text(encoding="utf-8"))] == ["plain.py"]
+    assert WRITTEN_BY_HAND.search("""f"`keep` is {keep!r}; allowed are 'all', 'some'\"""")  # the control

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from legend_hf.reading.plain import check_choice
+
 logger = logging.getLogger(__name__)
 
 KINDS = ("raw", "unit", "bins", "logit", "link")
@@ -136,8 +138,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Refuses what cannot scale."""
-        if self.kind not in KINDS:
-            raise ValueError(f"`calibration` is {self.kind!r}; allowed are {', '.join(map(repr, KINDS))}")
+        check_choice("calibration", self.kind, KINDS)
         for name, number in (("scale", self.scale), ("logit", self.logit)):
             if number is not None:
                 _check_numbers(f"the calibration's `{name}`", (number,), above=0.0)
@@ -264,8 +265,7 @@ def fit_calibration(
         ValueError: An argument is not one of those allowed, all margins are zero, or the kind that was asked for is a
             logit or a link, and there is none.
     """
-    if kind not in KINDS:
-        raise ValueError(f"`calibration` is {kind!r}; allowed are {', '.join(map(repr, KINDS))}")
+    check_choice("calibration", kind, KINDS)
     raw = np.asarray(raw, dtype=np.float64)
     unbiased = raw if unbiased is None else np.asarray(unbiased, dtype=np.float64)
     if raw.ndim != 1 or raw.shape != unbiased.shape or not np.isfinite(raw + unbiased).all():

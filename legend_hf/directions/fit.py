@@ -27,6 +27,7 @@ from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.directions.kept import KeptDifferences
 from legend_hf.directions.recipe import Recipe
 from legend_hf.reading.formats import Columns, Pair, RowError, opening, pairs_from_batch, response_length
+from legend_hf.reading.plain import check_on_error
 from legend_hf.reading.reader import (
     OpenReader,
     Reader,
@@ -137,8 +138,7 @@ def fit_direction(
             "max_length": max_length,
         },
     )
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
+    check_on_error(on_error)
     runtime = Runtime(None, device, batch_tokens, trust_remote_code)  # refused before any row is read
     columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
     read_pairs, skipped = _rows(pairs, columns, on_error)

@@ -12,7 +12,7 @@ from typing import Any
 
 from legend_hf.directions.calibrate import KINDS
 from legend_hf.directions.estimators import ESTIMATORS
-from legend_hf.reading.plain import make_plain
+from legend_hf.reading.plain import check_choice, make_plain
 from legend_hf.reading.templates import REFERENCE
 
 LONGEST = 1 << 30
@@ -59,12 +59,9 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuses what is no choice; what depends on the model, the Reader refuses."""
         make_plain(self)
-        allowed = {"estimator": ("auto", *ESTIMATORS), "debias": ("length",), "calibration": KINDS}
-        for name, values in allowed.items():
-            value = getattr(self, name)
-            if value not in values and not (name == "debias" and value is None):
-                or_none = ", or None" if name == "debias" else ""
-                raise ValueError(f"`{name}` is {value!r}; allowed are {', '.join(map(repr, values))}{or_none}")
+        check_choice("estimator", self.estimator, ("auto", *ESTIMATORS))
+        check_choice("debias", self.debias, ("length", None))
+        check_choice("calibration", self.calibration, KINDS)
         if isinstance(self.layer, str) and self.layer != "auto":
             raise ValueError(f"`layer` is {self.layer!r}; allowed are 'auto' or an index into `hidden_states`")
 
@@ -100,8 +97,8 @@ class Recipe:
         said = {name: value for name, value in given.items() if value is not None}
         if preset is None:
             return cls(**said)
-        if not isinstance(preset, Recipe | str) or (isinstance(preset, str) and preset not in PRESETS):
-            raise ValueError(f"`preset` is {preset!r}; allowed are {', '.join(map(repr, PRESETS))}, or None")
+        if not isinstance(preset, Recipe):
+            check_choice("preset", preset, (*PRESETS, None))
         fixed = PRESETS[preset]() if isinstance(preset, str) else preset
         for name, value in said.items():
             if value != getattr(fixed, name):

@@ -26,12 +26,6 @@ def suffixed(column: str, name: str) -> str:
     return f"{column}_{name}" if name else column
 
 
-def check_on_error(on_error: str) -> None:
-    """Refuses anything but `"raise"` and `"skip"`."""
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
-
-
 def check_rank(rank: Any) -> None:
     """Refuses what `map(..., with_indices=True)` would pass in the place of a rank."""
     if rank is not None and not isinstance(rank, int):

@@ -23,7 +23,7 @@ from legend_hf.margins.origin import MARGINS, mark
 from legend_hf.margins.scoring import Scorer, load_directions, not_finite, scorer_from_state
 from legend_hf.reading.formats import Columns, Pair, RowError, names_of, pairs_from_batch
 from legend_hf.reading.forward import Way
-from legend_hf.reading.plain import plain
+from legend_hf.reading.plain import check_choice, check_on_error, plain
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import Tokens
 
@@ -99,16 +99,13 @@ class LegendMarginFn:
         model: str | os.PathLike[str] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if scale is not None and scale not in KINDS:
-            allowed = ", ".join(map(repr, KINDS))
-            raise ValueError(f"`scale` is {scale!r}; allowed are {allowed}, or None for the artifact's own")
+        check_choice("scale", scale, (*KINDS, None), otherwise=" for the artifact's own")
         if isinstance(add, str) or not set(add) <= set(ADDED):
             raise ValueError(
                 f"`add` is {add!r}; give a list of {' and '.join(map(repr, ADDED))}, or one of them in a list"
             )
-        if negative not in ("keep", "zero", "flag"):
-            raise ValueError(f"`negative` is {negative!r}; allowed are 'keep', 'zero', 'flag'")
-        columns.check_on_error(on_error)
+        check_choice("negative", negative, ("keep", "zero", "flag"))
+        check_on_error(on_error)
         where = Scorer((), device, batch_tokens, route, trust_remote_code, None if store is None else os.fspath(store))
         self._scorer = replace(where, directions=load_directions(direction, revision=revision, model=model))
         for name, d in self._scorer.directions:

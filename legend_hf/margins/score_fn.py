@@ -24,7 +24,7 @@ from legend_hf.margins.origin import mark
 from legend_hf.margins.scoring import GivenDirection, Scorer, load_directions, not_finite, scorer_from_state
 from legend_hf.reading.formats import Columns, Conversation, RowError, names_of, responses_from_batch
 from legend_hf.reading.forward import Way
-from legend_hf.reading.plain import plain
+from legend_hf.reading.plain import check_on_error, plain
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import Tokens
 
@@ -106,7 +106,7 @@ class LegendScoreFn:
     ) -> None:
         if isinstance(add, str) or not set(add) <= set(ADDED):
             raise ValueError(f"`add` is {add!r}; allowed is {list(ADDED)}, or nothing")
-        columns.check_on_error(on_error)
+        check_on_error(on_error)
         where = Scorer((), device, batch_tokens, route, trust_remote_code, None if store is None else os.fspath(store))
         self._scorer = replace(where, directions=load_directions(direction, revision=revision, model=model))
         for name, d in self._scorer.directions:

@@ -27,6 +27,7 @@ from legend_hf.margins.columns import kind_of, shown_as
 from legend_hf.margins.scoring import edition
 from legend_hf.preferences.alongside import Alongside, alongside
 from legend_hf.reading.formats import RowError
+from legend_hf.reading.plain import check_on_error
 from legend_hf.writing.generate import Answer, check_leave_out, key_of
 from legend_hf.writing.refusals import refuses
 from legend_hf.writing.writer import Continuer, Decoding, open_continuer
@@ -454,8 +455,7 @@ def _check_arguments(
         raise ValueError("`output` needs `model`; leave it out, and keep what `continue_fn` generates yourself")
     if cuts < 1:
         raise ValueError(f"`cuts` is {cuts}; it must be at least 1")
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
+    check_on_error(on_error)
 
 
 def check_phrases(name: str, given: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from legend_hf.margins.columns import OK, kind_of
 from legend_hf.margins.margin_fn import STATUS
 from legend_hf.margins.origin import check_one, marks_of
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
+from legend_hf.reading.plain import check_choice
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -193,8 +194,7 @@ def _check_arguments(dataset: Any, by: str, stages: int | None, **choices: str) 
         "negative": ("hardest", "drop"),
     }
     for name, choice in choices.items():
-        if choice not in allowed[name]:
-            raise ValueError(f"`{name}` is {choice!r}; allowed are {', '.join(map(repr, allowed[name]))}")
+        check_choice(name, choice, allowed[name])
     whole = isinstance(stages, int | np.integer) and not isinstance(stages, bool)
     if stages is not None and not (whole and stages >= 1):
         raise ValueError(f"`stages` is {stages!r}; give a whole number of at least 1, or None")

@@ -20,6 +20,7 @@ from legend_hf.margins.columns import OK, numbers_of, one_size, remedy_for, spli
 from legend_hf.margins.margin_fn import STATUS
 from legend_hf.margins.scoring import edition
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
+from legend_hf.reading.plain import check_choice
 from legend_hf.reports.trl_check import like_margin
 
 if TYPE_CHECKING:
@@ -134,8 +135,7 @@ def export_for(
     """
     from datasets import DatasetDict
 
-    if trainer not in TRAINERS:
-        raise ValueError(f"`trainer` is {trainer!r}; allowed are {', '.join(map(repr, TRAINERS))}")
+    check_choice("trainer", trainer, TRAINERS)
     if weights and trainer != "trl":
         raise ValueError(
             f'`weights=True` is for a subclass of TRL\'s `DPOTrainer`, `trainer` is {trainer!r}; pass `trainer="trl"`, '

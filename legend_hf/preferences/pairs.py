@@ -25,7 +25,7 @@ import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.annotate import annotate
-from legend_hf.margins.columns import OK, check_on_error, one_size, shown_as, splits_of
+from legend_hf.margins.columns import OK, one_size, shown_as, splits_of
 from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
 from legend_hf.margins.origin import MARGINS, beside, check_made_by, check_one, marks_of
 from legend_hf.margins.score_fn import STATUS as SCORES_STATUS
@@ -42,6 +42,7 @@ from legend_hf.preferences.similarity import (
     unit_rows,
 )
 from legend_hf.reading.formats import SKIP, Columns, Conversation, RowError, responses_from_batch
+from legend_hf.reading.plain import check_choice, check_on_error
 from legend_hf.reading.templates import TextError, Tokens
 
 if TYPE_CHECKING:
@@ -242,8 +243,7 @@ def make_pairs(
         RowError: A row that cannot be read: responses, or scores that are not one finite number each.
         OSError: The direction or the model cannot be loaded.
     """
-    if rule not in RULES:
-        raise ValueError(f"`rule` is {rule!r}; allowed are {', '.join(map(repr, RULES))}")
+    check_choice("rule", rule, RULES)
     check_on_error(on_error)
     if rule in EMBEDDED_RULES and model is None:
         raise ValueError(
@@ -321,8 +321,7 @@ def pick_pair(embeddings: np.ndarray, rule: str, *, seed: int = 0) -> tuple[int,
     Raises:
         ValueError: Fewer than two embeddings, or a rule that uses none.
     """
-    if rule not in EMBEDDED_RULES:
-        raise ValueError(f"`rule` is {rule!r}; allowed are {', '.join(map(repr, EMBEDDED_RULES))}")
+    check_choice("rule", rule, EMBEDDED_RULES)
     count = len(embeddings)
     if count < 2:
         raise ValueError(f"given {count} embeddings; a pair needs at least 2")
@@ -358,8 +357,7 @@ class _Found:
 
 
 def _check_share(keep: str, fraction: float) -> None:
-    if keep not in KEEPS:
-        raise ValueError(f"`keep` is {keep!r}; allowed are {', '.join(map(repr, KEEPS))}")
+    check_choice("keep", keep, KEEPS)
     if not 0 < fraction <= 1:
         raise ValueError(f"`fraction` is {fraction}; it must be above 0 and at most 1")
 

@@ -23,10 +23,10 @@ import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins import scoring
-from legend_hf.margins.columns import OK, after, check_free, check_on_error, check_rank, raise_first, written
+from legend_hf.margins.columns import OK, after, check_free, check_rank, raise_first, written
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, Conversation, Pair, RowError, names_of, pairs_from_batch
-from legend_hf.reading.plain import make_plain, plain
+from legend_hf.reading.plain import check_on_error, make_plain, plain
 from legend_hf.reading.reader import Reader, Runtime, deciding, describe_model, open_reader, resolve_device, with_layer
 from legend_hf.reading.stopping import settle_in_worker
 from legend_hf.reading.templates import TextError, Tokens

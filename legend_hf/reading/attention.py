@@ -12,6 +12,7 @@ from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.reading.packing import Branch, Pack
+from legend_hf.reading.plain import check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -85,8 +86,7 @@ def tree_layout(pack: Pack, device: str | torch.device, *, kernel: str = "dense"
     Raises:
         ValueError: `kernel` is neither.
     """
-    if kernel not in KERNELS:
-        raise ValueError(f"`kernel` is {kernel!r}; allowed are {', '.join(repr(k) for k in KERNELS)}")
+    check_choice("kernel", kernel, KERNELS)
     return TreeLayout(pack.branches, _varlen(pack.branches, device) if kernel == "varlen" else None)
 
 

@@ -2,14 +2,15 @@
 
 In: paths, NumPy's numbers, enumerations, devices, alone or in lists and mappings. Out: str, int, float, bool. So a
 layer out of `np.argmax` or a folder as a `Path` makes the same Reader, the same key of a store and the same fingerprint
-as the number or the name itself. This file does not know what the values are for.
+as the number or the name itself. A choice that nobody has is refused in one way. This file does not know what the
+values are for.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from enum import Enum
 from typing import Any
@@ -37,3 +38,27 @@ def make_plain(instance: Any) -> None:
     """Makes every field of a frozen dataclass plain; for its `__post_init__`, before anything is checked."""
     for f in fields(instance):
         object.__setattr__(instance, f.name, plain(getattr(instance, f.name)))
+
+
+def check_choice(name: str, given: Any, allowed: Iterable[str | None], *, otherwise: str = "") -> None:
+    """Refuses what is none of the values that an argument may have.
+
+    Args:
+        name: The argument, as its caller calls it.
+        given: What was given for it.
+        allowed: The values.
+        otherwise: What else may stand there, or what one of them does, for the message.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    values = tuple(allowed)
+    if not isinstance(given, str | None) or given not in values:
+        words = [repr(value) for value in values if value is not None]
+        said = [", ".join(words), *(["or None"] if None in values else [])]
+        raise ValueError(f"`{name}` is {given!r}; allowed are {', '.join(said)}{otherwise}")
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuses anything but `"raise"` and `"skip"`, which all that read rows do with a bad one."""
+    check_choice("on_error", on_error, ("raise", "skip"))

@@ -34,6 +34,7 @@ from legend_hf.reading.forward import (
     tree_inputs,
 )
 from legend_hf.reading.packing import plan_padded, plan_trees
+from legend_hf.reading.plain import check_choice
 from legend_hf.reading.state import changed_on_purpose, reading
 
 if TYPE_CHECKING:
@@ -75,8 +76,7 @@ def probe(model: Any, *, max_length: int, force: Way | None = None, depth: int |
     Raises:
         ValueError: No way gives them, or not the one that is forced, or the model cannot run at all.
     """
-    if force is not None and force not in WAYS:
-        raise ValueError(f"`force` is {force!r}; allowed are {', '.join(repr(w) for w in WAYS)}, or None to find out")
+    check_choice("force", force, (*WAYS, None), otherwise=" to find out")
     attention.register_tree_attention()
     if attention_of(model) == attention.NAME:  # read before
         set_attention(model, "sdpa" if getattr(model, "_supports_sdpa", False) else "eager")

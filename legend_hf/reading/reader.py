@@ -32,7 +32,7 @@ from legend_hf.reading.identity import (
     folder_state,
     tensors_sha256,
 )
-from legend_hf.reading.plain import make_plain, plain
+from legend_hf.reading.plain import check_choice, make_plain, plain
 from legend_hf.reading.probe import probe
 from legend_hf.reading.templates import TextError, Tokens
 from legend_hf.reading.window import window
@@ -106,9 +106,9 @@ class Reader:
     def __post_init__(self) -> None:
         """Refuses values that no reader can have, whoever wrote them."""
         make_plain(self)
-        _check_choice("pooling", self.pooling, POOLINGS)
-        _check_choice("eos", self.eos, EOS_POLICIES)
-        _check_choice("dtype", self.dtype, DTYPES)
+        check_choice("pooling", self.pooling, POOLINGS)
+        check_choice("eos", self.eos, EOS_POLICIES)
+        check_choice("dtype", self.dtype, DTYPES)
         if self.template not in (templates.CHAT, templates.DIALOGUE, "alpaca") and "{prompt}" not in self.template:
             raise ValueError(
                 f'`template` is {self.template!r}; allowed are "auto", "chat", "dialogue", "alpaca", or a string that '
@@ -174,7 +174,7 @@ class Runtime:
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ValueError(f"`batch_tokens` is {self.batch_tokens}; it must be at least 1, or None for the default")
         if self.route is not None:
-            _check_choice("route", self.route, WAYS)
+            check_choice("route", self.route, WAYS)
         if self.device is not None:
             _parse_device(self.device)
 
@@ -822,11 +822,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"`{name}` is {value!r}; allowed are {', '.join(repr(a) for a in allowed)}")
 
 
 def with_layer(reader: Reader, layer: int) -> Reader:

@@ -35,6 +35,7 @@ from legend_hf.reading.formats import (
     response_length,
     responses_from_batch,
 )
+from legend_hf.reading.plain import check_on_error
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import Tokens
 from legend_hf.reports.measure import Estimate, agreement, beside_length, kendall_tau, means_of, renumbered, shares_of
@@ -182,8 +183,7 @@ def ladder_check(
     from datasets import Dataset
     from datasets.utils import tqdm
 
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"`on_error` is {on_error!r}; allowed are 'raise', 'skip'")
+    check_on_error(on_error)
     if not isinstance(ladders, Dataset):
         raise ValueError(
             f"`ladders` is {kind_of(ladders)}; give one `Dataset`: a split of a dictionary of them, or "
