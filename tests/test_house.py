@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -67,9 +68,53 @@ def test_the_flow_test_sees_an_import_against_the_flow():
     assert against_the_flow("legend_hf.publish", upward) == []
 
 
+def named_by(module: str, source: str, known: Collection[str]) -> set[str]:
+    """The files of the package that a source imports, wherever in it and for whatever reason, but for itself."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inside & set(known)) or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return (found & set(known)) - {module}
+
+
+def circles(sources: Mapping[str, str]) -> list[set[str]]:
+    """Sets of files each of which leads to every other by imports, those for types alone and in functions included."""
+    reached = {module: named_by(module, source, sources) for module, source in sources.items()}
+    for middle in reached:
+        for start in reached:
+            if middle in reached[start]:
+                reached[start] = reached[start] | reached[middle]
+    rings = [{other for other in reached[m] if m in reached[other]} for m in reached if m in reached[m]]
+    return [ring for i, ring in enumerate(rings) if ring not in rings[:i]]
+
+
 def sources_of_the_package() -> dict[str, str]:
     files = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in PACKAGE.rglob("*.py")}
     return {name.removesuffix(".__init__"): file.read_text(encoding="utf-8") for name, file in files.items()}
+
+
+def test_no_imports_go_in_circles():
+    assert circles(sources_of_the_package()) == []
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from legend_hf.publish import push_folder",
+        "from legend_hf import publish",
+        "import legend_hf.publish",
+        "def f():\n    from legend_hf.publish import push_folder",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from legend_hf.publish import push_folder",
+    ],
+)
+def test_the_circle_test_sees_one(back):
+    sources = sources_of_the_package()
+    assert "from legend_hf.hub import cards" in sources["legend_hf.publish"]
+    sources["legend_hf.hub.cards"] += f"\n{back}\n"
+    assert [ring for ring in circles(sources) if {"legend_hf.publish", "legend_hf.hub.cards"} <= ring]
 
 
 def test_every_module_says_what_it_does_not_know():

@@ -17,8 +17,8 @@ from legend_hf.directions.direction import Direction
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.reader import describe_model
 from legend_hf.reports import ladder
+from legend_hf.reports.findings import UNKNOWN
 from legend_hf.reports.ladder import ladder_check, measure_ladders
-from legend_hf.reports.measure import UNKNOWN
 from legend_hf.reports.report import report
 
 WORDS = ("bread", "bikes", "paint", "tents", "maps", "soup", "rain", "tea", "wool", "glass", "slow", "warm", "quiet")

@@ -14,7 +14,8 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from legend_hf.reports import plots
-from legend_hf.reports.report import DirectionReport, Tried, report
+from legend_hf.reports.findings import DirectionReport, Tried
+from legend_hf.reports.report import report
 
 
 def rows(margin, **columns):

@@ -17,8 +17,12 @@ from legend_hf import Direction, annotate, fit_direction
 from legend_hf.cli import app
 from legend_hf.directions.direction import Facts
 from legend_hf.reading.formats import Columns
-from legend_hf.reports.measure import UNKNOWN, Estimate
-from legend_hf.reports.report import direction_report, read_margins, report, stability_of
+from legend_hf.reports import gather
+from legend_hf.reports.findings import UNKNOWN, Estimate
+from legend_hf.reports.gather import read_margins
+from legend_hf.reports.judge import direction_report
+from legend_hf.reports.report import report
+from legend_hf.reports.stability import stability_of
 
 
 def rows(n=200, seed=0, **columns):
@@ -102,8 +106,6 @@ def test_texts_are_in_the_report_only_when_asked_for():
 
 def test_no_more_texts_are_held_than_are_shown(monkeypatch):
     """However many rows contradict their label, in whatever order they come."""
-    from legend_hf.reports import report as module
-
     alive = most = 0
 
     class Excerpt(tuple):
@@ -116,8 +118,8 @@ def test_no_more_texts_are_held_than_are_shown(monkeypatch):
             nonlocal alive
             alive -= 1
 
-    short = module._excerpt
-    monkeypatch.setattr(module, "_excerpt", lambda pair: Excerpt(short(pair)))
+    short = gather._excerpt
+    monkeypatch.setattr(gather, "_excerpt", lambda pair: Excerpt(short(pair)))
     raw = -np.random.default_rng(3).permutation(3000).astype(np.float32)
     raw[::50] = raw[1::50]  # equal ones: the first row counts
     ds = rows(3000, margin_raw=raw)

@@ -18,8 +18,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +38,8 @@ from legend_hf.reading.formats import (
 from legend_hf.reading.plain import check_on_error
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import Tokens
-from legend_hf.reports.measure import Estimate, agreement, beside_length, kendall_tau, means_of, renumbered, shares_of
+from legend_hf.reports.findings import Estimate, LadderCheck, Ladders, Rank, Step
+from legend_hf.reports.measure import agreement, beside_length, kendall_tau, means_of, renumbered, shares_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,103 +48,6 @@ logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1000
 _NAMED = 10  # of those left out, in the log
-
-
-@dataclass(frozen=True, eq=False)
-class Ladders:
-    """The arrays behind a `LadderCheck`: `n` ladders of up to `k` responses, best first, NaN behind a shorter ladder's.
-
-    Attributes:
-        row: Row numbers `[n]`, from 0.
-        scores: `[n, k]`, in hidden-state units; only differences between two of them mean something.
-        lengths: Characters of the responses `[n, k]`.
-        groups: Number of each ladder's prompt `[n]`.
-        tau: Kendall's tau of each ladder's scores `[n]`, see `measure.kendall_tau`.
-        length_tau: The same of "the shorter, the better" `[n]`.
-    """
-
-    row: np.ndarray
-    scores: np.ndarray
-    lengths: np.ndarray
-    groups: np.ndarray
-    tau: np.ndarray
-    length_tau: np.ndarray
-
-
-@dataclass(frozen=True)
-class Rank:
-    """The responses of one rank.
-
-    Attributes:
-        rank: 1 is the best.
-        rows: Ladders that have this rank.
-        score: Mean score, in hidden-state units. Prompts that differ in all their scores make its interval wide.
-        relative: Mean of the score minus the mean score of its own ladder.
-    """
-
-    rank: int
-    rows: int
-    score: Estimate
-    relative: Estimate
-
-
-@dataclass(frozen=True)
-class Step:
-    """Two neighbouring ranks.
-
-    Attributes:
-        rank: The better one of the two; the other is the next.
-        rows: Ladders that have both.
-        agreement: Share of them that score the better one higher; equal scores count half. Near one half the direction
-            does not see this step.
-        length: The same for the rule of length that does best on whole ladders, `LadderCheck.length_rule`.
-    """
-
-    rank: int
-    rows: int
-    agreement: Estimate
-    length: Estimate
-
-
-@dataclass(frozen=True)
-class LadderCheck:
-    """How far a direction's scores follow the order of ladders. Every interval is 95 %, by prompt.
-
-    Attributes:
-        rows: Rows of the dataset.
-        read: Ladders that were scored.
-        skipped: Rows that cannot be read.
-        prompts: Distinct prompts (first user turns) among the ladders read.
-        responses: Number of responses in a ladder to the number of such ladders.
-        tau: Mean of the ladders' Kendall's tau-a between order and scores: 1 where scores fall at every step, -1 where
-            they rise, about 0 by chance. A pair of equal scores counts 0. With two responses it is twice the share of
-            ladders in order, minus 1.
-        perfect: Share of ladders whose scores fall at every step.
-        perfect_by_chance: That share if every order were as likely.
-        length: `tau` of the better one of the two rules of length: the shorter response is the better, or the longer.
-        gain: `tau` minus `length`, on the same ladders; its interval holds for whichever rule is the better one.
-        ranks: From the best.
-        steps: From the best.
-        doubts: What is implausible, in words.
-        measured: The arrays behind these numbers. Not part of a report's JSON.
-        length_rule: Which response that rule takes, `"shorter"` or `"longer"`; None without ladders.
-    """
-
-    rows: int
-    read: int
-    skipped: int
-    prompts: int
-    responses: Mapping[str, int]
-    tau: Estimate
-    perfect: Estimate
-    perfect_by_chance: float | None
-    length: Estimate
-    gain: Estimate
-    ranks: tuple[Rank, ...]
-    steps: tuple[Step, ...]
-    doubts: tuple[str, ...]
-    measured: Ladders = field(repr=False, compare=False)
-    length_rule: str | None = None
 
 
 def ladder_check(

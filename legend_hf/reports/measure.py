@@ -1,7 +1,7 @@
-"""Measures of margins and of directions, with intervals by prompt.
+"""Measures of margins, with intervals by prompt.
 
-In: arrays of margins, probabilities, lengths, categories, graded scores or pair differences, and the number of each
-row's prompt. Out: numbers.
+In: arrays of margins, probabilities, lengths, categories or graded scores, and the number of each row's prompt. Out:
+numbers.
 Nothing here depends on the order of the rows. A number that the rows cannot give (none are there, all are equal) is
 None, never NaN. This file knows no datasets, no texts and no models.
 
@@ -13,13 +13,11 @@ probability p into 1 - p. That is what random orientation flips do on average, w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 
 from legend_hf.directions import resample
-from legend_hf.directions.estimators import ESTIMATORS, NoDirectionError
+from legend_hf.reports.findings import UNKNOWN, Baseline, Coverage, Estimate, ProbabilityBin, ProbabilityErrors
 
 # Draws of whole prompts behind the intervals of what is no plain mean.
 CURVE_DRAWS = 500
@@ -29,146 +27,11 @@ PROBABILITY_BINS = 10
 FEWEST_IN_BIN = 10
 # A probability that was rounded to 0 in float32 costs this much likelihood, not infinitely much.
 SMALLEST_PROBABILITY = 1e-7
-# Halvings and bootstrap draws of the pairs that a direction is fitted on: for the mean difference, whose fits are all
-# one matrix product, and for the other estimators.
-HALVINGS, DIRECTION_DRAWS = 200, 200
-SLOW_HALVINGS, SLOW_DIRECTION_DRAWS = 20, 60
-# A pair's sign is stable if this share of the directions that were fitted without its prompt agree on it.
-STABLE_SHARE = 0.95
-FEWEST_DRAWS_WITHOUT = 10
-ROWS_AT_ONCE = 4096
 # The label of rows that have no category.
 NO_CATEGORY = "(none)"
 
 # A number of the rows, given how often each is counted `[n]`: a bootstrap draw only changes these counts.
 Statistic = Callable[[np.ndarray], float]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and how far it can be trusted.
-
-    Attributes:
-        value: None where the rows cannot give it.
-        interval: 95 %, by prompt, as `directions.resample` says; None with fewer than `FEWEST_PROMPTS` prompts, and for
-            a mean without bounds where all values are equal. Never without width.
-    """
-
-    value: float | None
-    interval: tuple[float, float] | None = None
-
-
-UNKNOWN = Estimate(None)
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What the length of the responses gets right by itself.
-
-    Attributes:
-        rule: Which response the better rule takes, `"shorter"` or `"longer"`; None without rows.
-        share: What it gets right. Its interval knows that it is the better one of two.
-        gain: How much more is right than that; its interval holds for whichever rule is the better one.
-    """
-
-    rule: str | None
-    share: Estimate
-    gain: Estimate
-
-
-@dataclass(frozen=True)
-class ProbabilityBin:
-    """Rows about equally sure of their preferred side.
-
-    Attributes:
-        rows: How many.
-        confidence: Their mean probability of the side that they prefer, 0.5 to 1.
-        right: Share of them whose preferred side is the label's.
-    """
-
-    rows: int
-    confidence: float
-    right: Estimate
-
-
-@dataclass(frozen=True)
-class ProbabilityErrors:
-    """How well probabilities keep what they promise.
-
-    Attributes:
-        rows: Rows with a probability.
-        ece: Expected calibration error: the mean distance between confidence and share right, over bins of equal mass.
-            0 is best. In its interval lies what it would be without the luck of these prompts; from 0 on, if exact
-            probabilities may well show as much.
-        ece_by_chance: What exactly right probabilities would show on average on as many prompts whose rows repeat each
-            other as these do: small bins never are exact.
-        brier: Mean squared distance between probability and label. 0.25 is that of a constant one half.
-        nll: Mean negative log likelihood in nats. 0.693 is that of a constant one half.
-        bins: From the least to the most sure.
-    """
-
-    rows: int
-    ece: Estimate
-    ece_by_chance: float
-    brier: Estimate
-    nll: Estimate
-    bins: tuple[ProbabilityBin, ...]
-
-
-@dataclass(frozen=True)
-class Stability:
-    """How much a direction depends on the pairs that it was fitted on.
-
-    Attributes:
-        estimator: How directions were fitted for this test.
-        pairs: Pairs read.
-        prompts: Distinct prompts among them.
-        halves: Cosine between directions of two disjoint halves of the prompts: mean, and where 95 % of the random
-            halvings lie.
-        bootstrap: Cosine between the direction of all pairs and that of a bootstrap draw of the prompts; likewise.
-        truth: Cosine to expect between the mean difference of all pairs and that of infinitely many such pairs; unknown
-            for other estimators. Rough, and rather too low, where halves have little in common.
-        signs_stable: Share of pairs whose margin has the same sign under 95 % of the directions that were fitted on
-            draws without their prompt.
-        given: Cosine between the direction of all pairs and the direction that was to be tested, if one was.
-    """
-
-    estimator: str
-    pairs: int
-    prompts: int
-    halves: Estimate = UNKNOWN
-    bootstrap: Estimate = UNKNOWN
-    truth: Estimate = UNKNOWN
-    signs_stable: float | None = None
-    given: float | None = None
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How rows spread over categories.
-
-    Attributes:
-        rows: Rows that have a category; all shares are of these.
-        without: Rows that have none.
-        categories: Distinct categories.
-        effective: How many categories of equal size would be as varied: the exponential of the entropy of the shares
-            (in nats). It equals `categories` where all are equal, and nears 1 where one has nearly all rows.
-        largest: The category with the most rows, and its share. None without rows.
-        thin: Categories of fewer than `FEWEST_PROMPTS` distinct prompts: too few for an interval.
-        expected: How many categories were expected, None if that was not said.
-        missing: Those of them without a row.
-        unexpected: Categories that were not among them.
-    """
-
-    rows: int
-    without: int
-    categories: int
-    effective: float | None
-    largest: tuple[str, float] | None
-    thin: tuple[str, ...]
-    expected: int | None
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
 
 
 def renumbered(groups: np.ndarray) -> np.ndarray:
@@ -343,53 +206,6 @@ def probability_errors(probabilities: np.ndarray, groups: np.ndarray, seed: int)
     )
 
 
-def direction_stability(
-    differences: np.ndarray,
-    groups: np.ndarray,
-    *,
-    estimator: str = "mean_difference",
-    seed: int = 0,
-    vector: np.ndarray | None = None,
-) -> Stability:
-    """Fits directions on parts of the pairs and compares them.
-
-    Args:
-        differences: Vector of the chosen side minus vector of the rejected one, `[n, d_model]`.
-        groups: Prompt of each pair `[n]`; pairs of one prompt are drawn and halved together.
-        estimator: How to fit, of `estimators.ESTIMATORS`.
-        seed: Of halvings and draws.
-        vector: A direction `[d_model]` to compare with.
-
-    Returns:
-        The comparison; its numbers are None with fewer than `FEWEST_PROMPTS` prompts.
-    """
-    numbers = renumbered(groups)
-    prompts = int(numbers.max(initial=-1)) + 1
-    if prompts < FEWEST_PROMPTS:
-        return Stability(estimator, len(differences), prompts)
-    quick = estimator == "mean_difference"
-    halvings, draws = (HALVINGS, DIRECTION_DRAWS) if quick else (SLOW_HALVINGS, SLOW_DIRECTION_DRAWS)
-    rng = np.random.default_rng(seed)
-    half = np.zeros((halvings, prompts), dtype=np.int64)
-    for row in half:
-        row[rng.permutation(prompts)[: prompts // 2]] = 1
-    times = np.stack([np.bincount(rng.integers(prompts, size=prompts), minlength=prompts) for _ in range(draws)])
-    weights = np.concatenate([np.ones((1, prompts), dtype=np.int64), half, 1 - half, times])  # [k, prompts]
-    fitted = _weighted_sums(differences, weights, numbers) if quick else _fits(differences, weights, numbers, estimator)
-    whole, first, second, drawn = np.split(fitted, [1, 1 + halvings, 1 + 2 * halvings])
-    halves = _spread(_cosines(first, second))
-    return Stability(
-        estimator=estimator,
-        pairs=len(differences),
-        prompts=prompts,
-        halves=halves,
-        bootstrap=_spread(_cosines(drawn, whole[0])),
-        truth=_to_truth(halves) if quick else UNKNOWN,
-        signs_stable=_signs_stable(differences, numbers, times, drawn),
-        given=None if vector is None else _finite(_cosines(whole, vector)[0]),
-    )
-
-
 def _estimates(
     intervals_of: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
     columns: Mapping[str, np.ndarray],
@@ -422,7 +238,7 @@ def _estimate(statistic: Statistic, groups: np.ndarray, seed: int, *, least: flo
     if len(groups) == 0:
         return UNKNOWN
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = _finite(statistic(np.ones(len(groups))))
+        value = finite_or_none(statistic(np.ones(len(groups))))
         numbers = renumbered(groups)
         count = int(numbers.max()) + 1
         if value is None or count < FEWEST_PROMPTS:
@@ -465,16 +281,8 @@ def _calibration_error(missing: np.ndarray, bins: np.ndarray, groups: np.ndarray
     return Estimate(value, (max(value - far, 0.0), min(value + far, 1.0))), float(chance.mean())
 
 
-def _spread(draws: np.ndarray) -> Estimate:
-    """Mean of the draws and where 95 % of them lie; draws that gave no number are left out."""
-    good = draws[np.isfinite(draws)]
-    if 2 * len(good) <= len(draws):
-        return UNKNOWN
-    low, high = np.quantile(good, [0.025, 0.975])
-    return Estimate(float(good.mean()), (float(low), float(high)))
-
-
-def _finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
+    """The value, or None where it is not finite."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -500,64 +308,3 @@ def _bins_of_equal_mass(values: np.ndarray) -> np.ndarray:
     count = max(1, min(PROBABILITY_BINS, len(values) // FEWEST_IN_BIN))
     edges = np.quantile(values, np.arange(1, count) / count)
     return renumbered(np.searchsorted(edges, values, side="right"))
-
-
-def _weighted_sums(differences: np.ndarray, weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Sums of the differences under each weighting of the groups `[k, groups]`: `[k, d_model]`, float64.
-
-    By blocks of rows: the differences may be a memory-mapped file.
-    """
-    sums = np.zeros((len(weights), differences.shape[1]))
-    for start in range(0, len(differences), ROWS_AT_ONCE):
-        block = slice(start, start + ROWS_AT_ONCE)
-        sums += weights[:, numbers[block]].astype(np.float64) @ differences[block].astype(np.float64)
-    return sums
-
-
-def _fits(differences: np.ndarray, weights: np.ndarray, numbers: np.ndarray, estimator: str) -> np.ndarray:
-    """Directions of the pairs, each taken as often as its group counts `[k, groups]`: `[k, d_model]`, NaN for none."""
-    vectors = np.full((len(weights), differences.shape[1]), np.nan)
-    for row, counts in enumerate(weights):
-        taken = np.repeat(np.arange(len(differences)), counts[numbers])
-        with suppress(NoDirectionError):
-            vectors[row] = ESTIMATORS[estimator](differences[taken])
-    return vectors
-
-
-def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of each row of `a [k, d]` with that of `b [k, d]`, or with `b [d]`; NaN where one has no length."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=-1))
-    clipped: np.ndarray = np.clip(cosines, -1.0, 1.0)
-    return clipped
-
-
-def _to_truth(halves: Estimate) -> Estimate:
-    """Cosine of the whole direction with the true one, from that of its halves.
-
-    With noise of variance r per unit of signal in the whole, halves (2r each) have the cosine c = 1 / (1 + 2r), and the
-    whole has 1 / sqrt(1 + r) with the truth, which is sqrt(2c / (1 + c)): Spearman and Brown's rule for test halves.
-    """
-    if halves.value is None or halves.interval is None:
-        return UNKNOWN
-
-    def rule(c: float) -> float:
-        return float(np.sqrt(2 * max(c, 0.0) / (1 + max(c, 0.0))))
-
-    return Estimate(rule(halves.value), (rule(halves.interval[0]), rule(halves.interval[1])))
-
-
-def _signs_stable(differences: np.ndarray, numbers: np.ndarray, times: np.ndarray, drawn: np.ndarray) -> float | None:
-    good = np.isfinite(drawn).all(axis=1)
-    times, drawn = times[good], drawn[good]
-    stable, judged = 0, 0
-    for start in range(0, len(differences), ROWS_AT_ONCE):
-        block = slice(start, start + ROWS_AT_ONCE)
-        positive = differences[block].astype(np.float64) @ drawn.T > 0  # [b, draws]
-        without = times[:, numbers[block]].T == 0  # [b, draws]
-        draws = without.sum(axis=1)
-        enough = draws >= FEWEST_DRAWS_WITHOUT
-        share = (positive & without).sum(axis=1)[enough] / draws[enough]
-        stable += int((np.maximum(share, 1 - share) >= STABLE_SHARE).sum())
-        judged += int(enough.sum())
-    return stable / judged if judged else None

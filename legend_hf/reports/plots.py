@@ -1,4 +1,4 @@
-"""A `Report` becomes pictures: PNGs for a card, about 900 pixels wide at twice the density.
+"""A report becomes pictures: PNGs for a card, about 900 pixels wide at twice the density.
 
 In: a report, or the arrays of one. Out: PNG bytes, the same for the same input. Needs matplotlib (the extra `plots`),
 which is imported when the first picture is drawn, and leaves its global state alone. This file knows no datasets and
@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from legend_hf.reports.findings import DirectionReport, Estimate, Findings, Margins, SplitReport
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from legend_hf.reports.measure import Estimate
-    from legend_hf.reports.report import DirectionReport, Margins, Report, SplitReport
 
 WIDTH = 9.0  # inches, 900 pixels at a density of 100
 DENSITY = 200
@@ -76,7 +75,7 @@ def check_matplotlib() -> None:
         raise ImportError("plots need matplotlib; install it with `pip install 'legend-hf[plots]'`") from error
 
 
-def draw(report: Report) -> dict[str, Picture]:
+def draw(report: Findings) -> dict[str, Picture]:
     """Draws all that a report has the numbers for.
 
     Returns:

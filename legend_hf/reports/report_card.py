@@ -1,4 +1,4 @@
-"""A `Report` becomes Markdown for a card: compact tables, each number with what it means.
+"""A report becomes Markdown for a card: compact tables, each number with what it means.
 
 In: a report. Out: text. Every string in it may come from a stranger and is escaped. This file computes nothing and
 knows neither datasets nor plots, only the pictures' names.
@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from legend_hf.hub import cards
-from legend_hf.reports.measure import FEWEST_PROMPTS, UNKNOWN, Coverage, Estimate
-
-if TYPE_CHECKING:
-    from legend_hf.reports.ladder import LadderCheck
-    from legend_hf.reports.report import DirectionReport, Report, SplitReport, Spread
+from legend_hf.reports.findings import (
+    UNKNOWN,
+    Coverage,
+    DirectionReport,
+    Estimate,
+    Findings,
+    LadderCheck,
+    SplitReport,
+    Spread,
+)
+from legend_hf.reports.measure import FEWEST_PROMPTS
 
 SHOWN_CATEGORIES = 30
 SHOWN_SUSPICIOUS = 10
@@ -23,7 +28,7 @@ SHOWN_LAYERS = 12
 SHOWN_RANKS = 12
 
 
-def markdown(report: Report, plots: Mapping[str, str]) -> str:
+def markdown(report: Findings, plots: Mapping[str, str]) -> str:
     """Writes a report as Markdown.
 
     Args:
