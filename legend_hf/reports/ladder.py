@@ -15,7 +15,6 @@ length is wrong. Any other ladder will do: graded answers, drafts of an editor.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +30,6 @@ from legend_hf.margins.scoring import GivenDirection, Scorer, not_finite
 from legend_hf.reading.formats import (
     Columns,
     RowError,
-    opening,
     response_length,
     responses_from_batch,
 )
@@ -39,6 +37,7 @@ from legend_hf.reading.plain import check_on_error
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import Tokens
 from legend_hf.reports.findings import Estimate, LadderCheck, Ladders, Rank, Step
+from legend_hf.reports.gather import prompt_key
 from legend_hf.reports.measure import agreement, beside_length, kendall_tau, means_of, renumbered, shares_of
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def ladder_check(
     row: list[int] = []
     scores: list[list[float]] = []
     lengths: list[list[int]] = []
-    keys: list[str] = []
+    keys: list[bytes] = []
     first = 0
     with tqdm(total=len(plain), desc="Scoring ladders", unit="row") as bar:
         for encoded in batches:
@@ -134,7 +133,7 @@ def ladder_check(
     if len(row) < len(plain):
         lost = np.setdiff1d(np.arange(len(plain)), row).tolist()
         logger.warning("left out %d of %d ladders that cannot be read: rows %s", len(lost), len(plain), lost[:_NAMED])
-    groups = renumbered(np.array(keys, dtype=np.str_))
+    groups = renumbered(np.array(keys))
     return measure_ladders(_padded(scores), _padded(lengths), groups, row=np.array(row, int), rows=len(plain))
 
 
@@ -198,7 +197,7 @@ class _Encoded:
         packed: Their token ids, content positions and last positions.
     """
 
-    prompt: str
+    prompt: bytes
     lengths: list[int]
     packed: list[tuple[np.ndarray, np.ndarray, int]]
 
@@ -225,13 +224,12 @@ def _encoded(ladders: Dataset, columns: Columns, opened: OpenReader) -> Iterator
                 reason = "given one response; a ladder has at least two, best first; add the others, or drop the row"
                 entries.append(RowError(number, columns.responses, reason))
             else:
-                key = hashlib.sha256(opening(row[0]).encode("utf-8", "surrogatepass")).hexdigest()
                 packed = [
                     (np.array(text.ids, np.int32), np.array(text.content, np.int32), text.last)
                     for text in read
                     if isinstance(text, Tokens)
                 ]
-                entries.append(_Encoded(key, [response_length(response) for response in row], packed))
+                entries.append(_Encoded(prompt_key(row[0]), [response_length(response) for response in row], packed))
         yield entries
 
 

@@ -24,9 +24,10 @@ from legend_hf.margins.columns import suffixed
 from legend_hf.margins.origin import check_made_by, every_scale, not_of_this, same
 from legend_hf.reading.formats import Columns
 from legend_hf.reports.findings import DirectionReport, Findings, Margins
-from legend_hf.reports.gather import coverage_of_pairs, expected_names, read_margins
+from legend_hf.reports.gather import categories_of, expected_names, read_margins
 from legend_hf.reports.judge import direction_report, split_report
 from legend_hf.reports.ladder import ladder_check
+from legend_hf.reports.measure import coverage
 from legend_hf.reports.plots import check_matplotlib, draw
 from legend_hf.reports.report_card import markdown
 from legend_hf.reports.stability import stability_of
@@ -206,7 +207,7 @@ def report(
     spread = None
     if pairs is not None and category_column is not None and any(category_column in row for row in pairs):
         feature = (getattr(stability_pairs, "features", None) or {}).get(category_column)
-        spread = coverage_of_pairs(pairs, columns, category_column, feature, expected)
+        spread = coverage(*categories_of(pairs, columns, category_column, feature), expected=expected)
     return Report(
         library=f"legend_hf {__version__}",
         seed=seed,
