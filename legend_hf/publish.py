@@ -27,13 +27,14 @@ from legend_hf.hub.layout import Layout, data_files, layout_of
 from legend_hf.hub.rows import load_rows, named_ids, united_sources
 from legend_hf.hub.source import Source, Trace, find_sources, has_commit, loaded_as, traces_of
 from legend_hf.margins.columns import OK, suffixed
-from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
+from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS, LegendMarginFn
 from legend_hf.margins.origin import check_made_by, every_scale, marks_of, not_of_this, same
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from huggingface_hub import CommitInfo
 
+    MadeBy: TypeAlias = LegendMarginFn | Direction | Mapping[str, Direction]
     Annotated: TypeAlias = Dataset | DatasetDict | Mapping[str, DatasetDict]
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def push_annotated(
     dataset: Annotated,
     repo_id: str,
     *,
-    direction: Direction | Mapping[str, Direction],
+    direction: MadeBy,
     source: str | Sequence[str] | None = None,
     private: bool = True,
     config_name: str | None = None,
@@ -84,7 +85,9 @@ def push_annotated(
         dataset: A `DatasetDict` (all splits of one configuration), a `Dataset` (one split; the
             configuration's others stay), or a mapping from configuration names to `DatasetDict`s.
         repo_id: `namespace/name`, or `name` for the token's own account. Made if missing.
-        direction: The direction the margins come from, or the same mapping that `LegendMarginFn` was given.
+        direction: What made the margins: the `LegendMarginFn`, by whose options the card says how to compute them
+            again; or its direction, or the mapping of directions that it was given, where the options are taken from
+            what the columns tell.
         source: Hub id of the dataset that was annotated, or a list of ids: licence, language, tags and card text
             are taken over. None finds what was loaded from the Hub and is still in the cache of `datasets`. Sources
             that are found are checked whatever is named. `[]` says that the rows never were on the Hub; rows that were
@@ -108,9 +111,10 @@ def push_annotated(
         PermissionError: The token is missing or may not write there. Nothing was uploaded.
         ConnectionError: The Hub failed again and again. The same push can be run again.
     """
-    configs = _prepare(dataset, config_name, _named(direction))
+    directions, arguments = _made_by(direction)
+    splits = _by_config(dataset, config_name)
     return _push(
-        configs,
+        _inspected(splits, directions, {name: {"arguments": arguments} for name in splits}),
         repo_id,
         named_sources(source),
         card=None,
@@ -127,7 +131,7 @@ def push_folder(
     folder: str | os.PathLike[str],
     repo_id: str,
     *,
-    direction: Direction | Mapping[str, Direction],
+    direction: MadeBy,
     source: str | Sequence[str] | None = None,
     private: bool = True,
     config_name: str | None = None,
@@ -140,7 +144,7 @@ def push_folder(
     """Pushes a folder that this library saved as it stands: every configuration and split, and its card's text.
 
     Args:
-        folder: As `save_annotated` or a command left it; it knows what its rows are from.
+        folder: As `save_annotated` or a command left it; it knows what its rows are from, and the transform's options.
         repo_id: As for `push_annotated`.
         direction: As for `push_annotated`.
         source: As for `push_annotated`; None takes what the folder knows.
@@ -172,9 +176,14 @@ def push_folder(
         config_name = config_name or names[0]
     if source is None and manifest:
         source = named_ids(united_sources(manifest))
+    directions, arguments = _made_by(direction)
+    splits = _by_config(dataset, config_name)
+    noted = [
+        manifest.get("configs", {}).get(name, {}) | ({"arguments": arguments} if arguments else {}) for name in names
+    ]
     readme = Path(folder) / transfer.README
     return _push(
-        _prepare(dataset, config_name, _named(direction)),
+        _inspected(splits, directions, dict(zip(splits, noted, strict=True))),
         repo_id,
         named_sources(source),
         card=_read_card(readme),
@@ -234,14 +243,15 @@ def save_annotated(
     dataset: Annotated,
     folder: str | os.PathLike[str],
     *,
-    direction: Direction | Mapping[str, Direction],
+    direction: MadeBy,
     source: str | Sequence[str] | None = None,
     config_name: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes what `push_annotated` would push into a folder, for `load_dataset(folder)`.
 
-    Beside the data stands `legend_hf.json`, by which `push_folder` knows the sources, and a later run its own files.
+    Beside the data stands `legend_hf.json`, by which `push_folder` knows the sources and the transform's options, and a
+    later run its own files.
 
     Args:
         dataset: As for `push_annotated`.
@@ -257,8 +267,9 @@ def save_annotated(
         ValueError: As `push_annotated`, or the folder holds something else, or what is read.
         OSError: The folder cannot be written.
     """
-    directions = _named(direction)
-    configs = _prepare(dataset, config_name, directions)
+    directions, arguments = _made_by(direction)
+    splits = _by_config(dataset, config_name)
+    configs = _inspected(splits, directions, {name: {"arguments": arguments} for name in splits})
     named = named_sources(source)
     sources: tuple[Source, ...] = ()
     source_cards: dict[str, str] = {}
@@ -301,14 +312,14 @@ def save_annotated(
         (Path(partial) / transfer.README).write_bytes(card.encode("utf-8"))
         (Path(partial) / transfer.README).replace(target / transfer.README)
     files = {name for name in (*manifest["files"], *new, transfer.README) if (target / name).is_file()}
+    noted_too = {name: {"arguments": arguments, "loaded": config.facts["loaded"]} for name, config in configs.items()}
+    made = {name: {**one, **noted_too[name]} for name, one in made.items()}
     outputs.write_manifest(target, "dataset", files, configs={**manifest.get("configs", {}), **made})
 
 
-def made_of(
-    sources: Sequence[Mapping[str, str | None]] | None, directions: Mapping[str, Direction] | Direction
-) -> dict[str, Any]:
+def made_of(sources: Sequence[Mapping[str, str | None]] | None, direction: MadeBy) -> dict[str, Any]:
     """What a saved folder notes of a configuration: the sources of its rows, and which directions made its margins."""
-    digests = {name: hashlib.sha256(d.vector.tobytes()).hexdigest() for name, d in _named(directions).items()}
+    digests = {name: hashlib.sha256(d.vector.tobytes()).hexdigest() for name, d in _made_by(direction)[0].items()}
     return {"sources": None if sources is None else [*sources], "directions": digests}
 
 
@@ -334,7 +345,9 @@ def check_saved_place(
         OSError: It cannot be written.
     """
     there = (outputs.read_manifest(folder) or {}).get("configs", {})
-    again = all(there[name] == one for name, one in (made or {}).items() if name in there)
+    # Other options of the same transform are the same again: the scores are what costs work.
+    again = all(there[name].get(key) == value for name, one in (made or {}).items() if name in there
+                for key, value in one.items())  # fmt: skip
     writes = (transfer.README, outputs.MANIFEST, *(f"{_folder_of(name)}/train" for name in made or ("default",)))
     outputs.check_folder(
         folder,
@@ -353,19 +366,22 @@ def _read_card(readme: Path) -> str | None:
     return outputs.read_text(readme) if readme.is_file() else None
 
 
-def _named(direction: Direction | Mapping[str, Direction]) -> Mapping[str, Direction]:
+def _made_by(direction: MadeBy) -> tuple[Mapping[str, Direction], Mapping[str, Any] | None]:
+    """Directions by name, and the transform's arguments where that was given."""
+    if isinstance(direction, LegendMarginFn):
+        return direction.directions, direction.arguments
     named = direction if isinstance(direction, Mapping) else {"": direction}
     for value in named.values():
-        if not hasattr(value, "reader"):
+        if not isinstance(value, Direction):
             raise TypeError(
                 f"`direction` is a {type(value).__name__}; give the `Direction` that the margins come from, such as "
-                '`Direction.from_pretrained("you/direction")`'
+                '`Direction.from_pretrained("you/direction")`, or the `LegendMarginFn` that made them'
             )
-    return named
+    return named, None
 
 
-def _prepare(dataset: Annotated, config_name: str | None, directions: Mapping[str, Direction]) -> Mapping[str, _Config]:
-    """Sorts any accepted input by configuration and split, and checks it."""
+def _by_config(dataset: Annotated, config_name: str | None) -> Mapping[str, tuple[Mapping[str, Dataset], bool]]:
+    """Sorts any accepted input by configuration: its splits, and whether these are all that it has."""
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     if isinstance(dataset, IterableDataset | IterableDatasetDict):
@@ -380,8 +396,7 @@ def _prepare(dataset: Annotated, config_name: str | None, directions: Mapping[st
     if isinstance(dataset, Dataset):
         # A slice is called "train[:10]".
         named = _SPLIT.match(str(dataset.split or ""))
-        by_config = {config_name or "default": {named[0] if named else "train": dataset}}
-        return {name: _inspect(name, splits, directions, whole=False) for name, splits in by_config.items()}
+        return {config_name or "default": ({named[0] if named else "train": dataset}, False)}
     if isinstance(dataset, DatasetDict):
         dataset = {config_name or "default": dataset}
     elif config_name is not None:
@@ -401,16 +416,37 @@ def _prepare(dataset: Annotated, config_name: str | None, directions: Mapping[st
             raise ValueError(
                 f"the configuration name {name!r} cannot be one; give letters, digits and `-_.`, not 'data'"
             )
+    return {name: ({str(split): rows for split, rows in splits.items()}, True) for name, splits in dataset.items()}
+
+
+def _inspected(
+    by_config: Mapping[str, tuple[Mapping[str, Dataset], bool]],
+    directions: Mapping[str, Direction],
+    noted: Mapping[str, Mapping[str, Any]],
+) -> Mapping[str, _Config]:
+    """Checks all that `load_dataset` and a trainer rely on, and takes the statistics.
+
+    Args:
+        by_config: As `_by_config` gives it.
+        directions: By name.
+        noted: What is known of each configuration: the `arguments` of the transform that made its margins, and how its
+            rows were `loaded`.
+    """
     return {
-        name: _inspect(name, {str(split): rows for split, rows in splits.items()}, directions, whole=True)
-        for name, splits in dataset.items()
+        name: _inspect(name, splits, directions, noted[name], whole=whole)
+        for name, (splits, whole) in by_config.items()
     }
 
 
 def _inspect(
-    config: str, splits: Mapping[str, Dataset], directions: Mapping[str, Direction], *, whole: bool
+    config: str,
+    splits: Mapping[str, Dataset],
+    directions: Mapping[str, Direction],
+    noted: Mapping[str, Any],
+    *,
+    whole: bool,
 ) -> _Config:
-    """Checks all that `load_dataset` and a trainer rely on, and takes the statistics."""
+    fn = _transform(directions, noted.get("arguments"))
     first = next(iter(splits.values()), None)
     for split, rows in splits.items():
         assert first is not None
@@ -452,6 +488,14 @@ def _inspect(
         column = suffixed("margin", name)
         found = [row.pop("scales") for row in facts["statistics"] if row["column"] == column]
         common = [scale for scale in found[0] if all(scale in others for others in found)]
+        if fn is not None:
+            own = _label(fn, name)
+            if common != ["as annotated"] and own not in common:
+                raise ValueError(
+                    f"`{column}` of config `{config}` is {' or '.join(common) or 'in several ways'}, and the transform "
+                    f"makes it {own}; give the transform that it was annotated with"
+                )
+            common = [own]
         if not common:
             raise ValueError(
                 f"`{column}` of config `{config}` is raw in one split and calibrated in another, or calibrated in two "
@@ -459,10 +503,37 @@ def _inspect(
             )
         facts["scales"][name] = common[0]
     features = next(iter(filled.values())).features
-    facts |= {"options": _options(features, directions, facts["scales"]), "loaded": loaded_as(filled)}
-    if "as annotated" in facts["scales"].values():
-        facts["loaded"]["unknown"].append("`scale` and `negative` of `LegendMarginFn`")
+    facts["loaded"] = noted.get("loaded") or loaded_as(filled)
+    if fn is not None:
+        facts["dropped"] = [column for column in fn.columns if column not in features]
+        plainest = LegendMarginFn(directions).arguments
+        facts["options"] = {name: value for name, value in fn.arguments.items() if value != plainest[name]}
+        return _Config(filled, whole, facts)
+    facts["options"] = _options(features, directions, facts["scales"])
+    lacking = ["`scale` and `negative`"] if "as annotated" in facts["scales"].values() else []
+    if not {"chosen", "rejected"} <= {*features} and "response_0" not in features:
+        lacking.append("`prompt_column`, `chosen_column` and `rejected_column`")
+    facts["unknown"] = [f"{names} of `LegendMarginFn`" for names in lacking]
     return _Config(filled, whole, facts)
+
+
+def _transform(directions: Mapping[str, Direction], arguments: Any) -> LegendMarginFn | None:
+    """The transform that made margins, where its arguments are known."""
+    if not arguments:
+        return None
+    known = LegendMarginFn(directions).arguments
+    if not isinstance(arguments, Mapping) or set(arguments) - set(known):
+        raise ValueError(
+            f"the folder's `{outputs.MANIFEST}` notes the options {arguments!r:.200}, which this version does not "
+            "know; upgrade (`pip install -U legend-hf`), or give the transform as `direction`"
+        )
+    return LegendMarginFn(directions, **arguments)
+
+
+def _label(fn: LegendMarginFn, name: str) -> str:
+    """What a transform makes of its raw margins, in the words of a card."""
+    label = fn.directions[name].calibration.label(fn.arguments["scale"])
+    return label + (", below 0 set to 0" if fn.arguments["negative"] == "zero" else "")
 
 
 def _options(features: Any, directions: Mapping[str, Direction], scales: Mapping[str, str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from loopback_hub import LoopbackHub
 from test_publish import readme
 
-from legend_hf import LegendMarginFn, annotate, fit_direction, push_annotated
+from legend_hf import LegendMarginFn, annotate, fit_direction, push_annotated, push_folder, save_annotated
 from legend_hf.hub import transfer
 
 TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea"]
@@ -60,6 +61,11 @@ def program(card: str) -> str:
 
 ODD = {"prompt_column": "question", "chosen_column": "good", "rejected_column": "bad"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "columns of other names": ({"name": "odd"}, {**ODD, "add": ["margin_bin"], "scale": "bins"}),
+    "names and a row that cannot be read": (
+        {"name": "odd", "split": "train"},
+        {**ODD, "chosen_column": "bad", "rejected_column": "good", "on_error": "skip", "negative": "zero"},
+    ),
     "plain": ({"name": "two"}, {}),
     "one split, rows that cannot be read": ({"name": "one", "split": "test"}, {"on_error": "skip"}),
     "all splits": ({"name": "one"}, {"on_error": "skip", "scale": "raw"}),
@@ -68,31 +74,115 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_what_the_card_says_gives_the_same_columns(
-    hub: LoopbackHub, direction: Any, source: str, tiny_llama: Path, tmp_path: Path, case: str
-):
-    from datasets import DatasetDict, load_dataset
-
-    arguments, options = CASES[case]
-    data = annotate(load_dataset(source, **arguments), LegendMarginFn(direction, overwrite=True, **options))
+def pushed_by(way: str, data: Any, fn: LegendMarginFn, folder: Path) -> str:
+    """Pushes by one of the ways there are, and says where."""
     target = f"user/again-{uuid.uuid4().hex[:10]}"
-    push_annotated(data, target, direction=direction)
-    text = program(readme(hub, target))
-    assert "Not recorded" not in text
-    direction.save_pretrained(tmp_path / "direction")
-    text = text.replace("path/to/the/direction", str(tmp_path / "direction"))
-    text = text.replace("path/to/its/model", str(tiny_llama))
+    directions = fn.directions if len(fn.directions) > 1 else fn.directions[""]
+    if way == "folder":  # which says itself what the transform was
+        save_annotated(data, folder / "saved", direction=fn)
+        push_folder(folder / "saved", target, direction=directions)
+    else:
+        push_annotated(data, target, direction=fn if way == "transform" else directions)
+    return target
+
+
+def check_again(text: str, data: Any, fn: LegendMarginFn, model: Path, folder: Path) -> None:
+    """Runs a card's program and holds what it gives against the rows that were pushed."""
+    from datasets import DatasetDict
+
+    for name, one in fn.directions.items():
+        one.save_pretrained(folder / "direction" / name)
+    text = text.replace("path/to/the/direction", str(folder / "direction"))
+    text = text.replace("path/to/its/model", str(model))
     made: dict[str, Any] = {}
     exec(text, made)
     again, data = (
-        given if isinstance(given, DatasetDict) else DatasetDict({arguments["split"]: given})
-        for given in (made["ds"], data)
+        given if isinstance(given, DatasetDict) else {str(given.split): given} for given in (made["ds"], data)
     )
     assert again.keys() == data.keys()
     for split, rows in data.items():
         assert again[split].features == rows.features
         assert again[split][:] == rows[:]
+
+
+@pytest.mark.parametrize("way", ["direction", "transform", "folder"])
+@pytest.mark.parametrize("case", CASES)
+def test_what_the_card_says_gives_the_same_columns(
+    hub: LoopbackHub, direction: Any, source: str, tiny_llama: Path, tmp_path: Path, case: str, way: str
+):
+    from datasets import load_dataset
+
+    arguments, options = CASES[case]
+    if way == "direction" and options.keys() & ODD.keys():
+        pytest.skip("a direction knows no names of columns: the card says so, as another test holds")
+    fn = LegendMarginFn(direction, overwrite=True, **options)
+    data = annotate(load_dataset(source, **arguments), fn)
+    text = program(readme(hub, pushed_by(way, data, fn, tmp_path)))
+    assert "Not recorded" not in text
+    check_again(text, data, fn, tiny_llama, tmp_path)
+
+
+@pytest.mark.parametrize("way", ["direction", "transform", "folder"])
+def test_several_directions_are_computed_again_each_by_its_name(
+    hub: LoopbackHub, direction: Any, source: str, tiny_llama: Path, tmp_path: Path, way: str
+):
+    from datasets import load_dataset
+
+    other = replace(direction, vector=-direction.vector)
+    fn = LegendMarginFn({"one": direction, "other": other}, scale="raw", negative="flag")
+    data = annotate(load_dataset(source, "two"), fn)
+    text = program(readme(hub, pushed_by(way, data, fn, tmp_path)))
+    assert "Not recorded" not in text
+    check_again(text, data, fn, tiny_llama, tmp_path)
+
+
+def test_what_was_taken_out_is_taken_out_again_and_a_scale_that_columns_do_not_tell_is_known(
+    hub: LoopbackHub, direction: Any, source: str, tiny_llama: Path, tmp_path: Path
+):
+    from datasets import load_dataset
+
+    fn = LegendMarginFn(direction, overwrite=True, scale="bins", negative="zero")
+    data = annotate(load_dataset(source, "two"), fn).remove_columns(["margin_raw", "chosen_score"])
+    for way in ("transform", "folder"):
+        text = program(readme(hub, pushed_by(way, data, fn, tmp_path)))
+        assert "Not recorded" not in text
+        check_again(text, data, fn, tiny_llama, tmp_path)
+    # The control: a direction does not know.
+    assert "Not recorded: `scale` and `negative`" in program(readme(hub, pushed_by("direction", data, fn, tmp_path)))
+
+
+def test_another_transform_than_the_one_that_made_the_margins_is_refused(
+    hub: LoopbackHub, direction: Any, source: str, tmp_path: Path
+):
+    from datasets import load_dataset
+
+    data = annotate(load_dataset(source, "two"), LegendMarginFn(direction, overwrite=True))
+    for options in ({"scale": "raw"}, {"scale": "bins", "negative": "zero"}):
+        with pytest.raises(ValueError, match="`margin` of config `default` is .*; give the transform that it was ann"):
+            push_annotated(data, "user/again-refused", direction=LegendMarginFn(direction, **options))
+
+
+def test_what_a_folder_notes_of_another_version_is_refused_and_holds_no_program(
+    hub: LoopbackHub, direction: Any, source: str, tmp_path: Path
+):
+    from datasets import load_dataset
+
+    data = annotate(load_dataset(source, "two"), LegendMarginFn(direction, overwrite=True))
+    save_annotated(data, tmp_path, direction=LegendMarginFn(direction))
+    noted = json.loads((tmp_path / "legend_hf.json").read_text())
+    ours = noted["configs"]["default"]
+    ours["arguments"]["tomorrows"] = 1
+    (tmp_path / "legend_hf.json").write_text(json.dumps(noted))
+    with pytest.raises(ValueError, match="notes the options .*tomorrows.*, which this version does not know; upgrade"):
+        push_folder(tmp_path, "user/again-refused", direction=direction)
+    del ours["arguments"]["tomorrows"]
+    ours["loaded"] = {"arguments": {"name": 'two")\nprint("x', "x=1, y": "z"}, "unknown": ["a\n```\n<!-- b"]}
+    (tmp_path / "legend_hf.json").write_text(json.dumps(noted))
+    push_folder(tmp_path, "user/again-odd", direction=direction)
+    text = program(readme(hub, "user/again-odd"))
+    assert not any(line.startswith("print") for line in text.splitlines())
+    assert "x=1" not in text
+    assert "# Not recorded: a b.\n" in text
 
 
 def test_what_is_not_known_is_said(hub: LoopbackHub, direction: Any, source: str):

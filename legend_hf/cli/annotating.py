@@ -248,7 +248,7 @@ def annotate(
         sources = sources_of(dataset, rows)
         check_saved_place(output, {"default": made_of(sources, loaded)}, overwrite=overwrite)
         annotated = annotate_dataset(rows, fn, num_proc=num_proc)
-        save_annotated(annotated, output, direction=loaded, source=named_ids(sources), overwrite=overwrite)
+        save_annotated(annotated, output, direction=fn, source=named_ids(sources), overwrite=overwrite)
         say_read(annotated, "annotated", STATUS if fn.skips else None)
         say_saved(output)
 

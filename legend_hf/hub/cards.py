@@ -392,7 +392,7 @@ def _config_block(name: str, config: Facts, facts: Facts, old: str | None, licen
         source="\n".join(_source_line(source, licences) for source in facts["sources"])
         or "The source dataset was not named.",
         statistics="\n".join([statistics, *kept_rows]),
-        program=_dataset_program(name, config, facts["sources"], facts["metadata"]["dataset_info"]),
+        program=_dataset_program(config, facts["sources"]),
     )
     return f"<!-- legend_hf:config {name} -->\n{text.strip()}\n<!-- /legend_hf:config {name} -->"
 
@@ -425,12 +425,14 @@ def _direction_program(facts: Facts) -> str:
     )
 
 
-def _dataset_program(config: str, facts: Facts, sources: Sequence[Facts], dataset_info: Any) -> str:
+def _dataset_program(facts: Facts, sources: Sequence[Facts]) -> str:
     directions: Mapping[str, Facts] = facts["directions"]
     loaded = facts.get("loaded") or {"arguments": {}, "unknown": ["how the rows were loaded"]}
 
-    def load(d: Facts) -> str:
-        arguments = [json.dumps(_id_or_none(d["repo_id"]) or "path/to/the/direction")]
+    def load(name: str, d: Facts) -> str:
+        known = _id_or_none(d["repo_id"])
+        folder = '"path/to/the/direction' + (f"/{_literal(name)[1:]}" if name else '"')
+        arguments = [folder if known is None else json.dumps(known)]
         if d["repo_id"] and _COMMIT.fullmatch(d["revision"] or ""):
             arguments.append(f'revision="{d["revision"]}"')
         if d["reader"]["model"] is None:
@@ -442,27 +444,25 @@ def _dataset_program(config: str, facts: Facts, sources: Sequence[Facts], datase
     if source and _COMMIT.fullmatch(source["revision"] or ""):
         arguments.append(f'revision="{source["revision"]}"')
     # The splits that stay were loaded in their own way.
-    taken = {key: value for key, value in loaded["arguments"].items() if key != "split" or not facts["kept_splits"]}
-    arguments += [f"{key}={_literal(value)}" for key, value in taken.items()]
-    unknown = list(loaded["unknown"])
+    named = ("name", "data_dir") if facts["kept_splits"] else ("name", "data_dir", "split")
+    arguments += [f"{key}={_literal(str(loaded['arguments'][key]))}" for key in named if key in loaded["arguments"]]
+    unknown = [*loaded["unknown"], *facts.get("unknown", ())]
     if source is None and sources:
         unknown.append("how the sources were put together")
-    infos = dataset_info if isinstance(dataset_info, list) else [dataset_info]
-    there = {f["name"] for i in infos if i.get("config_name", "default") == config for f in i.get("features") or ()}
-    if there and not {"chosen", "rejected"} <= there and "response_0" not in there:
-        unknown.append("`prompt_column`, `chosen_column` and `rejected_column` of `LegendMarginFn`")
-    missing = "".join(f"# Not recorded: {words}.\n" for words in unknown)
+    inert = (" ".join(re.sub(r"[^\w ,.`]+|`{2,}", " ", words).split()) for words in unknown)
+    missing = "".join(f"# Not recorded: {words}.\n" for words in inert)
     options = {**(facts.get("options") or {}), "overwrite": True}
     given = "".join(f", {key}={_argument(value)}" for key, value in options.items())
     if list(directions) == [""]:
-        made = f"direction = {load(directions[''])}"
+        made = f"direction = {load('', directions[''])}"
     else:
-        lines = "".join(f"    {_literal(name)}: {load(d)},\n" for name, d in directions.items())
+        lines = "".join(f"    {_literal(name)}: {load(name, d)},\n" for name, d in directions.items())
         made = f"direction = {{\n{lines}}}"
     return (
         "from datasets import load_dataset\nfrom legend_hf import Direction, LegendMarginFn, annotate\n\n"
         f"{made}\n{missing}ds = load_dataset({', '.join(arguments)})\n"
         f"ds = annotate(ds, LegendMarginFn(direction{given}))"
+        + (f"\nds = ds.remove_columns({_argument(facts['dropped'])})" if facts.get("dropped") else "")
     )
 
 

@@ -137,6 +137,24 @@ class LegendMarginFn:
         names = [columns.suffixed(column, name) for name, _ in self._scorer.directions for column in each]
         return names + ([STATUS] if self.skips else [])
 
+    @property
+    def directions(self) -> Mapping[str, Direction]:
+        """The directions by their names; an only one is called `""`."""
+        return dict(self._scorer.directions)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments besides the directions that decide its columns, as JSON has them."""
+        return {
+            "scale": self._scale,
+            "add": list(self._add),
+            "negative": self._negative,
+            "on_error": self._on_error,
+            "prompt_column": self._columns.prompt,
+            "chosen_column": self._columns.chosen,
+            "rejected_column": self._columns.rejected,
+        }
+
     def features(self, features: Features | None) -> Features | None:
         """The features of a dataset after this transform, which streaming needs and an old `margin` may need.
 
@@ -239,16 +257,7 @@ class LegendMarginFn:
         own copy. No model is in it: workers load theirs.
         """
         scorer, vectors = self._scorer.state()
-        arguments = {
-            "scale": self._scale,
-            "add": self._add,
-            "negative": self._negative,
-            "on_error": self._on_error,
-            "overwrite": self._overwrite,
-            "prompt_column": self._columns.prompt,
-            "chosen_column": self._columns.chosen,
-            "rejected_column": self._columns.rejected,
-        }
+        arguments = {**self.arguments, "overwrite": self._overwrite}
         return _rebuild, (json.dumps(plain({"scorer": scorer, "arguments": arguments}), sort_keys=True), vectors)
 
     def _columns_of(self, name: str, written: np.ndarray) -> dict[str, Any]:
