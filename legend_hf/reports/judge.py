@@ -33,6 +33,7 @@ from legend_hf.reports.findings import (
 )
 from legend_hf.reports.measure import (
     agreement,
+    at_the_start,
     auc,
     beside_length,
     coverage,
@@ -62,12 +63,13 @@ def split_report(
         unsaid: Whether it matters that nothing says which direction made the margins.
     """
     right, shorter = agreement(m.raw), agreement(-m.longer)
+    loss, pull = at_the_start(m.margin)
     shares = shares_of(
         {
             "agreement": right,
             "negative": m.raw < 0,
             "at_limits": np.abs(m.margin) == 1.0,
-            "pull": _sigmoid(m.margin),
+            "pull": pull,
         },
         m.groups,
     )
@@ -102,7 +104,7 @@ def split_report(
         margin=_spread(m.margin),
         raw=_spread(m.raw),
         pull=shares["pull"],
-        loss=means_of({"": np.logaddexp(0.0, m.margin)}, m.groups)[""],
+        loss=means_of({"": loss}, m.groups)[""],
         length=length,
         probability=errors,
         bins=None if m.bin is None else {f"{v:.6g}": int((m.bin == v).sum()) for v in np.unique(m.bin)},
@@ -138,10 +140,6 @@ def _spread(values: np.ndarray) -> Spread:
         return Spread(None, None, {str(q): None for q in QUANTILES})
     quantiles = np.quantile(values, QUANTILES).tolist()
     return Spread(float(values.mean()), float(values.std()), dict(zip(map(str, QUANTILES), quantiles, strict=True)))
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, -x))
 
 
 def _split_doubts(

@@ -80,6 +80,14 @@ def agreement(margins: np.ndarray) -> np.ndarray:
     return (np.sign(margins) + 1) / 2
 
 
+def at_the_start(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """TRL's loss of each margin `[n]` while both rewards are equal, and the size of its gradient.
+
+    L = log(1 + e^m), |dL/d(r_chosen - r_rejected)| = sigmoid(m).
+    """
+    return np.logaddexp(0.0, margins), np.exp(-np.logaddexp(0.0, -margins))
+
+
 def kendall_tau(scores: np.ndarray) -> np.ndarray:
     """Kendall's tau-a between an order, which is that of the columns, and the scores of each row.
 

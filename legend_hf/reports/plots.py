@@ -377,12 +377,7 @@ def _count(number: int) -> str:
 
 
 def _bracketed(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return "not known"
-    text = f"{estimate.value:.2f}"
-    if estimate.interval is not None:
-        text += f" [{estimate.interval[0]:.2f}, {estimate.interval[1]:.2f}]"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return estimate.shown("{:.2f}".format, "not known").replace("-", "\N{MINUS SIGN}")
 
 
 def _percent(share: float) -> str:

@@ -7,7 +7,7 @@ knows neither datasets nor plots, only the pictures' names.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from legend_hf.hub import cards
 from legend_hf.reports.findings import (
@@ -18,14 +18,103 @@ from legend_hf.reports.findings import (
     Findings,
     LadderCheck,
     SplitReport,
-    Spread,
+    Stability,
 )
 from legend_hf.reports.measure import FEWEST_PROMPTS
+from legend_hf.reports.tables import Figure, bracketed, by_split, signed
 
 SHOWN_CATEGORIES = 30
 SHOWN_SUSPICIOUS = 10
 SHOWN_LAYERS = 12
 SHOWN_RANKS = 12
+
+_FIGURES: Sequence[Figure[SplitReport]] = (
+    (
+        "rows read",
+        lambda s: f"{s.read} of {s.rows}" + (f" ({s.skipped} skipped)" if s.skipped else ""),
+        "Rows with a margin and texts. All numbers below are about these.",
+    ),
+    ("prompts", lambda s: str(s.prompts), "Distinct first user turns."),
+    (
+        "**agreement with the labels**",
+        lambda s: bracketed(s.agreement),
+        "Share of pairs whose chosen response gets the higher score. A coin gets 0.5.",
+    ),
+    (
+        "length alone",
+        lambda s: bracketed(s.length.baseline) + (f", the {s.length.rule} one" if s.length.rule else ""),
+        "The same for a rule that looks at length alone: the better one of taking the shorter response and taking "
+        "the longer.",
+    ),
+    (
+        "gain over length",
+        lambda s: bracketed(s.length.gain, signs=True),
+        "Agreement minus length alone, on the same rows. A useful margin is above 0 beyond its interval.",
+    ),
+    (
+        "where length is wrong",
+        lambda s: bracketed(s.length.agreement_against) + f" ({s.length.rows_against} rows)",
+        "Agreement where that rule takes the rejected response. A margin that only measures length gets 0 "
+        "here and 1 below, or the reverse.",
+    ),
+    (
+        "where length is right",
+        lambda s: bracketed(s.length.agreement_along),
+        "Agreement where it takes the chosen response.",
+    ),
+    (
+        "correlation with length",
+        lambda s: bracketed(s.length.spearman, signs=True),
+        "Rank correlation of the margin with how much longer the chosen response is. 0: the margin's size does not "
+        "depend on length.",
+    ),
+    (
+        "AUC",
+        lambda s: bracketed(s.auc),
+        "How often a pair the right way round gets a larger margin than a swapped one. Above the agreement: large "
+        "margins are right more often than small ones.",
+    ),
+    (
+        "negative",
+        lambda s: bracketed(s.negative, percent=True),
+        "Pairs whose rejected response reads as safer: the margin errs, or the label does.",
+    ),
+    (
+        "margins: 5 %, median, 95 %",
+        lambda s: ", ".join(signed(s.margin.quantiles[str(q)]) for q in (0.05, 0.5, 0.95)),
+        "The middle 90 % of the margins lie between the outer two.",
+    ),
+    (
+        "at ±1",
+        lambda s: bracketed(s.at_limits, percent=True),
+        "Margins of exactly 1 or −1: cut there by the `unit` scale, or the largest size of `bins`.",
+    ),
+    (
+        "pull at the start",
+        lambda s: bracketed(s.pull),
+        "Mean size of the gradient of TRL's loss on a pair when a training starts. 0.5 without margins; near 1 all "
+        "pairs push alike and the margins' sizes are lost.",
+    ),
+)
+# Of splits with probabilities; a split without them has a dash.
+_OF_PROBABILITIES: Sequence[Figure[SplitReport]] = (
+    (
+        "calibration error (ECE)",
+        lambda s: "–" if (e := s.probability) is None else f"{bracketed(e.ece)}; {e.ece_by_chance:.3f} by chance",
+        "How far the stated probability is from the share that is right, on average. 0 is best; by chance: "
+        "what exact probabilities would show on as many prompts.",
+    ),
+    (
+        "Brier score",
+        lambda s: "–" if s.probability is None else bracketed(s.probability.brier),
+        "Mean squared error of the probability. 0.25 is that of always saying one half.",
+    ),
+    (
+        "negative log likelihood",
+        lambda s: "–" if s.probability is None else bracketed(s.probability.nll),
+        "In nats a pair. 0.693 is that of always saying one half.",
+    ),
+)
 
 
 def markdown(report: Findings, plots: Mapping[str, str]) -> str:
@@ -63,102 +152,8 @@ def _splits(splits: Sequence[SplitReport]) -> str:
 
 def _measures(splits: Sequence[SplitReport]) -> str:
     """One table: a measure a row, a split a column, and what the number means."""
-
-    def row(name: str, values: Iterable[str], meaning: str) -> list[str]:
-        return [name, *values, meaning]
-
-    def quantile(spread: Spread, q: float) -> str:
-        return _signed(spread.quantiles[str(q)])
-
-    rows = [
-        row(
-            "rows read",
-            (f"{s.read} of {s.rows}" + (f" ({s.skipped} skipped)" if s.skipped else "") for s in splits),
-            "Rows with a margin and texts. All numbers below are about these.",
-        ),
-        row("prompts", (str(s.prompts) for s in splits), "Distinct first user turns."),
-        row(
-            "**agreement with the labels**",
-            (_bracketed(s.agreement) for s in splits),
-            "Share of pairs whose chosen response gets the higher score. A coin gets 0.5.",
-        ),
-        row(
-            "length alone",
-            (_bracketed(s.length.baseline) + (f", the {s.length.rule} one" if s.length.rule else "") for s in splits),
-            "The same for a rule that looks at length alone: the better one of taking the shorter response and taking "
-            "the longer.",
-        ),
-        row(
-            "gain over length",
-            (_bracketed(s.length.gain, signed=True) for s in splits),
-            "Agreement minus length alone, on the same rows. A useful margin is above 0 beyond its interval.",
-        ),
-        row(
-            "where length is wrong",
-            (_bracketed(s.length.agreement_against) + f" ({s.length.rows_against} rows)" for s in splits),
-            "Agreement where that rule takes the rejected response. A margin that only measures length gets 0 "
-            "here and 1 below, or the reverse.",
-        ),
-        row(
-            "where length is right",
-            (_bracketed(s.length.agreement_along) for s in splits),
-            "Agreement where it takes the chosen response.",
-        ),
-        row(
-            "correlation with length",
-            (_bracketed(s.length.spearman, signed=True) for s in splits),
-            "Rank correlation of the margin with how much longer the chosen response is. 0: the margin's size does not "
-            "depend on length.",
-        ),
-        row(
-            "AUC",
-            (_bracketed(s.auc) for s in splits),
-            "How often a pair the right way round gets a larger margin than a swapped one. Above the agreement: large "
-            "margins are right more often than small ones.",
-        ),
-        row(
-            "negative",
-            (_bracketed(s.negative, percent=True) for s in splits),
-            "Pairs whose rejected response reads as safer: the margin errs, or the label does.",
-        ),
-        row(
-            "margins: 5 %, median, 95 %",
-            (", ".join(quantile(s.margin, q) for q in (0.05, 0.5, 0.95)) for s in splits),
-            "The middle 90 % of the margins lie between the outer two.",
-        ),
-        row(
-            "at ±1",
-            (_bracketed(s.at_limits, percent=True) for s in splits),
-            "Margins of exactly 1 or −1: cut there by the `unit` scale, or the largest size of `bins`.",
-        ),
-        row(
-            "pull at the start",
-            (_bracketed(s.pull) for s in splits),
-            "Mean size of the gradient of TRL's loss on a pair when a training starts. 0.5 without margins; near 1 all "
-            "pairs push alike and the margins' sizes are lost.",
-        ),
-    ]
-    if any(s.probability for s in splits):
-        errors = [s.probability for s in splits]
-        rows += [
-            row(
-                "calibration error (ECE)",
-                ("–" if e is None else f"{_bracketed(e.ece)}; {e.ece_by_chance:.3f} by chance" for e in errors),
-                "How far the stated probability is from the share that is right, on average. 0 is best; by chance: "
-                "what exact probabilities would show on as many prompts.",
-            ),
-            row(
-                "Brier score",
-                ("–" if e is None else _bracketed(e.brier) for e in errors),
-                "Mean squared error of the probability. 0.25 is that of always saying one half.",
-            ),
-            row(
-                "negative log likelihood",
-                ("–" if e is None else _bracketed(e.nll) for e in errors),
-                "In nats a pair. 0.693 is that of always saying one half.",
-            ),
-        ]
-    return cards.as_table(["Measure", *(cards.as_code(s.split) for s in splits), "What it says"], rows)
+    figures = (*_FIGURES, *(_OF_PROBABILITIES if any(split.probability for split in splits) else ()))
+    return by_split("Measure", figures, splits)
 
 
 def _suspicious(split: SplitReport) -> str:
@@ -168,8 +163,8 @@ def _suspicious(split: SplitReport) -> str:
         "here the rejected response reads as safer by most. Sides may be swapped, or the margin may err."
     )
     if all(s.excerpt is None for s in shown):
-        return f"{intro}\n\n" + ", ".join(f"{s.row} ({_signed(s.raw)})" for s in shown)
-    rows = [(str(s.row), _signed(s.raw), *(cards.escaped(text) for text in s.excerpt or ("", "", ""))) for s in shown]
+        return f"{intro}\n\n" + ", ".join(f"{s.row} ({signed(s.raw)})" for s in shown)
+    rows = [(str(s.row), signed(s.raw), *(cards.escaped(text) for text in s.excerpt or ("", "", ""))) for s in shown]
     return f"{intro}\n\n" + cards.as_table(("Row", "Raw margin", "Prompt", "Chosen", "Rejected"), rows)
 
 
@@ -182,9 +177,9 @@ def _categories(split: SplitReport) -> str:
                 cards.escaped(c.name),
                 f"{c.rows} ({100 * c.share:.1f} %)",
                 str(c.prompts),
-                _bracketed(c.margin, signed=True),
-                _bracketed(c.negative, percent=True),
-                _bracketed(c.agreement),
+                bracketed(c.margin, signs=True),
+                bracketed(c.negative, percent=True),
+                bracketed(c.agreement),
             )
             for c in categories[:SHOWN_CATEGORIES]
         ],
@@ -239,55 +234,21 @@ def _direction(direction: DirectionReport) -> str:
             "What it was fitted on.",
         ),
         ("held out", cards.escaped(facts["held_out"]), "What the next numbers were measured on."),
-        ("accuracy", _bracketed(accuracy), "Share of held-out pairs whose chosen response scores higher."),
+        ("accuracy", bracketed(accuracy), "Share of held-out pairs whose chosen response scores higher."),
         (
             "length alone",
-            _bracketed(length) + (f", the {cards.escaped(facts['length_rule'])} one" if facts["length_rule"] else ""),
+            bracketed(length) + (f", the {cards.escaped(facts['length_rule'])} one" if facts["length_rule"] else ""),
             "The same for the better one of two rules: to take the shorter response, or the longer.",
         ),
         (
             "effect",
-            _bracketed(Estimate(_or_none(facts["effect"]), facts["effect_interval"]), signed=True),
+            bracketed(Estimate(_or_none(facts["effect"]), facts["effect_interval"]), signs=True),
             "Mean of the held-out raw margins over their standard deviation. About 0: the direction says nothing of "
             "new pairs, however large its margins.",
         ),
     ]
-    stable = direction.stability
-    if stable is not None:
-        truth = (
-            "cosine to expect with the truth",
-            _bracketed(stable.truth),
-            "The direction of all pairs with that of infinitely many such pairs, worked out from the halves.",
-        )
-        rows += [
-            (
-                "pairs of the test",
-                f"{stable.pairs} of {stable.prompts} prompts",
-                f"What directions were fitted on, by {cards.escaped(stable.estimator)}, for the next numbers.",
-            ),
-            (
-                "cosine between halves",
-                _bracketed(stable.halves),
-                "Directions of two disjoint halves of the pairs. 1: the same one; in brackets where 95 % of the "
-                "halvings lie.",
-            ),
-            (
-                "cosine of bootstrap draws",
-                _bracketed(stable.bootstrap),
-                "The direction of all pairs with those of random draws of the prompts, which share most of them.",
-            ),
-            *([truth] if stable.truth.value is not None else []),
-            (
-                "stable signs",
-                "–" if stable.signs_stable is None else f"{100 * stable.signs_stable:.1f} %",
-                "Pairs whose margin has one sign under 95 % of the directions fitted on draws without their prompt.",
-            ),
-            (
-                "cosine with this direction",
-                _bracketed(Estimate(stable.given)),
-                "The direction of all pairs of the test with the one that this report is about.",
-            ),
-        ]
+    if direction.stability is not None:
+        rows += _stability(direction.stability)
     title = f"## The direction {cards.as_code(direction.name)}" if direction.name else "## The direction"
     name = f"{cards.repository_link(direction.repo_id, '', '')}\n\n" if direction.repo_id else ""
     parts = [f"{title}\n\n{name}{cards.as_table(('', '', 'What it is'), rows)}"]
@@ -302,6 +263,44 @@ def _direction(direction: DirectionReport) -> str:
     return "\n\n".join(parts)
 
 
+def _stability(stable: Stability) -> list[tuple[str, str, str]]:
+    """What the test of a direction on pairs gave: names, numbers, and what they mean."""
+    truth = (
+        "cosine to expect with the truth",
+        bracketed(stable.truth),
+        "The direction of all pairs with that of infinitely many such pairs, worked out from the halves.",
+    )
+    return [
+        (
+            "pairs of the test",
+            f"{stable.pairs} of {stable.prompts} prompts",
+            f"What directions were fitted on, by {cards.escaped(stable.estimator)}, for the next numbers.",
+        ),
+        (
+            "cosine between halves",
+            bracketed(stable.halves),
+            "Directions of two disjoint halves of the pairs. 1: the same one; in brackets where 95 % of the "
+            "halvings lie.",
+        ),
+        (
+            "cosine of bootstrap draws",
+            bracketed(stable.bootstrap),
+            "The direction of all pairs with those of random draws of the prompts, which share most of them.",
+        ),
+        *([truth] if stable.truth.value is not None else []),
+        (
+            "stable signs",
+            "–" if stable.signs_stable is None else f"{100 * stable.signs_stable:.1f} %",
+            "Pairs whose margin has one sign under 95 % of the directions fitted on draws without their prompt.",
+        ),
+        (
+            "cosine with this direction",
+            bracketed(Estimate(stable.given)),
+            "The direction of all pairs of the test with the one that this report is about.",
+        ),
+    ]
+
+
 def _search(direction: DirectionReport) -> str:
     """The layers that did best, in their order; the picture has them all."""
     estimators = list(dict.fromkeys(t.estimator for t in direction.search))
@@ -312,7 +311,7 @@ def _search(direction: DirectionReport) -> str:
     shown = sorted(sorted(best, key=lambda layer: -best[layer])[:SHOWN_LAYERS])
     table = cards.as_table(
         ("Layer", *(cards.escaped(e) for e in estimators)),
-        [(str(layer), *(_bracketed(found.get((layer, e), UNKNOWN)) for e in estimators)) for layer in shown],
+        [(str(layer), *(bracketed(found.get((layer, e), UNKNOWN)) for e in estimators)) for layer in shown],
     )
     which = f"the {len(shown)} best of {len(best)} layers" if len(shown) < len(best) else "each layer"
     return (
@@ -334,23 +333,23 @@ def _ladder(ladder: LadderCheck) -> str:
         ("prompts", str(ladder.prompts), "Distinct first user turns."),
         (
             "**Kendall's tau**",
-            _bracketed(ladder.tau, signed=True),
+            bracketed(ladder.tau, signs=True),
             "Pairs of responses in the ladder's order minus pairs the other way round, as a share of all pairs; the "
             "mean over ladders. 1: scores fall at every step; 0: chance.",
         ),
         (
             "length alone",
-            _bracketed(ladder.length, signed=True) + (f", the {ladder.length_rule} one" if ladder.length_rule else ""),
+            bracketed(ladder.length, signs=True) + (f", the {ladder.length_rule} one" if ladder.length_rule else ""),
             "The same for the better one of two rules: the shorter response is the better, or the longer.",
         ),
         (
             "gain over length",
-            _bracketed(ladder.gain, signed=True),
+            bracketed(ladder.gain, signs=True),
             "Tau minus that of length, on the same ladders.",
         ),
         (
             "in perfect order",
-            _bracketed(ladder.perfect, percent=True),
+            bracketed(ladder.perfect, percent=True),
             f"Ladders whose scores fall at every step. By chance: {chance}.",
         ),
     ]
@@ -359,9 +358,9 @@ def _ladder(ladder: LadderCheck) -> str:
         (
             str(rank.rank),
             str(rank.rows),
-            _bracketed(rank.relative, signed=True),
-            _bracketed(steps[rank.rank].agreement) if rank.rank in steps else "–",
-            _bracketed(steps[rank.rank].length) if rank.rank in steps else "–",
+            bracketed(rank.relative, signs=True),
+            bracketed(steps[rank.rank].agreement) if rank.rank in steps else "–",
+            bracketed(steps[rank.rank].length) if rank.rank in steps else "–",
         )
         for rank in ladder.ranks[:SHOWN_RANKS]
     ]
@@ -383,27 +382,3 @@ def _ladder(ladder: LadderCheck) -> str:
 
 def _or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _bracketed(estimate: Estimate, *, signed: bool = False, percent: bool = False) -> str:
-    """A number with its interval: `0.63 [0.58, 0.68]`."""
-
-    def one(value: float) -> str:
-        if percent:
-            return f"{100 * value:.1f}"
-        return _signed(value) if signed else f"{value:.3f}"
-
-    if estimate.value is None:
-        return "–"
-    unit = " %" if percent else ""
-    if estimate.interval is None or not all(math.isfinite(v) for v in estimate.interval):
-        return one(estimate.value) + unit
-    return f"{one(estimate.value)} [{one(estimate.interval[0])}, {one(estimate.interval[1])}]{unit}"
-
-
-def _signed(value: float | None) -> str:
-    """Three digits, with the sign that a reader looks for; `+0.120`, `-12.3`."""
-    if value is None:
-        return "–"
-    digits = 3 if abs(value) < 10 else 1
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")

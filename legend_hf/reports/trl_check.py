@@ -24,6 +24,8 @@ from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
 from legend_hf.margins.origin import MARGINS
 from legend_hf.reading.formats import UnnamedPrompt, pairs_from_batch
 from legend_hf.reading.reader import loading_of
+from legend_hf.reports.measure import at_the_start
+from legend_hf.reports.tables import Figure, by_split
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -111,11 +113,8 @@ class TrlCheck:
         for title, said in (("Errors", self.errors), ("Warnings", self.warnings)):
             if said:
                 parts.append(f"{title}:\n\n" + "\n".join(f"- {line}" for line in said))
-        rows = [
-            [name, *(shown(split) for split in self.splits), meaning.format(max_length=self.max_length)]
-            for name, shown, meaning in _FIGURES
-        ]
-        parts.append(cards.as_table(["Figure", *(cards.as_code(s.split) for s in self.splits), "What it says"], rows))
+        figures = [(name, shown, says.format(max_length=self.max_length)) for name, shown, says in _FIGURES]
+        parts.append(by_split("Figure", figures, self.splits))
         return "\n\n".join(parts) + "\n"
 
     def __str__(self) -> str:
@@ -485,11 +484,11 @@ def _margins(split: Dataset, errors: list[str], warnings: list[str]) -> np.ndarr
 
 
 def _at_the_start(margins: np.ndarray | None, warnings: list[str]) -> dict[str, Any]:
-    """What the margins do to loss and gradient while the rewards are equal: L = log(1 + e^m), |dL/dd| = sigmoid(m)."""
+    """What the margins do to loss and gradient while the rewards are equal."""
     margins = None if margins is None else margins[np.isfinite(margins)]
     if margins is None or not len(margins):
         return dict.fromkeys(("negative", "gradient", "saturated", "silent", "loss"))
-    gradient = 1 / (1 + np.exp(-np.clip(margins, -700, 700)))
+    loss, gradient = at_the_start(margins)
     saturated, silent, negative = gradient > SATURATED, gradient < SILENT, margins < 0
     scale = 'take a calibrated scale, such as `LegendMarginFn(direction, scale="unit")`'
     if saturated.mean() >= WARN_SHARE:
@@ -512,7 +511,7 @@ def _at_the_start(margins: np.ndarray | None, warnings: list[str]) -> dict[str, 
         "gradient": float(gradient.mean()),
         "saturated": float(saturated.mean()),
         "silent": float(silent.mean()),
-        "loss": float(np.logaddexp(0, margins).mean()),
+        "loss": float(loss.mean()),
     }
 
 
@@ -532,7 +531,7 @@ def _shown(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-_FIGURES: Sequence[tuple[str, Any, str]] = (
+_FIGURES: Sequence[Figure[SplitCheck]] = (
     ("rows", lambda s: str(s.rows), "Rows in the split."),
     ("trained on", lambda s: str(s.trained), "Rows that are left when TRL has prepared it."),
     ("too long", lambda s: str(s.too_long), "Removed silently: a side is over `max_length` ({max_length})."),
