@@ -33,8 +33,9 @@ from typing import Any
 import numpy as np
 import torch
 from benchmark import ARCHITECTURES, machine, make_model
+from cross_fitting import ahead_of_rule, share
 from datasets import Dataset
-from evaluate_direction import DEMO, ENCODER, ahead_of_rule, find_encoder, replace_section, share
+from evaluate_direction import DEMO, ENCODER, find_encoder, replace_section
 from tqdm.auto import tqdm
 from train_demo_annotator import fold, opening, read_jsonl
 from transformers.utils import logging as transformers_logging
