@@ -17,7 +17,7 @@ from legend_hf import Direction, annotate, fit_direction
 from legend_hf.cli import app
 from legend_hf.directions.direction import Facts
 from legend_hf.reading.formats import Columns
-from legend_hf.reports import gather
+from legend_hf.reports import gather, judge
 from legend_hf.reports.findings import UNKNOWN, Estimate
 from legend_hf.reports.gather import read_margins
 from legend_hf.reports.judge import direction_report
@@ -84,14 +84,16 @@ def test_the_loss_is_trls_loss_with_equal_rewards():
     assert only(rows()).loss.value == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_suspicious_rows_are_the_lowest_raw_margins_by_number():
+def test_suspicious_rows_are_the_lowest_raw_margins_by_number(monkeypatch):
     ds = rows()
     raw = np.array(ds["margin_raw"])
-    found = only(ds, suspicious=7)
+    assert [s.row for s in only(ds).suspicious] == np.argsort(raw)[:20].tolist()
+    monkeypatch.setattr(judge, "SUSPICIOUS", 7)
+    found = only(ds)
     assert [s.row for s in found.suspicious] == np.argsort(raw)[:7].tolist()
     assert all(s.excerpt is None for s in found.suspicious)
     assert only(rows(margin_raw=np.ones(200))).suspicious == (), "a row that agrees with its label is not suspicious"
-    shown = only(ds, suspicious=2, excerpts=True).suspicious[0]
+    shown = only(ds, excerpts=True).suspicious[0]
     assert shown.excerpt == (ds[shown.row]["prompt"], ds[shown.row]["chosen"], ds[shown.row]["rejected"])
 
 
@@ -123,13 +125,15 @@ def test_no_more_texts_are_held_than_are_shown(monkeypatch):
     raw = -np.random.default_rng(3).permutation(3000).astype(np.float32)
     raw[::50] = raw[1::50]  # equal ones: the first row counts
     ds = rows(3000, margin_raw=raw)
-    found = only(ds, suspicious=7, excerpts=True)
+    monkeypatch.setattr(judge, "SUSPICIOUS", 7)
+    found = only(ds, excerpts=True)
     assert [s.row for s in found.suspicious] == np.lexsort((np.arange(3000), raw))[:7].tolist()
     assert all(s.excerpt == (ds[s.row]["prompt"], ds[s.row]["chosen"], ds[s.row]["rejected"]) for s in found.suspicious)
     assert 7 <= most <= 8, "the control: some were made"
     (margins,) = read_margins(ds, excerpts=7)
     assert set(margins.excerpts) == {s.row for s in found.suspicious}
-    assert only(ds, suspicious=0, excerpts=True).suspicious == ()
+    monkeypatch.setattr(judge, "SUSPICIOUS", 0)
+    assert only(ds, excerpts=True).suspicious == ()
 
 
 def test_a_planted_swap_is_found():
@@ -477,7 +481,6 @@ def test_markdown_gives_every_number_a_meaning():
         (rows(5), {"category_column": "margin"}, "a float; name a column with one"),
         (rows(500), {"category_column": "prompt"}, "has 250 values; allowed are up to 200"),
         (rows(5), {"stability_pairs": [{}]}, "give it as `direction=`"),
-        (rows(5), {"suspicious": -1}, "`suspicious` is -1"),
         (rows(5), {"categories": ["a"]}, "name the column with `category_column=`"),
         (rows(5), {"category_column": "prompt", "categories": "fraud"}, "`categories` is 'fraud'; give a list"),
         (rows(5), {"category_column": "prompt", "categories": []}, "`categories` is \\[\\]; give a list of the names"),

@@ -46,18 +46,16 @@ from legend_hf.reports.measure import (
 )
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+SUSPICIOUS = 20  # rows that a split names at most
 NAMED_MISSING = 5  # categories that a doubt names
 LEAST_ERROR = 0.05  # calibration error that matters
 
 
-def split_report(
-    m: Margins, *, suspicious: int, seed: int, expected: Sequence[str] | None = None, unsaid: bool = False
-) -> SplitReport:
+def split_report(m: Margins, *, seed: int, expected: Sequence[str] | None = None, unsaid: bool = False) -> SplitReport:
     """Measures the margins of one direction in one split, and says what of it is implausible.
 
     Args:
         m: The arrays.
-        suspicious: Most rows to name.
         seed: Of all draws.
         expected: Names that the categories should have.
         unsaid: Whether it matters that nothing says which direction made the margins.
@@ -111,7 +109,7 @@ def split_report(
         categories=None if m.category is None else _categories(m),
         suspicious=tuple(
             Suspicious(int(m.row[i]), float(m.margin[i]), float(m.raw[i]), m.excerpts.get(int(m.row[i])))
-            for i in order[:suspicious]
+            for i in order[:SUSPICIOUS]
             if m.raw[i] < 0
         ),
         doubts=(

@@ -23,9 +23,9 @@ from legend_hf.hub import outputs
 from legend_hf.margins.columns import suffixed
 from legend_hf.margins.origin import check_made_by, every_scale, not_of_this, same
 from legend_hf.reading.formats import Columns
+from legend_hf.reports import judge
 from legend_hf.reports.findings import DirectionReport, Findings, Margins
 from legend_hf.reports.gather import categories_of, expected_names, read_margins
-from legend_hf.reports.judge import direction_report, split_report
 from legend_hf.reports.ladder import ladder_check
 from legend_hf.reports.measure import coverage
 from legend_hf.reports.plots import check_matplotlib, draw
@@ -144,10 +144,8 @@ def report(
     prompt_column: str = "prompt",
     chosen_column: str = "chosen",
     rejected_column: str = "rejected",
-    responses_column: str = "responses",
     stability_pairs: Iterable[Mapping[str, Any]] | None = None,
     ladders: Dataset | None = None,
-    suspicious: int = 20,
     excerpts: bool = False,
     seed: int = 0,
     device: str | None = None,
@@ -167,12 +165,10 @@ def report(
         prompt_column: Name of the prompts' column, where it is not `prompt`.
         chosen_column: Name of the chosen responses' column.
         rejected_column: Name of the rejected responses' column.
-        responses_column: Name of the responses' column of `ladders`.
         stability_pairs: Pairs to test the directions' stability on, in any accepted shape; reads them with the model.
-        ladders: Prompts with responses from the best to the worst, to compare the directions' scores with that order
+        ladders: Prompts with `responses` from the best to the worst, to compare the directions' scores with that order
             (see `ladder.ladder_check`); reads them with the model. Rows that cannot be read are left out and counted.
-        suspicious: Most rows to name per split.
-        excerpts: Show the beginnings of those rows' texts, which can be harmful, beside their numbers.
+        excerpts: Show the beginnings of the suspicious rows' texts, which can be harmful, beside their numbers.
         seed: Of all draws.
         device: Where `stability_pairs` and `ladders` are read.
 
@@ -181,12 +177,9 @@ def report(
             margins are not those of `direction`.
     """
     directions = direction if isinstance(direction, Mapping) else {"": direction} if direction is not None else {}
-    if stability_pairs is not None and not directions:
-        raise ValueError("`stability_pairs` test a direction; give it as `direction=`, or leave them out")
-    if ladders is not None and not directions:
-        raise ValueError("`ladders` test a direction; give it as `direction=`, or leave them out")
-    if suspicious < 0:
-        raise ValueError(f"`suspicious` is {suspicious}; give how many rows to name, 0 or more")
+    for argument, given in (("stability_pairs", stability_pairs), ("ladders", ladders)):
+        if given is not None and not directions:
+            raise ValueError(f"`{argument}` test a direction; give it as `direction=`, or leave them out")
     expected = None if categories is None else expected_names(categories, category_column)
     columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
     # A dataset's own mapping type has a `keys` of its splits, as any mapping has.
@@ -199,7 +192,7 @@ def report(
             name=str(name) or str(getattr(split, "split", None) or "train"),
             columns=columns,
             category_column=category_column,
-            excerpts=suspicious if excerpts else 0,
+            excerpts=judge.SUSPICIOUS if excerpts else 0,
         )
     ]
     unsaid = _check_origins(measured, directions)
@@ -211,26 +204,16 @@ def report(
     return Report(
         library=f"legend_hf {__version__}",
         seed=seed,
-        splits=tuple(
-            split_report(m, suspicious=suspicious, seed=seed, expected=expected, unsaid=m in unsaid) for m in measured
-        ),
+        splits=tuple(judge.split_report(m, seed=seed, expected=expected, unsaid=m in unsaid) for m in measured),
         directions=tuple(
-            direction_report(
+            judge.direction_report(
                 d,
                 name=name,
                 stability=None if pairs is None else stability_of(pairs, d, columns=columns, seed=seed, device=device),
                 coverage=spread,
                 ladder=None
                 if ladders is None
-                else ladder_check(
-                    d,
-                    ladders,
-                    responses_column=responses_column,
-                    prompt_column=prompt_column,
-                    on_error="skip",
-                    seed=seed,
-                    device=device,
-                ),
+                else ladder_check(d, ladders, prompt_column=prompt_column, on_error="skip", seed=seed, device=device),
             )
             for name, d in directions.items()
         ),
