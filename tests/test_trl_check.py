@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legend_hf.reports.trl_check import check_for_trl, token_ids
+from legend_hf.reports.trl_check import check_for_trl
+from legend_hf.reports.trl_rows import token_ids
 
 THINGS = ("bread", "bikes", "paint", "tents", "maps", "soup", "rain", "tea")
 CHATML = (

@@ -8,11 +8,9 @@ those of a reward model that tells no two responses apart yet (r_chosen = r_reje
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ from legend_hf.reading.formats import UnnamedPrompt, pairs_from_batch
 from legend_hf.reading.reader import loading_of
 from legend_hf.reports.measure import at_the_start
 from legend_hf.reports.tables import Figure, by_split
+from legend_hf.reports.trl_rows import ROWS_AT_ONCE, prepared
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -37,11 +36,6 @@ SATURATED, SILENT = 0.99, 0.01  # sizes of a gradient, of at most 1
 WARN_SHARE = 0.05
 
 _SHOWN_ROWS = 5
-_BATCH = 1000
-_IDS = ("chosen_ids", "rejected_ids")
-_OLD_IDS = ("chosen_input_ids", "rejected_input_ids")
-# TRL looks at any one of these columns to tell strings from messages.
-_TELLING = ("prompt", "chosen", "rejected", "completion", "messages")
 
 
 @dataclass(frozen=True)
@@ -179,34 +173,6 @@ def check_for_trl(
     return TrlCheck(max_length, tuple(checked), tuple(errors), (*_across(splits), *_glued(glued), *warnings))
 
 
-def token_ids(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Both sides of a row as `RewardTrainer` tokenises them.
-
-    Args:
-        row: `chosen` and `rejected`, strings or message lists, maybe a `prompt` of the same kind, `tools` and
-            `chat_template_kwargs`.
-        tokenizer: Of the model to train.
-    """
-    prompt = row.get("prompt")
-    sides = []
-    for side in (row["chosen"], row["rejected"]):
-        if isinstance(side, str):
-            whole = side if side.endswith(tokenizer.eos_token) else side + tokenizer.eos_token
-            sides.append(tokenizer(text=(prompt or "") + whole)["input_ids"])
-        else:
-            tools = row.get("tools")
-            sides.append(
-                tokenizer.apply_chat_template(
-                    [*(prompt or []), *side],
-                    tokenize=True,
-                    return_dict=True,
-                    tools=json.loads(tools) if isinstance(tools, str) else tools,
-                    **row.get("chat_template_kwargs", {}),
-                )["input_ids"]
-            )
-    return sides[0], sides[1]
-
-
 def like_margin(columns: Iterable[str]) -> list[str]:
     """Columns that may be meant as `margin`, which trainers find by its exact name only."""
     ours = {*COLUMNS, *ADDED, NEGATIVE, STATUS, MARGINS}
@@ -257,9 +223,11 @@ def _split(
     warnings: list[str] = []
     if not len(split):
         errors.append("it has no rows, and TRL fails at an empty split; leave it out of the training")
-    lengths, same, same_cut, refused, glued = _read(split, tokenizer, max_length, errors, warnings)
-    removed = np.zeros(len(split), dtype=bool) if max_length is None else lengths > max_length
-    trained = ~removed & ~refused
+    rows = prepared(split, tokenizer, max_length)
+    errors += rows.errors
+    warnings += rows.warnings
+    removed = np.zeros(len(split), dtype=bool) if max_length is None else rows.lengths > max_length
+    trained = ~removed & ~rows.refused
     if removed.any():
         warnings.append(
             f"{_some(removed)} have a side of more than {max_length} tokens and are removed silently, margins and all; "
@@ -267,11 +235,11 @@ def _split(
         )
         if removed.all():
             errors.append(f"no row is left: all have a side of more than {max_length} tokens; raise `max_length`")
-    if (same & trained).any():
-        warnings.append(f"{_some(same & trained)} have the same tokens on both sides and teach nothing; drop them")
-    if (same_cut & removed).any():
+    if (rows.same & trained).any():
+        warnings.append(f"{_some(rows.same & trained)} have the same tokens on both sides and teach nothing; drop them")
+    if (rows.same_if_cut & removed).any():
         warnings.append(
-            f"{_some(same_cut & removed)} would have the same tokens on both sides if cut to {max_length}, as "
+            f"{_some(rows.same_if_cut & removed)} would have the same tokens on both sides if cut to {max_length}, as "
             "`DPOTrainer` does, and teach it nothing; raise `max_length`, or drop them"
         )
     unnamed = _unnamed_prompt(split)
@@ -281,154 +249,36 @@ def _split(
             "to `export_for(dataset, prompt_column=)`, or use `rename_column`"
         )
     margins = _margins(split, errors, warnings)
-    at_the_start = _at_the_start(None if margins is None else margins[trained], warnings)
+    of_margins = _at_the_start(None if margins is None else margins[trained], warnings)
     return (
         SplitCheck(
             split=name,
             rows=len(split),
             trained=int(trained.sum()),
             too_long=int(removed.sum()),
-            longest=int(lengths.max(initial=0)),
-            refused=int(refused.sum()),
-            same=int((same & trained).sum()),
-            same_if_cut=int((same_cut & removed).sum()),
+            longest=int(rows.lengths.max(initial=0)),
+            refused=int(rows.refused.sum()),
+            same=int((rows.same & trained).sum()),
+            same_if_cut=int((rows.same_if_cut & removed).sum()),
             margin_type=_type(split, "margin") if "margin" in split.column_names else None,
             not_finite=0 if margins is None else int((~np.isfinite(margins)).sum()),
-            **at_the_start,
+            **of_margins,
         ),
-        glued,
+        rows.glued,
         errors,
         warnings,
     )
 
 
-def _read(
-    split: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    errors: list[str],
-    warnings: list[str],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tokenises a split: per row the longer side `[n]`; are the sides equal, equal if cut; is it refused, glued."""
-    from datasets.utils import tqdm
-
-    lengths = np.zeros(len(split), dtype=np.int64)
-    same, same_cut, refused, glued = (np.zeros(len(split), dtype=bool) for _ in range(4))
-    ids = _ids_columns(split)
-    if ids is not None:
-        warnings.append(
-            f"it holds token ids already (`{ids[0]}`, `{ids[1]}`), so TRL reads no text; remove them unless this "
-            "tokenizer made them"
-        )
-    if ids is None and not {"chosen", "rejected"} <= set(split.column_names):
-        errors.append(
-            "it has no `chosen` and `rejected`, which TRL needs by these names; `export_for(dataset)` gives them"
-        )
-        refused[:] = True
-        return lengths, same, same_cut, refused, glued
-    reasons: Counter[str] = Counter()
-    firsts: dict[str, tuple[int, str]] = {}  # of each reason: the first row, and what was said there
-    expected = ""  # the kind that TRL takes all rows for
-    wanted = [*_TELLING, "tools", "chat_template_kwargs"] if ids is None else ids
-    texts = split.select_columns([column for column in wanted if column in split.column_names])
-    for i, row in enumerate(tqdm(_rows(texts), total=len(split), desc="Tokenising rows", unit="row")):
-        if ids is not None:
-            pair = row[ids[0]], row[ids[1]]
-        else:
-            kinds = {column: _kind(row[column]) for column in _TELLING if column in row}
-            expected = expected or kinds["chosen"]
-            reason, said = _reason(kinds, expected, row, tokenizer), ""
-            if reason is None:
-                try:
-                    pair = token_ids(row, tokenizer)
-                except Exception as error:  # whatever a chat template or a tokenizer raises, it raises in TRL as well
-                    reason, said = (
-                        f"{type(error).__name__} in {{}}",
-                        f": {cards.escaped(error)}; drop them, or fill them in",
-                    )
-            if reason is not None:
-                reasons[reason] += 1
-                firsts.setdefault(reason, (i, said))
-                refused[i] = True
-                continue
-            glued[i] = expected == "a string" and _is_glued(row)
-        lengths[i] = max(map(len, pair))
-        same[i] = pair[0] == pair[1]
-        same_cut[i] = max_length is not None and pair[0][:max_length] == pair[1][:max_length]
-    for reason, count in reasons.items():
-        first, said = firsts[reason]
-        errors.append(reason.format(f"{count} of {len(split)} rows (first: row {first})") + said)
-    return lengths, same, same_cut, refused, glued
-
-
-def _reason(
-    kinds: Mapping[str, str], expected: str, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> str | None:
-    """Why TRL fails at a row, with `{}` for which rows; None if it does not."""
-    remedy = "`export_for(dataset)` makes one kind of them"
-    for column, kind in kinds.items():
-        if column in ("prompt", "chosen", "rejected") and kind not in _GOOD:
-            return f"`{column}` is {kind} in {{}}, allowed are strings and lists of messages; fill it in or drop them"
-    if "prompt" in kinds and kinds["prompt"] != kinds["chosen"]:
-        return f"`prompt` is {kinds['prompt']} and `chosen` {kinds['chosen']} in {{}}, which TRL cannot join; {remedy}"
-    other = [column for column, kind in kinds.items() if kind != expected]
-    if other:
-        return (
-            f"`{other[0]}` is {kinds[other[0]]} where others are {expected} in {{}}: TRL looks at any one of the "
-            f"columns {', '.join(f'`{column}`' for column in kinds)} to tell what all are; {remedy}"
-        )
-    if "chat_template_kwargs" in row and row["chat_template_kwargs"] is None:
-        return "`chat_template_kwargs` is None in {}, which TRL cannot unpack; remove the column, or fill it with dicts"
-    if expected == "a string" and tokenizer.eos_token is None:
-        return "the tokenizer has no EOS token, which TRL appends to the strings of {}; set `eos_token`"
-    if expected == "messages" and not getattr(tokenizer, "chat_template", None):
-        return (
-            "the tokenizer has no chat template for the messages of {}; set one with `RewardConfig.chat_template_path`"
-        )
-    return None
-
-
-_GOOD = ("a string", "messages")
-
-
-def _kind(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return "None" if value is None else "a string"
-    if isinstance(value, list):
-        if not value:
-            return "an empty list"
-        return "messages" if isinstance(value[0], dict) and "role" in value[0] else "a list without roles"
-    return "a dict of lists" if isinstance(value, dict) else f"of type {type(value).__name__}"
-
-
 def _unnamed_prompt(split: Dataset) -> str | None:
     """The column that holds the prompts of responses without one, by the first rows."""
     try:
-        pairs_from_batch(split.with_format(None).select(range(min(len(split), _BATCH))))
+        pairs_from_batch(split.with_format(None).select(range(min(len(split), ROWS_AT_ONCE))))
     except UnnamedPrompt as error:
         return error.column
     except ValueError:  # which is said elsewhere
         return None
     return None
-
-
-def _is_glued(row: Mapping[str, Any]) -> bool:
-    """Whether the end of the prompt and the beginning of a response become one word."""
-    prompt = row.get("prompt")
-    if not prompt or prompt[-1].isspace():
-        return False
-    return any(side and not side[0].isspace() for side in (row["chosen"], row["rejected"]))
-
-
-def _rows(split: Dataset) -> Iterator[dict[str, Any]]:
-    for first in range(0, len(split), _BATCH):
-        batch = split[first : first + _BATCH]
-        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
-
-
-def _ids_columns(split: Dataset) -> tuple[str, str] | None:
-    """The columns that TRL takes for token ids."""
-    return next((pair for pair in (_IDS, _OLD_IDS) if set(pair) <= set(split.column_names)), None)
 
 
 # -- Margins -------------------------------------------------------------------------------------------------
