@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -189,7 +190,17 @@ def test_a_file_of_the_name_of_what_it_holds_would_hide_it():
     assert ours.report is file.report
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "scripts").rglob("*.py")), ids=lambda p: p.name)
+PROGRAMS = sorted(f for f in (ROOT / "scripts").rglob("*.py") if "__main__" in f.read_text(encoding="utf-8"))
+
+
+def test_what_lies_beside_the_scripts_and_does_not_start_is_imported_by_one():
+    parts = {f.stem for f in (ROOT / "scripts").rglob("*.py")} - {f.stem for f in PROGRAMS}
+    sources = [f.read_text(encoding="utf-8") for f in (ROOT / "scripts").rglob("*.py")]
+    assert parts == {name for name in parts if any(re.search(rf"^(from|import) {name}\b", s, re.M) for s in sources)}
+    assert {f.stem for f in PROGRAMS} >= {"quickstart", "real_llm", "benchmark", "evaluate_direction"}
+
+
+@pytest.mark.parametrize("script", PROGRAMS, ids=lambda p: p.name)
 def test_every_script_starts(script):
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
