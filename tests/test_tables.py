@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from legend_hf.reports.findings import UNKNOWN, Estimate
-from legend_hf.reports.tables import bracketed, by_split
+from legend_hf.reports.tables import bracketed, by_split, listed
 
 numbers = st.floats(-100, 100)
 
@@ -31,6 +31,12 @@ def test_what_is_not_known_is_not_made_up(ends):
     assert bracketed(Estimate(0.5, ends)) == bracketed(Estimate(0.5)) == "0.500"
     assert bracketed(UNKNOWN, percent=True) == bracketed(UNKNOWN, signs=True) == "–"
     assert bracketed(Estimate(0.5, (0.0, 1.0))) == "0.500 [0.000, 1.000]", "the control: what is known is shown"
+
+
+def test_names_are_counted_where_they_are_too_many():
+    assert listed(["a", "b"], 2) == "a, b"
+    assert listed(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+    assert listed([], 2) == ""
 
 
 def test_a_table_has_a_figure_a_row_and_a_split_a_column():

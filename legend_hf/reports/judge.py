@@ -44,6 +44,7 @@ from legend_hf.reports.measure import (
     shares_of,
     spearman,
 )
+from legend_hf.reports.tables import listed
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 SUSPICIOUS = 20  # rows that a split names at most
@@ -189,12 +190,8 @@ def _split_doubts(
 def _missing(spread: Coverage | None, what: str) -> Iterable[str]:
     """A doubt about categories that should be there."""
     if spread is not None and spread.missing:
-        named = ", ".join(spread.missing[:NAMED_MISSING])
-        more = len(spread.missing) - NAMED_MISSING
-        yield (
-            f"expected categories without a {what}: {len(spread.missing)} of {spread.expected} "
-            f"({named}{f' and {more} more' if more > 0 else ''})."
-        )
+        named = listed(spread.missing, NAMED_MISSING)
+        yield f"expected categories without a {what}: {len(spread.missing)} of {spread.expected} ({named})."
 
 
 def _origin_doubts(m: Margins, unsaid: bool) -> Iterable[str]:

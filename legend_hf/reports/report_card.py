@@ -21,7 +21,7 @@ from legend_hf.reports.findings import (
     Stability,
 )
 from legend_hf.reports.measure import FEWEST_PROMPTS
-from legend_hf.reports.tables import Figure, bracketed, by_split, signed
+from legend_hf.reports.tables import Figure, bracketed, by_split, listed, signed
 
 SHOWN_CATEGORIES = 30
 SHOWN_SUSPICIOUS = 10
@@ -194,9 +194,7 @@ def _coverage(coverage: Coverage) -> str:
     """How even categories are and what they lack, in a few sentences."""
 
     def named(names: Sequence[str]) -> str:
-        more = len(names) - SHOWN_CATEGORIES
-        shown = ", ".join(cards.escaped(name) for name in names[:SHOWN_CATEGORIES])
-        return shown + (f" and {more} more" if more > 0 else "")
+        return listed([cards.escaped(name) for name in names], SHOWN_CATEGORIES)
 
     said = []
     if coverage.effective is not None and coverage.largest is not None:

@@ -1,4 +1,4 @@
-"""Numbers become the cells of a table, as a person reads them.
+"""Numbers and names become the cells of a table, as a person reads them.
 
 In: numbers with their intervals, and the figures of splits. Out: text. This file does not know what a figure means.
 """
@@ -29,6 +29,12 @@ def by_split(title: str, figures: Iterable[Figure[Split]], splits: Sequence[Spli
     """A figure a row, a split a column, and what the figure says."""
     rows = [(name, *(shown(split) for split in splits), meaning) for name, shown, meaning in figures]
     return cards.as_table((title, *(cards.as_code(split.split) for split in splits), "What it says"), rows)
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are: `a, b and 3 more`."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def bracketed(estimate: Estimate, *, signs: bool = False, percent: bool = False) -> str:
