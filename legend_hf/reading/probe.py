@@ -402,7 +402,9 @@ def _worst(found: torch.Tensor, right: torch.Tensor) -> float:
     """
     if found.shape != right.shape:
         return float("inf")
-    spread = right.transpose(0, 1).flatten(1, 2).std(1)[:, None]  # [layers, 1, d_model]
+    states = right.transpose(0, 1).flatten(1, 2)  # [layers, texts x tail, d_model]
+    # A single state, that of a window of one token, has no spread: there its size stands for it.
+    spread = (states.std(1) if states.shape[1] > 1 else states.abs()[:, 0])[:, None]  # [layers, 1, d_model]
     difference = (found - right) / (spread + 1e-6 * spread.amax(-1, keepdim=True) + 1e-30)
     return float(difference.square().mean((2, 3)).sqrt().max())
 
