@@ -335,7 +335,7 @@ def test_a_folder_that_changes_under_a_running_process_is_read_anew(copy: Path, 
 @pytest.mark.parametrize("transform", [LegendMarginFn, LegendScoreFn])
 def test_a_folder_is_not_passed_over_where_a_direction_is_an_object(of_hub: Direction, copy: Path, transform: Any):
     """An argument that is given is followed or refused."""
-    assert dict(transform(of_hub, model=copy)._scorer.directions)[""].model_path == str(copy)
+    assert dict(transform(of_hub, model=copy)._reading.directions)[""].model_path == str(copy)
     with pytest.raises(ValueError, match="`revision` is 'main' but `direction` is a `Direction`"):
         transform(of_hub, revision="main")
     tuned(copy)

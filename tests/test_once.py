@@ -86,7 +86,7 @@ def test_annotate_writes_every_text_twice(direction, rendered):  # control of th
 
 
 def test_what_is_kept_of_a_ladder_is_what_was_encoded(direction):
-    opened = legend_hf.LegendScoreFn(direction)._scorer.open()[0].opened
+    opened = legend_hf.LegendScoreFn(direction)._reading.open().readings[0].opened
     ((first, *_),) = ladder._encoded(Dataset.from_list(LADDERS), Columns(), opened)
     talks = [conversation(LADDERS[0]["prompt"], r) for r in LADDERS[0]["responses"]]
     assert list(first.texts()) == opened.encode(talks)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -38,12 +39,11 @@ from legend_hf.reading.reader import (
     tensors_of,
     with_layer,
 )
+from legend_hf.reading.rows import batches_of, encode_rows, of_pairs
 from legend_hf.reading.stopping import how_to_go_on, stopping_in_order
 from legend_hf.reading.templates import Tokens
 
 logger = logging.getLogger(__name__)
-
-ROWS_AT_ONCE = 1000
 
 
 def fit_direction(
@@ -234,7 +234,7 @@ def _rows(rows: Iterable[Mapping[str, Any]], columns: Columns, on_error: str) ->
     """Reads every row before anything costly happens."""
     pairs: list[Pair] = []
     skipped = 0
-    for first, batch in _batches(rows):
+    for first, batch in batches_of(rows):
         for entry in pairs_from_batch(batch, columns, first_row=first):
             if isinstance(entry, Pair):
                 pairs.append(entry)
@@ -245,37 +245,16 @@ def _rows(rows: Iterable[Mapping[str, Any]], columns: Columns, on_error: str) ->
     return pairs, skipped
 
 
-def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterable[tuple[int, dict[str, list[Any]]]]:
-    names: list[str] = []
-    chunk: list[Mapping[str, Any]] = []
-    first = 0
-    for number, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise RowError(number, None, f"given {row!r:.60}; allowed is a dict with `chosen` and `rejected`")
-        names += [name for name in row if name not in names]
-        chunk.append(row)
-        if len(chunk) == ROWS_AT_ONCE:
-            yield first, {name: [r.get(name) for r in chunk] for name in names}
-            first, chunk = first + len(chunk), []
-    if chunk:
-        yield first, {name: [r.get(name) for r in chunk] for name in names}
-
-
 def _encode(
     opened: OpenReader, pairs: Sequence[Pair], on_error: str
 ) -> tuple[list[Pair], list[tuple[Tokens, Tokens]], int]:
     """Tokenises both sides of every pair; the pairs that do not fit are refused or left out."""
-    chosen = opened.encode([pair.chosen for pair in pairs], fitting=True)
-    rejected = opened.encode([pair.rejected for pair in pairs], fitting=True)
-    kept, texts = [], []
-    for row, (pair, c, r) in enumerate(zip(pairs, chosen, rejected, strict=True)):
-        if isinstance(c, Tokens) and isinstance(r, Tokens):
-            kept.append(pair)
-            texts.append((c, r))
-        elif on_error == "raise":
-            column, error = (pair.columns[0], c) if not isinstance(c, Tokens) else (pair.columns[1], r)
-            raise RowError(row, column, str(error))
-    return kept, texts, len(pairs) - len(kept)
+    rows = encode_rows(partial(opened.encode, fitting=True), of_pairs(pairs))
+    for row in rows:
+        if isinstance(row, RowError) and on_error == "raise":
+            raise row
+    kept = [(pair, row) for pair, row in zip(pairs, rows, strict=True) if not isinstance(row, RowError)]
+    return [pair for pair, _ in kept], [(chosen, rejected) for _, (chosen, rejected) in kept], len(pairs) - len(kept)
 
 
 def _not_finite(differences: np.ndarray) -> set[int]:

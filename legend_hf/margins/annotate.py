@@ -6,14 +6,16 @@ knows neither models nor what the columns mean.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.columns import kind_of, shown_as
 from legend_hf.margins.margin_fn import LegendMarginFn
 from legend_hf.margins.scoring import GivenDirection
+from legend_hf.margins.transform import Transform
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.stopping import stopping_in_order
 
@@ -22,32 +24,7 @@ if TYPE_CHECKING:
 
     AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, IterableDatasetDict)
 
-
-class Transform(Protocol):
-    """What `annotate` needs of a transform: `LegendMarginFn`, `LegendScoreFn` and `PairSimilarityFn` are such."""
-
-    @property
-    def skips(self) -> bool:
-        """Whether rows that cannot be read are skipped."""
-
-    @property
-    def how_to_go_on(self) -> str:
-        """What to do after a run was stopped."""
-
-    def __call__(self, batch: Any, rank: int | None = None) -> Any:
-        """The new columns of a batch."""
-
-    def features(self, features: Any) -> Any:
-        """The features of a dataset after it."""
-
-    def check_free(self, columns: Collection[str]) -> None:
-        """Refuses to overwrite columns unless asked to."""
-
-    def check(self, batch: Mapping[str, Any] | Dataset, *, first_row: int = 0) -> RowError | None:
-        """The first row of a batch that cannot be read."""
-
-    def fingerprint(self) -> str:
-        """Hash of all that decides the columns."""
+logger = logging.getLogger(__name__)
 
 
 def annotate(
@@ -88,8 +65,14 @@ def annotate(
             "`DatasetDict(splits)` or `load_dataset(id)`"
         )
     named = isinstance(fn, Direction | str | os.PathLike | Mapping)
-    transform: Transform = LegendMarginFn(fn) if named else fn  # type: ignore[arg-type, assignment]
+    transform = LegendMarginFn(fn) if named else fn  # type: ignore[arg-type]
+    if not isinstance(transform, Transform):
+        raise ValueError(
+            f"`fn` is {kind_of(fn)}; allowed are a transform of this library, such as `LegendMarginFn(direction)`, and "
+            "what that one takes as direction"
+        )
     splits = dataset if isinstance(dataset, DatasetDict | IterableDatasetDict) else {None: dataset}
+    splits = {name: transform.cleared(split) for name, split in splits.items()}
     with stopping_in_order(transform.how_to_go_on, workers=num_proc is not None):
         for name, split in splits.items():
             try:
@@ -99,6 +82,9 @@ def annotate(
                     refusal.add_note('`on_error="skip"` is an option of `LegendMarginFn`: give `annotate` one of those')
                 raise
         done = {name: _annotate_split(split, transform, batch_size, num_proc) for name, split in splits.items()}
+    in_memory = [split for split in done.values() if isinstance(split, Dataset)]
+    for doubt in dict.fromkeys(said for split in in_memory for said in transform.doubts(split)):
+        logger.warning(doubt)
     return type(dataset)(done) if None not in done else done[None]
 
 

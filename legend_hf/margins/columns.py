@@ -6,13 +6,11 @@ says what to do. This file does not know what a number means.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from legend_hf.reading.formats import RowError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -73,18 +71,6 @@ def one_size(numbers: np.ndarray) -> str | None:
         return None
     of = "all" if len(sizes) == 1 else f"{counts.max()} of"
     return f"{of} {len(numbers)} are of the size {sizes[counts.argmax()]:g}"
-
-
-def raise_first(refusals: Iterable[RowError | None]) -> None:
-    """Raises the first refusal that there is."""
-    for refusal in refusals:
-        if refusal is not None:
-            raise refusal
-
-
-def first_refusal(row: Sequence[Any]) -> RowError | None:
-    """Of what each reader made of one row: the first refusal."""
-    return next((entry for entry in row if isinstance(entry, RowError)), None)
 
 
 def after(features: Features | None, new: Features) -> Features | None:
@@ -179,6 +165,16 @@ def numbers_of(split: Dataset, column: str) -> np.ndarray | None:
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         return None
     return pc.fill_null(pc.cast(values, pa.float64()), float("nan")).to_numpy()
+
+
+def ok_rows(split: Dataset, *statuses: str) -> np.ndarray:
+    """Numbers of the rows `[n]` that were read, rising, by those of these columns that there are."""
+    good = np.ones(len(split), dtype=bool)
+    for status in statuses:
+        if status in split.column_names:
+            said = split.select_columns(status).with_format("arrow")[:].column(status)
+            good &= np.array([one == OK for one in said.to_pylist()], dtype=bool)
+    return np.flatnonzero(good)
 
 
 def remedy_for(split: Dataset, column: str) -> str:

@@ -1,8 +1,8 @@
 """Texts become scores along directions: from the store where it has them, else from the model.
 
-In: directions, and encoded texts. Out: one score for each text and direction, float64. A `Scorer` is plain data that
-the transforms carry, and pickles as such; readers and stores are opened where they are used. This file knows neither
-rows nor columns nor what is made of a score.
+In: directions, and texts. Out: one score for each text and direction, float64. A `Scorer` is plain data that transforms
+carry, their `Reading`; readers and stores are opened where they are used. This file knows neither rows nor columns nor
+what is made of a score.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from legend_hf._version import __version__
+from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.store import Store, check_path, open_store
-from legend_hf.reading.formats import RowError
+from legend_hf.reading.formats import Conversation
 from legend_hf.reading.forward import Way
 from legend_hf.reading.plain import make_plain
 from legend_hf.reading.reader import (
@@ -33,7 +34,7 @@ from legend_hf.reading.reader import (
     with_layer,
 )
 from legend_hf.reading.stopping import finish_batches, how_to_go_on, settle_in_worker
-from legend_hf.reading.templates import Tokens
+from legend_hf.reading.templates import TextError, Tokens
 
 # A change that alters numbers raises this: it is part of the pickled state and of the store's keys. An imported class
 # is hashed by its name alone, so a `map` cache would otherwise survive the upgrade.
@@ -83,7 +84,20 @@ class Scorer:
         """What to do after a run was stopped."""
         return how_to_go_on(self.store)
 
-    def open(self, rank: int | None = None) -> list[Scoring]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the directions."""
+        return tuple(name for name, _ in self.directions)
+
+    def __getitem__(self, name: str) -> Direction:
+        """The direction of that name."""
+        return dict(self.directions)[name]
+
+    def not_finite(self, name: str) -> str:
+        """What is wrong with a text whose score along that direction is NaN or infinite."""
+        return self[name].reader.not_finite
+
+    def open(self, rank: int | None = None) -> OpenScorer:
         """Opens each reader once, with the directions that it serves: those that read alike but for the layer.
 
         Args:
@@ -103,7 +117,7 @@ class Scorer:
             deepest = max(direction.reader.layer for _, direction in directions)
             opened_reader = open_reader(reader, runtime, depth=deepest)
             opened.append(Scoring(opened_reader, tuple(directions), self.how_to_go_on, store))
-        return opened
+        return OpenScorer(tuple(opened))
 
     def deciding(self) -> list[Any]:
         """All that decides a score and what is made of it, and nothing that only says where to compute it."""
@@ -113,56 +127,68 @@ class Scorer:
         return parts
 
     def state(self) -> tuple[dict[str, Any], tuple[bytes, ...]]:
-        """Plain values and the vectors' bytes, equal for equal scorers."""
+        """Plain values and the vectors' bytes, equal for equal scorers: what is known of a fit makes no score."""
         values = {
             "scoring_version": SCORING_VERSION,
             "directions": [
                 {
                     "name": name,
-                    "config": direction.to_config(),
-                    "repo_id": direction.repo_id,
-                    "revision": direction.revision,
-                    "model_path": direction.model_path,
-                    "deciding": deciding(direction.reader, direction.model_path),
+                    "reader": list(direction.reader.to_dict().values()),
+                    "calibration": asdict(direction.calibration),
+                    "from": [direction.repo_id, direction.revision, direction.model_path],
+                    "folder": deciding(direction.reader, direction.model_path)[1],
                 }
                 for name, direction in self.directions
             ],
-            "where": {
-                "device": self.device,
-                "batch_tokens": self.batch_tokens,
-                "route": self.route,
-                "trust_remote_code": self.trust_remote_code,
-                "store": self.store,
-            },
+            "where": [self.device, self.batch_tokens, self.route, self.trust_remote_code, self.store],
         }
         return values, tuple(direction.vector.tobytes() for _, direction in self.directions)
 
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any], vectors: Sequence[bytes]) -> Scorer:
+        """The scorer that `state` describes.
 
-def scorer_from_state(values: Mapping[str, Any], vectors: Sequence[bytes]) -> Scorer:
-    """The scorer that `Scorer.state` describes.
+        Raises:
+            ValueError: It was written by a version that scores differently.
+        """
+        if values["scoring_version"] != SCORING_VERSION:
+            raise ValueError(
+                f"this transform was pickled by a version of legend_hf that scores differently (scoring version "
+                f"{values['scoring_version']}, this one has {SCORING_VERSION}); make it anew"
+            )
+        directions = tuple(
+            (
+                entry["name"],
+                Direction(
+                    np.frombuffer(vector, dtype=np.float32).copy(),
+                    Reader(*entry["reader"]),
+                    Calibration.from_dict(entry["calibration"]),
+                    **dict(zip(("repo_id", "revision", "model_path"), entry["from"], strict=True)),
+                ),
+            )
+            for entry, vector in zip(values["directions"], vectors, strict=True)
+        )
+        return cls(directions, *values["where"])
+
+
+def scorer_of(
+    direction: GivenDirection | Mapping[str, GivenDirection],
+    *,
+    revision: str | None = None,
+    model: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    batch_tokens: int | None = None,
+    route: Way | None = None,
+    trust_remote_code: bool = False,
+    store: str | os.PathLike[str] | None = None,
+) -> Scorer:
+    """Makes the Scorer of one direction or of several. Arguments are those of `LegendMarginFn`.
 
     Raises:
-        ValueError: It was written by a version that scores differently.
+        ValueError: An argument that is not allowed, which is found before anything is loaded.
     """
-    if values["scoring_version"] != SCORING_VERSION:
-        raise ValueError(
-            f"this transform was pickled by a version of legend_hf that scores differently (scoring version "
-            f"{values['scoring_version']}, this one has {SCORING_VERSION}); make it anew"
-        )
-    directions = tuple(
-        (
-            entry["name"],
-            Direction.from_config(
-                entry["config"],
-                np.frombuffer(vector, dtype=np.float32).copy(),
-                repo_id=entry["repo_id"],
-                revision=entry["revision"],
-                model_path=entry["model_path"],
-            ),
-        )
-        for entry, vector in zip(values["directions"], vectors, strict=True)
-    )
-    return Scorer(directions, **values["where"])
+    where = Scorer((), device, batch_tokens, route, trust_remote_code, None if store is None else os.fspath(store))
+    return replace(where, directions=load_directions(direction, revision=revision, model=model))
 
 
 def load_directions(
@@ -194,6 +220,23 @@ def _loaded(direction: GivenDirection, revision: str | None, model: str | os.Pat
         return direction
     check_folder(direction.reader, os.fspath(model))
     return replace(direction, model_path=os.fspath(model))
+
+
+@dataclass(frozen=True, eq=False)
+class OpenScorer:
+    """Open readers, each with its directions. A text is a tuple of token ids, one entry for each reader."""
+
+    readings: tuple[Scoring, ...]
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[tuple[Tokens, ...] | TextError]:
+        """Tokenises texts for every reader; what one of them cannot read comes back as its error."""
+        encoded = zip(*(scoring.opened.encode(conversations) for scoring in self.readings), strict=True)
+        return [next((t for t in texts if isinstance(t, TextError)), texts) for texts in encoded]
+
+    def read(self, texts: Sequence[tuple[Tokens, ...]]) -> dict[str, np.ndarray]:
+        """Scores `[n]`, float64, of each direction."""
+        scores = [scoring.score([text[place] for text in texts]) for place, scoring in enumerate(self.readings)]
+        return {name: values for found in scores for name, values in found.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,18 +297,6 @@ class Scoring:
         label = f"{direction.reader.name}, layer {direction.reader.layer}"
         standing = self.store.keep(self.digests[name], finite, label=label)
         return np.array([standing.get(key, score) for key, score in zip(keys, read, strict=True)])
-
-
-def not_finite(numbers: np.ndarray, rows: Sequence[int], direction: Direction) -> dict[int, RowError]:
-    """Refuses the rows of which a number is NaN or infinite.
-
-    Args:
-        numbers: `[k, n]`, in the type in which they are written.
-        rows: The row that each of the n is of; a row may stand several times.
-        direction: The direction that they are of.
-    """
-    bad = np.flatnonzero(~np.isfinite(numbers).all(axis=0)).tolist()
-    return {rows[i]: RowError(rows[i], None, direction.reader.not_finite) for i in bad}
 
 
 def _identity(direction: Direction) -> list[Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from numbers import Real
@@ -43,7 +43,8 @@ from legend_hf.preferences.similarity import (
 )
 from legend_hf.reading.formats import SKIP, Columns, Conversation, RowError, responses_from_batch
 from legend_hf.reading.plain import check_choice, check_on_error
-from legend_hf.reading.templates import TextError, Tokens
+from legend_hf.reading.rows import encode_rows, of_responses
+from legend_hf.reading.templates import Tokens
 
 if TYPE_CHECKING:
     import os
@@ -437,22 +438,16 @@ def _scored(
     first: int,
 ) -> Iterator[_Row | RowError]:
     """Puts texts and scores to the responses of one batch."""
-    texts: Iterator[Tokens | TextError] = iter(())
-    if embedder is not None:
-        texts = iter(embedder.encode([one for row in rows if not isinstance(row, RowError) for one in row]))
-    for number, (row, given) in enumerate(zip(rows, scores, strict=True), start=first):
+    encode: Callable[[Sequence[Conversation]], list[Any]] = list if embedder is None else embedder.open().encode
+    read = encode_rows(encode, of_responses(rows, columns.responses), first_row=first)
+    for number, (row, given) in enumerate(zip(read, scores, strict=True), start=first):
+        why = None if isinstance(row, RowError) else _why_no_scores(given, len(row), columns.responses)
         if isinstance(row, RowError):
             yield row
-            continue
-        read = [next(texts) for _ in row] if embedder is not None else []
-        unread = next(((i, text) for i, text in enumerate(read) if isinstance(text, TextError)), None)
-        why = _why_no_scores(given, len(row), columns.responses)
-        if unread is not None:
-            yield RowError(number, f"{columns.responses}[{unread[0]}]", str(unread[1]))
         elif why is not None:
             yield RowError(number, scores_column, why)
         else:
-            yield _Row(tuple(t for t in read if isinstance(t, Tokens)), tuple(float(score) for score in given))
+            yield _Row(() if embedder is None else row, tuple(float(score) for score in given))
 
 
 def _why_no_scores(given: Any, responses: int, column: str) -> str | None:
@@ -487,9 +482,9 @@ def _find_pairs(rows: Iterator[_Row | RowError | None], rule: str, embedder: Emb
                 usable.append((number, row))
         vectors = None
         if embedder is not None:
-            vectors = embedder.embed([text for _, row in usable for text in row.texts])  # [responses, d_model]
+            vectors = embedder.open().embed([text for _, row in usable for text in row.texts])  # [responses, d_model]
             if not np.isfinite(vectors).all():
-                raise ValueError(embedder.reader.not_finite.removesuffix(SKIP))
+                raise ValueError(embedder.not_finite().removesuffix(SKIP))
         place = 0
         for number, good in usable:
             own = None if vectors is None else vectors[place : place + len(good.scores)]

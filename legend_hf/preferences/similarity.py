@@ -11,28 +11,33 @@ responses lose what is beyond 512 tokens (its dialogue data) or 128 (its forum d
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins import scoring
-from legend_hf.margins.columns import OK, after, check_free, check_rank, raise_first, written
+from legend_hf.margins.transform import Transform
 from legend_hf.reading import templates
-from legend_hf.reading.formats import Columns, Conversation, Pair, RowError, names_of, pairs_from_batch
-from legend_hf.reading.plain import check_on_error, make_plain, plain
-from legend_hf.reading.reader import Reader, Runtime, deciding, describe_model, open_reader, resolve_device, with_layer
+from legend_hf.reading.formats import Columns, Conversation, RowError, pairs_from_batch
+from legend_hf.reading.plain import make_plain
+from legend_hf.reading.reader import (
+    OpenReader,
+    Reader,
+    Runtime,
+    deciding,
+    describe_model,
+    open_reader,
+    resolve_device,
+    with_layer,
+)
+from legend_hf.reading.rows import Row, of_pairs
 from legend_hf.reading.stopping import settle_in_worker
 from legend_hf.reading.templates import TextError, Tokens
-
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
 
 # A change that alters numbers raises this; it is part of the pickled state, by which `map` finds cached results.
 SIMILARITY_VERSION = 1
@@ -68,45 +73,90 @@ class Embedder:
         """Makes numbers and paths what pickles and hashes alike."""
         make_plain(self)
 
-    def encode(self, conversations: Sequence[Conversation], *, rank: int | None = None) -> list[Tokens | TextError]:
+    names = ("",)
+    how_to_go_on = "nothing was kept, for similarities have no store: the next run reads all rows again"
+
+    def open(self, rank: int | None = None) -> OpenEmbedder:
+        """Loads the model, once per process.
+
+        Args:
+            rank: Of the worker; GPUs go round.
+        """
+        settle_in_worker()
+        device = resolve_device(self.device, rank)
+        runtime = Runtime(self.path, device, self.batch_tokens, self.trust_remote_code)
+        return OpenEmbedder(self, open_reader(self.reader, runtime))
+
+    def not_finite(self, name: str = "") -> str:
+        """What is wrong with a text whose embedding is NaN or infinite."""
+        return self.reader.not_finite
+
+    def deciding(self) -> list[Any]:
+        """All that decides an embedding, and nothing that only says where to compute it."""
+        return [*_versions(), *deciding(self.reader, self.path), self.max_length]
+
+    def state(self) -> tuple[dict[str, Any], tuple[bytes, ...]]:
+        """Plain values, and no vector."""
+        return {"similarity_version": _versions(), "embedder": asdict(self)}, ()
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any], vectors: Sequence[bytes]) -> Embedder:
+        """The Embedder that `state` describes.
+
+        Raises:
+            ValueError: It was written by a version that measures similarity differently.
+        """
+        if values["similarity_version"] != _versions():
+            raise ValueError(
+                f"this transform was pickled by a version of legend_hf that measures similarity differently (version "
+                f"{values['similarity_version']}, this one has {_versions()}); make it anew"
+            )
+        return cls(**{**values["embedder"], "reader": Reader(**values["embedder"]["reader"])})
+
+
+@dataclass(frozen=True, eq=False)
+class OpenEmbedder:
+    """An Embedder with its model in memory. Get one from `Embedder.open`."""
+
+    embedder: Embedder
+    opened: OpenReader
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[Tokens | TextError]:
         """Tokenises the responses, each alone, and cuts their ends; one that has no tokens comes back as an error.
 
         Args:
             conversations: Prompts, which are not looked at, with their responses.
-            rank: Of the worker.
         """
-        opened = self._open(rank)
+        tokenizer = self.opened.tokenizer
         texts = templates.tokenize(
-            [_alone(conversation, opened.tokenizer) for conversation in conversations],
-            opened.tokenizer,
+            [_alone(conversation, tokenizer) for conversation in conversations],
+            tokenizer,
             eos="none",
             pooling="mean",
             max_length=sys.maxsize,  # cut below, at the other end than for a margin
         )
-        return [_cut(text, self.max_length) if isinstance(text, Tokens) else text for text in texts]
+        return [_cut(text, self.embedder.max_length) if isinstance(text, Tokens) else text for text in texts]
 
-    def embed(self, texts: Sequence[Tokens], *, rank: int | None = None) -> np.ndarray:
+    def embed(self, texts: Sequence[Tokens]) -> np.ndarray:
         """Reads texts and means their hidden states: `[n, d_model]`, float32. A text that stands twice is read once.
 
         Args:
             texts: What `encode` gave.
-            rank: Of the worker.
 
         Returns:
             Not finite where the model's dtype could not hold the numbers.
         """
-        opened = self._open(rank)
+        reader = self.embedder.reader
         distinct = list(dict.fromkeys(texts))
         place = {text: i for i, text in enumerate(distinct)}
-        vectors = np.empty((len(distinct), self.reader.d_model), dtype=np.float32)
-        for index, hidden in opened.read(distinct, [self.reader.layer]):
+        vectors = np.empty((len(distinct), reader.d_model), dtype=np.float32)
+        for index, hidden in self.opened.read(distinct, [reader.layer]):
             vectors[index] = hidden[:, 0].cpu().numpy()
         return vectors[[place[text] for text in texts]]
 
-    def _open(self, rank: int | None) -> Any:
-        settle_in_worker()
-        device = resolve_device(self.device, rank)
-        return open_reader(self.reader, Runtime(self.path, device, self.batch_tokens, self.trust_remote_code))
+    def read(self, texts: Sequence[Tokens]) -> dict[str, np.ndarray]:
+        """The embeddings, under the only name there is."""
+        return {"": self.embed(texts)}
 
 
 def embedder_of(
@@ -167,7 +217,7 @@ def embedder_of(
     )
 
 
-class PairSimilarityFn:
+class PairSimilarityFn(Transform):
     """Adds `pair_similarity` to a preference dataset: `annotate(ds, PairSimilarityFn("your/base-model"))`.
 
     The cosine of the two responses' embeddings, float32, in [-1, 1], never null: near 1 where the two say nearly the
@@ -208,6 +258,9 @@ class PairSimilarityFn:
         OSError: The model or its tokenizer cannot be loaded.
     """
 
+    may_write: ClassVar = {COLUMN: "float32"}
+    status = STATUS
+
     def __init__(
         self,
         model: str | os.PathLike[str] | Reader | Direction,
@@ -225,134 +278,34 @@ class PairSimilarityFn:
         rejected_column: str = "rejected",
         trust_remote_code: bool = False,
     ) -> None:
-        check_on_error(on_error)
-        self._embedder = embedder_of(
-            model,
-            revision=revision,
-            layer=layer,
-            max_length=max_length,
-            device=device,
-            batch_tokens=batch_tokens,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
+        super().__init__(
+            Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column),
+            on_error=on_error,
+            overwrite=overwrite,
         )
-        self._on_error = on_error
-        self._overwrite = overwrite
-        self._columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
+        self._read_with(
+            embedder_of(
+                model,
+                revision=revision,
+                layer=layer,
+                max_length=max_length,
+                device=device,
+                batch_tokens=batch_tokens,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+            )
+        )
 
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns this writes, in order."""
-        return [COLUMN, *([STATUS] if self.skips else [])]
+    def _rows(self, batch: Any, first_row: int) -> list[Row | RowError]:
+        return of_pairs(pairs_from_batch(batch, self._columns, first_row=first_row))
 
-    @property
-    def skips(self) -> bool:
-        """Whether rows that cannot be read are skipped."""
-        return self._on_error == "skip"
-
-    @property
-    def how_to_go_on(self) -> str:
-        """What to do after a run was stopped."""
-        return "nothing was kept, for similarities have no store: the next run reads all rows again"
-
-    def features(self, features: Features | None) -> Features | None:
-        """The features of a dataset after this transform, which streaming needs; None for None, as `LegendMarginFn`."""
-        return after(features, self._types())
-
-    def _types(self) -> Features:
-        """The features of the new columns alone, in order."""
-        from datasets import Features, Value
-
-        return Features({name: Value("string" if name == STATUS else "float32") for name in self.columns})
-
-    def __call__(self, batch: Any, rank: int | None = None) -> Any:
-        """Embeds the responses of one batch; this is what `map` calls.
-
-        Args:
-            batch: Columns of one batch, in any format.
-            rank: Of the worker, with `with_rank=True`.
-
-        Returns:
-            The new columns, `[n]` each; for a table or a frame, a copy of it with them.
-
-        Raises:
-            ValueError: Not called with `batched=True`, or a column would be overwritten.
-            RowError: A row cannot be read (with `on_error="raise"`); no text of the batch has been read then.
-        """
-        check_rank(rank)
-        self.check_free(names_of(batch))
-        rows = self._encode(pairs_from_batch(batch, self._columns), rank)
-        raise_first(row for row in rows if isinstance(row, RowError) and not self.skips)
-        good = [i for i, row in enumerate(rows) if not isinstance(row, RowError)]
-        vectors = self._embedder.embed([t for row in rows if not isinstance(row, RowError) for t in row], rank=rank)
-        for i, finite in zip(good, np.isfinite(vectors).reshape(len(good), -1).all(axis=1), strict=True):
-            if not finite:
-                rows[i] = RowError(i, None, self._embedder.reader.not_finite)
-        raise_first(row for row in rows if isinstance(row, RowError) and not self.skips)
-        similarity = np.zeros(len(rows), dtype=np.float32)
-        read = np.array([not isinstance(rows[i], RowError) for i in good], dtype=bool)
-        similarity[np.array(good, dtype=int)[read]] = cosine(vectors[0::2][read], vectors[1::2][read])
-        columns: dict[str, Any] = {COLUMN: similarity}
-        if self.skips:
-            columns[STATUS] = [row.status if isinstance(row, RowError) else OK for row in rows]
-        return written(batch, columns, self._types())
-
-    def check(self, batch: Mapping[str, Any] | Dataset, *, first_row: int = 0) -> RowError | None:
-        """Finds the first row of a batch that cannot be read, without reading any.
-
-        Args:
-            batch: Columns of one batch.
-            first_row: Number of its first row in the dataset, for the message.
-        """
-        rows = self._encode(pairs_from_batch(batch, self._columns, first_row=first_row), None, first_row=first_row)
-        return next((row for row in rows if isinstance(row, RowError)), None)
-
-    def check_free(self, there: Collection[str]) -> None:
-        """Refuses to overwrite columns unless asked to.
-
-        Raises:
-            ValueError: A column exists and `overwrite` is False.
-        """
-        check_free(self.columns, there, overwrite=self._overwrite)
-
-    def fingerprint(self) -> str:
-        """Hash of all that decides the columns, and of nothing that only says where to compute them."""
-        embedder = self._embedder
-        decides = [
-            *_versions(),
-            *deciding(embedder.reader, embedder.path),
-            embedder.max_length,
-            self._on_error,
-            asdict(self._columns),
-        ]
-        return hashlib.sha256(json.dumps(plain(decides), sort_keys=True).encode()).hexdigest()[:32]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as one string, so that equal transforms give equal bytes. No model is in it: workers load theirs."""
-        state = {
-            "similarity_version": _versions(),
-            "embedder": asdict(self._embedder),
-            "on_error": self._on_error,
-            "overwrite": self._overwrite,
-            "columns": asdict(self._columns),
-        }
-        return _rebuild, (json.dumps(plain(state), sort_keys=True),)
-
-    def _encode(
-        self, pairs: Sequence[Pair | RowError], rank: int | None, *, first_row: int = 0
-    ) -> list[tuple[Tokens, Tokens] | RowError]:
-        """Tokenises both responses of every pair; a row that cannot be read is a `RowError`."""
-        good = [(row, pair) for row, pair in enumerate(pairs) if isinstance(pair, Pair)]
-        texts = self._embedder.encode([side for _, pair in good for side in (pair.chosen, pair.rejected)], rank=rank)
-        result: list[Any] = list(pairs)
-        for (row, pair), chosen, rejected in zip(good, texts[0::2], texts[1::2], strict=True):
-            bad = [
-                RowError(first_row + row, name, str(text))
-                for name, text in zip(pair.columns, (chosen, rejected), strict=True)
-                if isinstance(text, TextError)
-            ]
-            result[row] = bad[0] if bad else (chosen, rejected)
-        return result
+    def _make(self, name: str, numbers: Sequence[np.ndarray | None], batch: Any) -> dict[str, Any]:
+        """See `Transform`; the numbers are the two responses' embeddings. A row without is 0.0."""
+        read = np.array([pair is not None for pair in numbers], dtype=bool)
+        similarity = np.zeros(len(numbers), dtype=np.float32)
+        if read.any():
+            similarity[read] = cosine(*np.stack([pair for pair in numbers if pair is not None], axis=1))
+        return {COLUMN: similarity}
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -379,22 +332,6 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 def _versions() -> list[int]:
     """What the numbers depend on beside the model: this file, and how texts are read."""
     return [SIMILARITY_VERSION, scoring.SCORING_VERSION]
-
-
-def _rebuild(state: str) -> PairSimilarityFn:
-    """Unpickles a transform, refusing one whose numbers this version would not reproduce."""
-    read = json.loads(state)
-    if read["similarity_version"] != _versions():
-        raise ValueError(
-            f"this transform was pickled by a version of legend_hf that measures similarity differently (version "
-            f"{read['similarity_version']}, this one has {_versions()}); make it anew"
-        )
-    fn = PairSimilarityFn.__new__(PairSimilarityFn)
-    fn._embedder = Embedder(**{**read["embedder"], "reader": Reader(**read["embedder"]["reader"])})
-    fn._on_error = read["on_error"]
-    fn._overwrite = read["overwrite"]
-    fn._columns = Columns(**read["columns"])
-    return fn
 
 
 def _alone(conversation: Conversation, tokenizer: Any) -> templates.Rendered:

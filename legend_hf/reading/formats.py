@@ -37,6 +37,7 @@ It does not know tokens, templates, models, or what happens to a refused row.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import reprlib
@@ -274,6 +275,11 @@ def opening(conversation: Conversation) -> str:
         if message["role"] == "user":
             return str(message.get("content") or "")
     return str(conversation.response[0].get("content") or "")
+
+
+def prompt_key(conversation: Conversation) -> str:
+    """Identity of a prompt in that sense, short enough to keep one for every row."""
+    return hashlib.sha256(opening(conversation).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def response_length(conversation: Conversation) -> int:

@@ -6,7 +6,6 @@ for their lengths and prompts alone. This file measures nothing.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,10 +23,11 @@ from legend_hf.reading.formats import (
     Conversation,
     Pair,
     RowError,
-    opening,
     pairs_from_batch,
+    prompt_key,
     response_length,
 )
+from legend_hf.reading.rows import batches_of
 from legend_hf.reports.findings import Margins
 from legend_hf.reports.measure import NO_CATEGORY, renumbered
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 1000
 MOST_CATEGORIES = 200
-DIGEST = 32  # characters of a prompt's hash that are kept
 EXCERPT = 80
 # What follows `margin_` in columns that are not the margins of a direction of that name.
 _KINDS = ("raw", "bin", "prob", "negative", "status", "direction")
@@ -111,7 +110,7 @@ def read_margins(
         )
     row: list[int] = []
     longer: list[int] = []
-    keys: list[bytes] = []
+    keys: list[str] = []
     categories: list[Any] = []
     total = 0
     for batch in chain([first] if first else [], batches):
@@ -158,17 +157,10 @@ def expected_names(categories: Sequence[str], category_column: str | None) -> tu
     return tuple(dict.fromkeys(str(name)[:EXCERPT] for name in categories))
 
 
-def read_pairs(rows: Sequence[Mapping[str, Any]], columns: Columns) -> Iterator[list[Pair | RowError]]:
+def read_pairs(rows: Iterable[Mapping[str, Any]], columns: Columns) -> Iterator[list[Pair | RowError]]:
     """Reads rows of pairs, some at a time."""
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        chunk = rows[first : first + ROWS_AT_ONCE]
-        names = list(dict.fromkeys(name for row in chunk for name in row))
-        yield pairs_from_batch({name: [row.get(name) for row in chunk] for name in names}, columns, first_row=first)
-
-
-def prompt_key(conversation: Conversation) -> bytes:
-    """Identity of a prompt, short enough to keep one for every row."""
-    return hashlib.sha256(opening(conversation).encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST].encode()
+    for first, batch in batches_of(rows):
+        yield pairs_from_batch(batch, columns, first_row=first)
 
 
 def _directions(names: Sequence[str], features: Mapping[str, Any], batch: Mapping[str, Any]) -> list[_Direction]:

@@ -19,25 +19,26 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.hub.cards import FEW_PROMPTS
-from legend_hf.margins.columns import kind_of, raise_first
-from legend_hf.margins.scoring import GivenDirection, Scorer, not_finite
+from legend_hf.margins.columns import kind_of
+from legend_hf.margins.scoring import GivenDirection, Scorer
 from legend_hf.reading.formats import (
     Columns,
     RowError,
+    prompt_key,
     response_length,
     responses_from_batch,
 )
 from legend_hf.reading.plain import check_on_error
 from legend_hf.reading.reader import OpenReader
+from legend_hf.reading.rows import encode_rows, of_responses
 from legend_hf.reading.templates import Tokens
 from legend_hf.reports.findings import Estimate, LadderCheck, Ladders, Rank, Step
-from legend_hf.reports.gather import prompt_key
 from legend_hf.reports.measure import agreement, beside_length, kendall_tau, means_of, renumbered, shares_of
 
 if TYPE_CHECKING:
@@ -98,31 +99,32 @@ def ladder_check(
     if not isinstance(direction, Direction):
         direction = Direction.from_pretrained(direction)
     scorer = Scorer((("", direction),), device=device, batch_tokens=batch_tokens)
-    (scoring,) = scorer.open()
+    (scoring,) = scorer.open().readings
     batches: Iterable[list[_Encoded | RowError]] = _encoded(plain, columns, scoring.opened)
     if on_error == "raise":
         kept = []  # at most 8 bytes for each token of all ladders, so that none is tokenised again
         for encoded in batches:
-            raise_first(entry for entry in encoded if isinstance(entry, RowError))
+            for entry in encoded:
+                if isinstance(entry, RowError):
+                    raise entry
             kept.append(encoded)
         batches = kept
     row: list[int] = []
     scores: list[list[float]] = []
     lengths: list[list[int]] = []
-    keys: list[bytes] = []
+    keys: list[str] = []
     first = 0
     with tqdm(total=len(plain), desc="Scoring ladders", unit="row") as bar:
         for encoded in batches:
             good = [(first + i, entry) for i, entry in enumerate(encoded) if not isinstance(entry, RowError)]
             # Together, so that a prompt is read once for all its responses and a response that stands twice once.
             read = scoring.score([text for _, ladder in good for text in ladder.texts()])[""]
-            refused = not_finite(read[None], [number for number, ladder in good for _ in ladder.lengths], direction)
-            if on_error == "raise":
-                raise_first(refused.values())
             following = iter(read.tolist())
             for number, ladder in good:
                 own = [next(following) for _ in ladder.lengths]
-                if number in refused:
+                if not np.isfinite(own).all():
+                    if on_error == "raise":
+                        raise RowError(number, None, direction.reader.not_finite)
                     continue
                 row.append(number)
                 scores.append(own)
@@ -133,7 +135,7 @@ def ladder_check(
     if len(row) < len(plain):
         lost = np.setdiff1d(np.arange(len(plain)), row).tolist()
         logger.warning("left out %d of %d ladders that cannot be read: rows %s", len(lost), len(plain), lost[:_NAMED])
-    groups = renumbered(np.array(keys))
+    groups = renumbered(np.array(keys, dtype=np.str_))
     return measure_ladders(_padded(scores), _padded(lengths), groups, row=np.array(row, int), rows=len(plain))
 
 
@@ -197,7 +199,7 @@ class _Encoded:
         packed: Their token ids, content positions and last positions.
     """
 
-    prompt: bytes
+    prompt: str
     lengths: list[int]
     packed: list[tuple[np.ndarray, np.ndarray, int]]
 
@@ -210,26 +212,18 @@ def _encoded(ladders: Dataset, columns: Columns, opened: OpenReader) -> Iterator
     """The ladders as token ids, by batches of rows; a row that cannot be read says why."""
     for first in range(0, len(ladders), ROWS_AT_ONCE):
         batch = responses_from_batch(ladders[first : first + ROWS_AT_ONCE], columns, first_row=first)
-        texts = iter(opened.encode([one for row in batch if not isinstance(row, RowError) for one in row]))
+        read = encode_rows(opened.encode, of_responses(batch, columns.responses), first_row=first)
         entries: list[_Encoded | RowError] = []
-        for number, row in enumerate(batch, start=first):
-            if isinstance(row, RowError):
-                entries.append(row)
-                continue
-            read = [next(texts) for _ in row]
-            bad = next((i for i, text in enumerate(read) if not isinstance(text, Tokens)), None)
-            if bad is not None:
-                entries.append(RowError(number, f"{columns.responses}[{bad}]", str(read[bad])))
+        for number, (row, texts) in enumerate(zip(batch, read, strict=True), start=first):
+            if isinstance(texts, RowError) or isinstance(row, RowError):
+                entries.append(cast(RowError, texts))  # what was refused stays refused
             elif len(row) < 2:
                 reason = "given one response; a ladder has at least two, best first; add the others, or drop the row"
                 entries.append(RowError(number, columns.responses, reason))
             else:
-                packed = [
-                    (np.array(text.ids, np.int32), np.array(text.content, np.int32), text.last)
-                    for text in read
-                    if isinstance(text, Tokens)
-                ]
-                entries.append(_Encoded(prompt_key(row[0]), [response_length(response) for response in row], packed))
+                packed = [(np.array(text.ids, np.int32), np.array(text.content, np.int32), text.last) for text in texts]
+                lengths = [response_length(response) for response in row]
+                entries.append(_Encoded(prompt_key(row[0]), lengths, packed))
         yield entries
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from legend_hf.directions.choose import without_length
 from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import Direction
 from legend_hf.directions.estimators import ESTIMATORS, NoDirectionError
-from legend_hf.reading.formats import Columns, Pair, response_length
+from legend_hf.reading.formats import Columns, Pair, RowError, prompt_key, response_length
 from legend_hf.reading.reader import Runtime, open_reader
+from legend_hf.reading.rows import encode_rows, of_pairs
 from legend_hf.reading.templates import Tokens
 from legend_hf.reports.findings import UNKNOWN, Estimate, Stability
-from legend_hf.reports.gather import prompt_key, read_pairs
+from legend_hf.reports.gather import read_pairs
 from legend_hf.reports.measure import FEWEST_PROMPTS, finite_or_none, renumbered
 
 # Halvings and bootstrap draws of the pairs that a direction is fitted on: for the mean difference, whose fits are all
@@ -55,14 +57,13 @@ def stability_of(
     """
     opened = open_reader(direction.reader, Runtime(path=direction.model_path, device=device))
     texts: list[tuple[Tokens, Tokens]] = []
-    keys: list[bytes] = []
+    keys: list[str] = []
     lengths: list[float] = []
-    for entries in read_pairs(list(pairs), columns or Columns()):
-        read = [pair for pair in entries if isinstance(pair, Pair)]
-        sides = opened.encode([side for pair in read for side in (pair.chosen, pair.rejected)], fitting=True)
-        for pair, chosen, rejected in zip(read, sides[0::2], sides[1::2], strict=True):
-            if isinstance(chosen, Tokens) and isinstance(rejected, Tokens):
-                texts.append((chosen, rejected))
+    for entries in read_pairs(pairs, columns or Columns()):
+        rows = encode_rows(partial(opened.encode, fitting=True), of_pairs(entries))
+        for pair, row in zip(entries, rows, strict=True):
+            if isinstance(pair, Pair) and not isinstance(row, RowError):
+                texts.append((row[0], row[1]))
                 keys.append(prompt_key(pair.chosen))
                 lengths.append(math.log1p(response_length(pair.chosen)) - math.log1p(response_length(pair.rejected)))
     (differences,) = read_differences(opened, texts, [direction.reader.layer])
