@@ -176,7 +176,7 @@ class Runtime:
         if self.route is not None:
             check_choice("route", self.route, WAYS)
         if self.device is not None:
-            _parse_device(self.device)
+            parse_device(self.device)
 
 
 def describe_model(
@@ -223,8 +223,8 @@ def describe_model(
             f"`revision` is {revision!r} but {path!r} is a folder; a folder has no revisions: leave it out"
         )
     commit = None if path is not None else _resolve_commit(str(model), revision)
-    config = _load_config(path or str(model), commit, trust_remote_code)
-    tokenizer = _load_tokenizer(path or str(model), commit, trust_remote_code)
+    config = load_config(path or str(model), commit, trust_remote_code)
+    tokenizer = load_tokenizer(path or str(model), commit, trust_remote_code)
     if template == "auto":
         template = templates.CHAT if tokenizer.chat_template else templates.DIALOGUE
     if template == templates.CHAT:
@@ -413,7 +413,7 @@ def resolve_device(device: str | None, rank: int | None = None) -> str:
     count = torch.cuda.device_count()
     if device is None and count == 0:
         return "cpu"
-    kind, index = ("cuda", None) if device is None else _parse_device(device)
+    kind, index = ("cuda", None) if device is None else parse_device(device)
     if kind == "cuda" and index is None and count:
         # A `map` may have more shards than GPUs, so ranks go round.
         return f"cuda:{(rank or 0) % count}"
@@ -436,7 +436,7 @@ def resolve_device(device: str | None, rank: int | None = None) -> str:
     return str(device)
 
 
-def _parse_device(device: str) -> tuple[str, int | None]:
+def parse_device(device: str) -> tuple[str, int | None]:
     """Its kind and number."""
     import torch
 
@@ -464,12 +464,12 @@ def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedMo
             f"`{source}` is a model on the Hub, and something here is called the same, which would be read in its "
             "place; run from another folder, or give the model's folder: `Direction.from_pretrained(..., model=path)`"
         )
-    config = _load_config(source, commit, runtime.trust_remote_code)
-    tokenizer = _load_tokenizer(source, commit, runtime.trust_remote_code)
+    config = load_config(source, commit, runtime.trust_remote_code)
+    tokenizer = load_tokenizer(source, commit, runtime.trust_remote_code)
     identity = _identity(source, commit, runtime.trust_remote_code)
     _check_same(reader, identity, runtime.path)
     _check_match(reader, config, tokenizer)
-    model = _load_weights(source, commit, config, reader.dtype, runtime.trust_remote_code)
+    model = _load_body(source, commit, config, reader.dtype, runtime.trust_remote_code)
     model = model.to(device).eval()
     try:
         route = probe(model, max_length=reader.max_length, force=runtime.route, depth=depth)
@@ -483,19 +483,37 @@ def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedMo
     return LoadedModel(model, tokenizer, config, identity, depth, route)
 
 
-def _load_weights(
-    source: str, commit: str | None, config: PretrainedConfig, dtype: str, trust_remote_code: bool
-) -> Any:
-    """Loads a model without head, saying nothing of the weights that are left out and refusing missing ones."""
-    import torch
+def _load_body(source: str, commit: str | None, config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> Any:
+    """Loads a model without head, refusing one that lacks weights."""
     from transformers import AutoModel
+
+    model, lacking = load_weights(AutoModel, source, commit, config, dtype, trust_remote_code)
+    # An encoder's pooler comes after the hidden states and is often not published.
+    missing = [name for name in lacking if "pooler" not in name]
+    if missing:
+        raise ValueError(
+            f"the weights of {source!r} lack {missing[0]!r}{f' and {len(missing) - 1} more' if missing[1:] else ''}, "
+            "which would be random numbers; use a model whose weights are complete"
+        )
+    return model
+
+
+def load_weights(
+    auto: Any, source: str, commit: str | None, config: PretrainedConfig, dtype: str, trust_remote_code: bool
+) -> tuple[Any, list[str]]:
+    """Loads a model by one of transformers' `Auto` classes, saying nothing of the weights that are left out.
+
+    Returns:
+        The model, and the names of the weights that it lacks, sorted: transformers fills them with random numbers.
+    """
+    import torch
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would list each weight of the head and of blocks not needed
     try:
         with loading_of("model", source):
-            model, info = AutoModel.from_pretrained(
+            model, info = auto.from_pretrained(
                 source,
                 revision=commit,
                 config=config,
@@ -506,17 +524,11 @@ def _load_weights(
             )
     finally:
         transformers_logging.set_verbosity(verbosity)
-    # An encoder's pooler comes after the hidden states and is often not published.
-    missing = [name for name in info["missing_keys"] if "pooler" not in name]
-    if missing:
-        raise ValueError(
-            f"the weights of {source!r} lack {missing[0]!r}{f' and {len(missing) - 1} more' if missing[1:] else ''}, "
-            "which would be random numbers; use a model whose weights are complete"
-        )
-    return model
+    return model, sorted(info["missing_keys"])
 
 
-def _load_config(source: str, commit: str | None, trust_remote_code: bool) -> PretrainedConfig:
+def load_config(source: str, commit: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    """Loads a model's config, refusing what cannot be read, and what it asks for in spite of our own arguments."""
     from transformers import AutoConfig
 
     with loading_of("config", source):
@@ -582,7 +594,8 @@ def _check_inert(config: PretrainedConfig, source: str, trust_remote_code: bool)
         )
 
 
-def _load_tokenizer(source: str, commit: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str, commit: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Loads a model's tokenizer, refusing one that cannot tell where in the text a token stands."""
     from transformers import AutoTokenizer
 
     with loading_of("tokenizer", source):
@@ -701,10 +714,10 @@ def _same_otherwise(name: str, reader: Reader, folder: str, found: Identity) -> 
     if name != "config_sha256" or reader.model is None or found.code_sha256 is not None:
         return False
     try:
-        published = _load_config(reader.model, reader.revision, False)
+        published = load_config(reader.model, reader.revision, False)
     except (OSError, ValueError):
         return False
-    return config_sha256(published.to_dict()) == config_sha256(_load_config(folder, None, False).to_dict())
+    return config_sha256(published.to_dict()) == config_sha256(load_config(folder, None, False).to_dict())
 
 
 def _check_match(reader: Reader, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
