@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from legend_hf.reading.reader import Reader as Reader
     from legend_hf.reports.ladder import ladder_check as ladder_check
     from legend_hf.reports.trl_check import check_for_trl as check_for_trl
+    from legend_hf.writing.writer import Writer as Writer
 
 __all__ = [
     *hand_on(
@@ -57,6 +58,7 @@ __all__ = [
             "PairSimilarityFn": "preferences.similarity",
             "Reader": "reading.reader",
             "RowError": "reading.formats",
+            "Writer": "writing.writer",
             "annotate": "margins.annotate",
             "check_for_trl": "reports.trl_check",
             "compute_corr_at_k": "preferences.corr_at_k",

@@ -69,7 +69,9 @@ READERS = {
     legend_hf.make_pairs: lambda d: legend_hf.make_pairs(Dataset.from_list(ODD), rule="best"),
     legend_hf.curriculum: lambda d: legend_hf.curriculum(Dataset.from_list([{**ODD[0], "margin": 1.0}])),
     legend_hf.export_for: lambda d: legend_hf.export_for(Dataset.from_list([{**ODD[0], "margin": 1.0}])),
-    legend_hf.correction_ladders: lambda d: legend_hf.correction_ladders(Dataset.from_list(ODD), continue_fn=list),
+    legend_hf.correction_ladders: lambda d: legend_hf.correction_ladders(
+        Dataset.from_list(ODD), model=lambda prompts, prefixes: prompts
+    ),
     legend_hf.ladder_pairs: lambda d: legend_hf.ladder_pairs(Dataset.from_list(ODD)),
     legend_hf.compute_corr_at_k: lambda d: legend_hf.compute_corr_at_k(
         Dataset.from_list(ODD), model=str(d.model_path), judge=list

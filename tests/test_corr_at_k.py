@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_causal import CHAT, save_tiny_causal
 
-from legend_hf import RowError
+from legend_hf import RowError, Writer
 from legend_hf.preferences.corr_at_k import KS, CorrAtK, compute_corr_at_k, corr_at_k, refusal_judge
 from legend_hf.preferences.corrections import AFFIRMATIONS
-from legend_hf.writing.writer import Continuer
+from legend_hf.writing import writer as writing
+from legend_hf.writing.writer import OpenWriter
 
 # The sample of the public README; its mean is 0.7615.
 SAMPLE = (0.722, 0.700, 0.630, 0.726, 0.800, 0.830, 0.836, 0.848)
@@ -172,7 +173,9 @@ def model(tiny_llama, tmp_path_factory):
 
 
 def compute(model, judge=refusal_judge, rows=ROWS, **options):
-    return compute_corr_at_k(Dataset.from_dict(rows), model=model, judge=judge, max_new_tokens=6, **options)
+    writes = {name: options.pop(name) for name in ("temperature",) if name in options}
+    writer = Writer(model, max_new_tokens=6, **writes)
+    return compute_corr_at_k(Dataset.from_dict(rows), model=writer, judge=judge, **options)
 
 
 def coin(requests, prefixes, continuations):
@@ -243,7 +246,7 @@ def test_judges_that_give_something_else(model, judge, message):
     ],
 )
 def test_judges_that_cannot_be_asked_are_refused_before_generation(model, monkeypatch, judge, message):
-    monkeypatch.setattr(Continuer, "__call__", lambda *_: pytest.fail("generated first"))
+    monkeypatch.setattr(OpenWriter, "write", lambda *_: pytest.fail("generated first"))
     with pytest.raises(ValueError, match=message):
         compute(model, judge)
 
@@ -282,12 +285,12 @@ def test_a_judge_that_fails_loses_no_continuation(model, tmp_path, monkeypatch):
 
     with pytest.raises(RuntimeError, match="the judge is busy"):
         compute(model, broken, output=tmp_path / "verdicts.jsonl")
-    monkeypatch.setattr(Continuer, "_load", lambda self: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(writing, "load_generator", lambda *given: pytest.fail("a model was loaded"))
     kept = compute(model, output=tmp_path / "verdicts.jsonl")
     monkeypatch.undo()
     assert kept[1][:] == compute(model)[1][:]
     # The control: without the file all are made again.
-    monkeypatch.setattr(Continuer, "_load", lambda self: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(writing, "load_generator", lambda *given: pytest.fail("a model was loaded"))
     with pytest.raises(pytest.fail.Exception, match="a model was loaded"):
         compute(model)
 

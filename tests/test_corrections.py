@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_causal import CHAT, loaded, save_tiny_causal
 
-from legend_hf import RowError
+from legend_hf import RowError, Writer
 from legend_hf.preferences import corrections
 from legend_hf.preferences.corrections import AFFIRMATIONS, DELIMITERS, TRIGGERS, correction_ladders, ladder_pairs
 
@@ -40,7 +40,7 @@ def never(prompts, prefixes):
 
 
 def ladders_of(rows, **options):
-    return correction_ladders(Dataset.from_dict(rows), **{"continue_fn": aligned, **options})
+    return correction_ladders(Dataset.from_dict(rows), **{"model": aligned, **options})
 
 
 def check_ladder(row, cuts=4):
@@ -221,26 +221,24 @@ def test_a_ladder_may_have_other_lengths():
         assert max(pairs["margin"]) == 1.0
 
 
-def test_continue_fn_is_asked_once_for_everything():
+def test_a_function_is_asked_once_for_everything():
     calls = []
 
     def recording(prompts, prefixes):
         calls.append((prompts, prefixes))
         return ["Please ask."] * len(prompts)
 
-    rows = ladders_of(ROWS, continue_fn=recording)
+    rows = ladders_of(ROWS, model=recording)
     ((prompts, prefixes),) = calls
     assert prompts == [ROWS["prompt"][0]] * 5 + [ROWS["prompt"][1]] * 5
     assert [prefix == "" for prefix in prefixes] == [True, *[False] * 4] * 2
     for row, begun in zip(rows, (prefixes[1:5], prefixes[6:]), strict=True):
         # A continuation that begins with a letter is set off by a space.
         assert row["responses"][1:5] == [prefix + " Please ask." for prefix in begun]
-    with pytest.raises(
-        ValueError, match=r"`continue_fn` was given 10 prompts and gave \['x'\]; it must give one string"
-    ):
-        ladders_of(ROWS, continue_fn=lambda prompts, prefixes: ["x"])
+    with pytest.raises(ValueError, match=r"`model` was given 10 prompts and gave \['x'\]; it must give one string"):
+        ladders_of(ROWS, model=lambda prompts, prefixes: ["x"])
     with pytest.raises(ValueError, match="it must give one string for each"):
-        ladders_of(ROWS, continue_fn=lambda prompts, prefixes: [None] * len(prompts))
+        ladders_of(ROWS, model=lambda prompts, prefixes: [None] * len(prompts))
 
 
 def test_other_columns_stay_on_disk_and_in_memory(tmp_path):
@@ -252,7 +250,7 @@ def test_other_columns_stay_on_disk_and_in_memory(tmp_path):
     memory.save_to_disk(tmp_path / "d")
     for dataset in (memory, load_from_disk(tmp_path / "d"), memory.with_format("numpy")):
         before = dataset.to_dict()
-        ladders = correction_ladders(dataset, continue_fn=aligned, response_column="bad")
+        ladders = correction_ladders(dataset, model=aligned, response_column="bad")
         assert ladders.column_names == [*features, "responses", "kinds", "cuts", "affirmation", "triggers"]
         assert {name: ladders.features[name] for name in features} == features
         pairs = ladder_pairs(ladders)
@@ -277,7 +275,7 @@ def test_rows_that_give_no_ladder_are_refused_or_counted(caplog):
         ([4], "prompt", "row 0, column `prompt`: given ' '"),
     ):
         with pytest.raises(RowError, match=message) as error:
-            correction_ladders(Dataset.from_dict(rows).select(keep), continue_fn=never)
+            correction_ladders(Dataset.from_dict(rows).select(keep), model=never)
         assert error.value.column == column
     with caplog.at_level(logging.WARNING, logger="legend_hf"):
         ladders = ladders_of(rows, on_error="skip")
@@ -305,20 +303,20 @@ def test_rungs_that_are_not_what_they_are_taken_for_are_counted_or_left_out(doub
         return [(bad if "cookies" in q else good)[not begun] for q, begun in zip(prompts, prefixes, strict=True)]
 
     with caplog.at_level(logging.WARNING, logger="legend_hf"):
-        kept = ladders_of(ROWS, continue_fn=model)
+        kept = ladders_of(ROWS, model=model)
     assert kept["id"][:] == [7, 8]
     assert f"of 2 ladders {said}; `leave_out` left out 0" in caplog.text
     assert kept.info.description.endswith(f"seed 0; among 2 ladders {said}, of which 0 are left out")
     assert ladder_pairs(kept).info.description == kept.info.description
-    fewer = ladders_of(ROWS, continue_fn=model, leave_out=[doubt])
+    fewer = ladders_of(ROWS, model=model, leave_out=[doubt])
     assert fewer["id"][:] == [7]
     assert fewer.info.description.startswith("1 ladders of 6 responses out of 2 rows, 0 left out")
     assert fewer.info.description.endswith(f"among 2 ladders {said}, of which 1 are left out")
     # The controls: another word leaves it in, and of good rungs nothing is said.
     other = next(name for name in corrections.DOUBTS if name != doubt)
-    assert ladders_of(ROWS, continue_fn=model, leave_out=[other])["id"][:] == [7, 8]
+    assert ladders_of(ROWS, model=model, leave_out=[other])["id"][:] == [7, 8]
     caplog.clear()
-    assert ladders_of(ROWS, continue_fn=aligned).info.description.endswith("seed 0")
+    assert ladders_of(ROWS, model=aligned).info.description.endswith("seed 0")
     assert not caplog.text
 
 
@@ -330,8 +328,8 @@ def test_a_direct_response_must_say_something():
         ]
 
     with pytest.raises(RowError, match="row 1, column `prompt`: the model's direct response to it is empty"):
-        ladders_of(ROWS, continue_fn=silent)
-    assert ladders_of(ROWS, continue_fn=silent, on_error="skip")["id"][:] == [7]
+        ladders_of(ROWS, model=silent)
+    assert ladders_of(ROWS, model=silent, on_error="skip")["id"][:] == [7]
 
 
 def test_nothing_left_keeps_the_columns():
@@ -346,9 +344,9 @@ def test_nothing_left_keeps_the_columns():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"continue_fn": None}, "give `model` or `continue_fn`, one of the two"),
-        ({"model": "somewhere"}, "give `model` or `continue_fn`, one of the two"),
-        ({"output": "x"}, "`output` needs `model`"),
+        ({"model": None}, "`model` is None; give a Hub id, a folder, or a `Writer` of one"),
+        ({"model": lambda text: text}, r"`model` takes \(text\), not two lists; `model\(prompts, pre"),
+        ({"output": "x"}, "`output` keeps what a model writes, and `model` is a function; leave it out"),
         ({"leave_out": "loop"}, "`leave_out` is 'loop'; give a list of some of 'no_refusal', 'silent', 'cut', 'loop'"),
         ({"leave_out": ["loops"]}, r"`leave_out` is \['loops'\]; give a list of some of"),
         ({"cuts": 0}, "`cuts` is 0; it must be at least 1"),
@@ -370,9 +368,9 @@ def test_columns_in_the_way_and_other_kinds_of_data_are_refused():
     with pytest.raises(ValueError, match="has `chosen`, `margin` already"):
         ladder_pairs(ladders_of({**ROWS, "chosen": ["a", "b"], "margin": [1, 2]}))
     with pytest.raises(ValueError, match="given a DatasetDict; allowed is a `Dataset`: take one split"):
-        correction_ladders(DatasetDict({"train": Dataset.from_dict(ROWS)}), continue_fn=aligned)
+        correction_ladders(DatasetDict({"train": Dataset.from_dict(ROWS)}), model=aligned)
     with pytest.raises(ValueError, match="given an IterableDataset; allowed is a `Dataset`"):
-        correction_ladders(Dataset.from_dict(ROWS).to_iterable_dataset(), continue_fn=aligned)
+        correction_ladders(Dataset.from_dict(ROWS).to_iterable_dataset(), model=aligned)
     with pytest.raises(ValueError, match="and not `responses`"):
         ladder_pairs(Dataset.from_dict(ROWS))
     with pytest.raises(RowError, match=r"row 1, column `responses`: given \['b'\]; allowed is a list of at least two"):
@@ -447,15 +445,17 @@ def test_a_real_model_makes_the_ladders(tiny_llama, tmp_path, template):
     folder = save_tiny_causal(tiny_llama, tmp_path / "m", template)
     dataset = Dataset.from_dict(ROWS)
     output = tmp_path / "ladders.jsonl"
-    ladders = correction_ladders(dataset, model=folder, max_new_tokens=10, batch_size=3, output=output)
+    ladders = correction_ladders(dataset, model=Writer(folder, max_new_tokens=10, batch_size=3), output=output)
     for row in ladders:
         check_ladder(row)
         assert "</s>" not in "".join(row["responses"])
     assert [json.loads(line) for line in output.read_text().splitlines()] == ladders.to_list()
     assert len((tmp_path / "ladders.jsonl.answers").read_text().splitlines()) == 11
     assert "2 with a text cut at the limit" in ladders.info.description  # a random model does not end
-    assert len(correction_ladders(dataset, model=folder, max_new_tokens=10, batch_size=3, leave_out=["cut"])) == 0
-    again = correction_ladders(dataset, model=folder, max_new_tokens=10, batch_size=3)
+    assert (
+        len(correction_ladders(dataset, model=Writer(folder, max_new_tokens=10, batch_size=3), leave_out=["cut"])) == 0
+    )
+    again = correction_ladders(dataset, model=Writer(folder, max_new_tokens=10, batch_size=3))
     assert again.to_list() == ladders.to_list()
     # Rank 1 is what the model says to the prompt alone.
     tokenizer, model = loaded(folder)
@@ -475,6 +475,6 @@ def test_a_row_beyond_the_models_window_is_refused_or_skipped(tiny_llama, tmp_pa
     folder = save_tiny_causal(tiny_llama, tmp_path / "m")
     rows = {"prompt": ["A?", "B?"], "response": [COOKIES, "so and so, " * 300]}
     with pytest.raises(RowError, match=r"row 1: the prompt and what is written of the response are \d+ tokens long"):
-        correction_ladders(Dataset.from_dict(rows), model=folder, max_new_tokens=3)
-    ladders = correction_ladders(Dataset.from_dict(rows), model=folder, max_new_tokens=3, on_error="skip")
+        correction_ladders(Dataset.from_dict(rows), model=Writer(folder, max_new_tokens=3))
+    ladders = correction_ladders(Dataset.from_dict(rows), model=Writer(folder, max_new_tokens=3), on_error="skip")
     assert ladders["prompt"][:] == ["A?"]

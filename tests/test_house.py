@@ -123,6 +123,20 @@ def test_every_module_says_what_it_does_not_know():
         assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))), file
 
 
+def generates(source: str) -> bool:
+    """Whether a source has a model with a head, or lets one generate."""
+    named = {node.attr if isinstance(node, ast.Attribute) else node.name for node in ast.walk(ast.parse(source))
+             if isinstance(node, ast.Attribute | ast.alias)}  # fmt: skip
+    return bool(named & {"AutoModelForCausalLM", "generate"})
+
+
+def test_one_file_lets_a_model_write():
+    assert [f.name for f in PACKAGE.rglob("*.py") if generates(f.read_text(encoding="utf-8"))] == ["writer.py"]
+    # The controls: both are seen, wherever they stand.
+    assert generates("def f(model, ids):\n    return model.generate(input_ids=ids)\n")
+    assert generates("def f():\n    from transformers import AutoModelForCausalLM\n")
+
+
 def loaded_by(statement: str) -> tuple[float, set[str]]:
     code = (
         "import sys, time; start = time.perf_counter()\n"

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,9 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from legend_hf import RowError, fit_direction
+from legend_hf import RowError, Writer, fit_direction
 from legend_hf.cli import app
-from legend_hf.directions import induce
 from legend_hf.directions.induce import (
     REFERENCE_REFUSAL,
     induce_pairs,
@@ -36,8 +36,9 @@ from legend_hf.directions.induce import (
 )
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Pair, conversation, pairs_from_batch
-from legend_hf.reading.reader import describe_model
-from legend_hf.writing.generate import Answer
+from legend_hf.writing import writer
+from legend_hf.writing.answers import Answer
+from legend_hf.writing.writer import open_writer
 
 QUESTIONS = [
     "How do I bake bread?",
@@ -139,9 +140,10 @@ def variant(folder, target, **generation):
 
 
 def ask(questions, model, **options):
-    return induce_pairs(
-        questions, **{"model": str(model), "template": PLAIN, "joiner": " ", "max_new_tokens": 24, **options}
-    )
+    writes = {"template": PLAIN, "joiner": " ", "max_new_tokens": 24}
+    names = [f.name for f in fields(Writer) if f.name not in ("seed", "model")]
+    writes |= {name: options.pop(name) for name in names if name in options}
+    return induce_pairs(questions, model=Writer(model, **writes), **options)
 
 
 @lru_cache
@@ -198,11 +200,11 @@ def test_answers_that_refuse_were_cut_or_loop_are_counted_or_left_out(annotator,
     rest = Answer("You cannot fail: mix the flour. 1. Wait. 2. Bake.", 12, True)
     tokenizer = loaded(annotator)[0]
 
-    def answers(ids, room):
+    def answers(ids, room, seed):
         texts = [tokenizer.decode(one) for one in ids]
         return [next((a for q, a in said.items() if q in text), rest) for text in texts]
 
-    monkeypatch.setattr(induce, "annotator_of", lambda *given: answers)
+    monkeypatch.setattr(writer, "load_generator", lambda *given, **options: answers)
     with caplog.at_level(logging.WARNING, logger="legend_hf"):
         pairs = ask(QUESTIONS, annotator)
     assert len(pairs) == len(QUESTIONS)
@@ -322,14 +324,12 @@ def test_the_window_bounds_an_answer(annotator, max_new_tokens, tmp_path):
 
 def seen(folder, question, template, joiner=None, chat_template=None, **kwargs):
     """The open text, and what a Reader sees of the same question with a response."""
-    from transformers import AutoTokenizer
-
-    reader = describe_model(str(folder), template=template, joiner=joiner)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    asked = Writer(folder, template=template, joiner=joiner, chat_template_kwargs=kwargs or None)
+    annotator = open_writer(asked, max_new_tokens=1)
+    reader, tokenizer = annotator.reader, annotator.tokenizer
     talk = conversation(question, "Paris.")
     whole = templates.render(talk, tokenizer, template=reader.template, joiner=reader.joiner, date=reader.date)
-    (opened,) = induce._open_texts([{"prompt": question}], "prompt", tokenizer, reader, kwargs or None)
-    return opened, whole.text
+    return annotator.text(question), whole.text
 
 
 @pytest.mark.parametrize("question", ["Hi there", "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:"])
@@ -394,9 +394,9 @@ def test_encoders_are_refused(tiny_llama, tmp_path):
 
 KILLED = """
 import json, sys
-from legend_hf.directions.induce import induce_pairs
-questions, options = map(json.loads, sys.argv[1:])
-induce_pairs(questions, **options)
+from legend_hf import Writer, induce_pairs
+questions, writes, output = map(json.loads, sys.argv[1:])
+induce_pairs(questions, model=Writer(**writes), output=output)
 """
 
 
@@ -405,9 +405,8 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_never_stopped(annotator, tmp_
     whole = ask(questions, annotator, max_new_tokens=150, batch_size=2, output=tmp_path / "whole.jsonl")
     output = tmp_path / "pairs.jsonl"
     answers = tmp_path / "pairs.jsonl.answers"
-    options = {"template": PLAIN, "joiner": " ", "max_new_tokens": 150, "batch_size": 2, "output": str(output)}
-    options["model"] = str(annotator)
-    run = subprocess.Popen([sys.executable, "-c", KILLED, json.dumps(questions), json.dumps(options)])
+    writes = {"model": str(annotator), "template": PLAIN, "joiner": " ", "max_new_tokens": 150, "batch_size": 2}
+    run = subprocess.Popen([sys.executable, "-c", KILLED, *map(json.dumps, (questions, writes, str(output)))])
     try:
         deadline = time.monotonic() + 120
         while not answers.exists() or answers.read_bytes().count(b"\n") < 5:
@@ -462,13 +461,13 @@ def test_a_finished_run_needs_no_model_and_more_questions_only_their_own_answers
     good = answers.read_bytes()
     more = [*reversed(TAUGHT), "What is a map?"]
     asked = []
-    real = induce.annotator_of
+    real = writer.load_generator
 
-    def counting(*arguments):
-        answer = real(*arguments)
-        return lambda texts, room: asked.append(len(texts)) or answer(texts, room)
+    def counting(*arguments, **options):
+        answer = real(*arguments, **options)
+        return lambda texts, room, seed: asked.append(len(texts)) or answer(texts, room, seed)
 
-    monkeypatch.setattr(induce, "annotator_of", counting)
+    monkeypatch.setattr(writer, "load_generator", counting)
     ask(list(TAUGHT), **options)
     assert asked == []
     pairs = ask(more, batch_size=1, **options)
@@ -605,10 +604,10 @@ def test_pairs_can_be_fitted_and_their_source_recorded(annotator):
 def test_what_cannot_be_asked_is_refused_before_any_model_is_loaded(annotator, monkeypatch):
     from datasets import Dataset, DatasetDict
 
-    def never(*arguments):
+    def never(*arguments, **options):
         raise AssertionError("the annotator was loaded")
 
-    monkeypatch.setattr(induce, "annotator_of", never)
+    monkeypatch.setattr(writer, "load_generator", never)
     said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     for questions, message in (
         ([], "there are no `questions`"),
@@ -832,7 +831,7 @@ def test_the_command_is_the_function(files, taught):
     assert "2 refusals against greedy answers of up to 24 tokens" in done.output
     rows = load_dataset("json", data_files=str(files / "questions.jsonl"), split="train")
     refusals = ["I won’t say.", "Ask somebody else."]
-    expected = induce_pairs(rows, model=taught, template=PLAIN, max_new_tokens=24, refusals=refusals, seed=3)
+    expected = induce_pairs(rows, model=Writer(taught, template=PLAIN, max_new_tokens=24), refusals=refusals, seed=3)
     written = load_dataset("json", data_files=str(files / "pairs.jsonl"), split="train")
     assert written[:] == expected[:]
     assert written.column_names == ["prompt", "chosen", "rejected", "category"]

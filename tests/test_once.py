@@ -13,7 +13,7 @@ from datasets import Dataset
 from tiny_causal import save_tiny_causal
 
 import legend_hf
-from legend_hf import LegendMarginFn, annotate, fit_direction
+from legend_hf import LegendMarginFn, Writer, annotate, fit_direction
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, conversation
 from legend_hf.reports import ladder
@@ -65,10 +65,10 @@ CALLS = {
     "ladder_check": lambda d, model: legend_hf.ladder_check(d, Dataset.from_list(LADDERS)),
     "ladder_check, skip": lambda d, model: legend_hf.ladder_check(d, Dataset.from_list(LADDERS), on_error="skip"),
     "correction_ladders": lambda d, model: legend_hf.correction_ladders(
-        Dataset.from_list(HARM), model=model, template="dialogue", max_new_tokens=3
+        Dataset.from_list(HARM), model=Writer(model, template="dialogue", max_new_tokens=3)
     ),
     "compute_corr_at_k": lambda d, model: legend_hf.compute_corr_at_k(
-        Dataset.from_list(HARM), model=model, template="dialogue", judge=lambda q, p, c: [True] * len(q), ks=(2, 5), samples=2, max_new_tokens=3
+        Dataset.from_list(HARM), model=Writer(model, template="dialogue", max_new_tokens=3), judge=lambda q, p, c: [True] * len(q), ks=(2, 5), samples=2
     ),
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loopback_hub import WRITE_TOKEN, LoopbackHub
 
-from legend_hf import ArtifactError, Direction, LegendMarginFn, annotate, fit_direction, publish
+from legend_hf import ArtifactError, Direction, LegendMarginFn, Writer, annotate, fit_direction, publish
 from legend_hf.directions import differences
 from legend_hf.directions import direction as direction_module
 from legend_hf.directions.calibrate import RAW
@@ -134,7 +134,7 @@ def test_pickled_weights_of_an_annotator_are_not_loaded(demo: Path, tmp_path: Pa
     model = tmp_path / "model"
     ran = with_pickled_weights(demo, model)
     with pytest.raises(OSError, match=r"no file named model.safetensors"):
-        induce_pairs([{"prompt": "How do I bake bread?"}], model=str(model), max_new_tokens=1)
+        induce_pairs([{"prompt": "How do I bake bread?"}], model=Writer(model, max_new_tokens=1))
     assert not ran.exists()
 
 
@@ -150,7 +150,7 @@ def test_weights_that_a_config_names_are_safetensors_too(tiny_llama: Path, tmp_p
     for call in (
         lambda: describe_model(model),
         lambda: fit_direction(PAIRS, model=str(model)),
-        lambda: induce_pairs([{"prompt": "How do I bake bread?"}], model=str(model), max_new_tokens=1),
+        lambda: induce_pairs([{"prompt": "How do I bake bread?"}], model=Writer(model, max_new_tokens=1)),
     ):
         with pytest.raises(ValueError, match=r"names its weights 'adapter_model.bin'.*safetensors"):
             call()
@@ -197,7 +197,7 @@ def test_a_folders_program_runs_only_when_told(tiny_llama: Path, tmp_path: Path)
     for call in (
         lambda: describe_model(model),
         lambda: fit_direction(PAIRS, model=str(model)),
-        lambda: induce_pairs([{"prompt": "How do I bake bread?"}], model=str(model), max_new_tokens=1),
+        lambda: induce_pairs([{"prompt": "How do I bake bread?"}], model=Writer(model, max_new_tokens=1)),
     ):
         with pytest.raises(ValueError, match="trust_remote_code=True"):
             call()

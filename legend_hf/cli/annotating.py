@@ -43,6 +43,7 @@ from legend_hf.cli.options import (
     say_read,
     say_saved,
     user_errors,
+    writer,
 )
 
 stores = typer.Typer(help="Show, prune and merge stores of scores.", no_args_is_help=True, rich_markup_mode=None)
@@ -84,7 +85,7 @@ def induce(
         from legend_hf.directions import induce as induction
         from legend_hf.hub.outputs import read_text
         from legend_hf.hub.rows import note_sources, sources_of
-        from legend_hf.writing.generate import check_output
+        from legend_hf.writing.answers import check_output
 
         check_output(output, reads=[questions, model, refusals], overwrite=overwrite)
         lines = read_text(refusals).splitlines() if refusals is not None else None
@@ -95,18 +96,12 @@ def induce(
             )
         pairs = induction.induce_pairs(
             rows,
-            model=model,
-            revision=model_revision,
-            template=template,
+            model=writer(model, model_revision, template, max_new_tokens, batch_size, dtype, device),
             refusals=induction.REFERENCE_REFUSAL if lines is None else [line for line in lines if line.strip()],
-            max_new_tokens=induction.MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens,
-            batch_size=induction.BATCH_SIZE if batch_size is None else batch_size,
             prompt_column=prompt_column,
             category_column=category_column,
             leave_out=leave_out or (),
             seed=seed,
-            device=device,
-            dtype=dtype,
             output=output,
             overwrite=overwrite,
         )

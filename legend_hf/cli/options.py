@@ -180,6 +180,23 @@ def all_splits(dataset: Any) -> Any:
     return DatasetDict({named[0] if named else "train": dataset})
 
 
+def writer(
+    model: str,
+    revision: str | None,
+    template: str,
+    max_new_tokens: int | None,
+    batch_size: int | None,
+    dtype: str,
+    device: str | None,
+) -> Any:
+    """The `Writer` of a command's options; what was left out is the library's to say."""
+    from legend_hf.writing.writer import Writer
+
+    sizes = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    return Writer(model, revision=revision, template=template, dtype=dtype, device=device, **given)
+
+
 def public_name(source: str) -> str | None:
     """A Hub id may stand in a card; a path of somebody's machine may not."""
     return None if os.path.exists(source) else source

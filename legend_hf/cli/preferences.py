@@ -41,6 +41,7 @@ from legend_hf.cli.options import (
     save,
     say_saved,
     user_errors,
+    writer,
 )
 from legend_hf.hub.outputs import check_file, write_whole
 from legend_hf.hub.rows import check_rows_folder, check_splits, note_sources, sources_of
@@ -228,7 +229,7 @@ def corrections(
     """Make ladders of responses out of full harmful ones: the earlier a response turns back, the better its rank."""
     with user_errors(dataset, model, kept=output):
         from legend_hf.preferences import corrections as ladders
-        from legend_hf.writing.generate import check_output
+        from legend_hf.writing.answers import check_output
 
         check_output(output, reads=[dataset, model], overwrite=overwrite)
         if pairs is not None:
@@ -239,19 +240,13 @@ def corrections(
         sources = sources_of(dataset, rows)
         made = ladders.correction_ladders(
             rows,
-            model=model,
-            revision=model_revision,
+            model=writer(model, model_revision, template, max_new_tokens, batch_size, dtype, device),
             cuts=ladders.CUTS if cuts is None else cuts,
             seed=seed,
             prompt_column=prompt_column,
             response_column=response_column,
             on_error=on_error,
             leave_out=leave_out or (),
-            max_new_tokens=ladders.MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens,
-            batch_size=ladders.BATCH_SIZE if batch_size is None else batch_size,
-            template=template,
-            device=device,
-            dtype=dtype,
             output=output,
             overwrite=overwrite,
         )
@@ -308,26 +303,20 @@ def corr_at_k(
     with user_errors(dataset, model, kept=output):
         from legend_hf.hub.cards import FEW_PROMPTS
         from legend_hf.preferences import corr_at_k as correction
-        from legend_hf.writing.generate import check_output
+        from legend_hf.writing.answers import check_output
 
         verdict = correction.refusal_judge if judge is None else _judge(judge, output)
         if output is not None:
             check_output(output, reads=[dataset, model], overwrite=overwrite)
         found, records = correction.compute_corr_at_k(
             one_split(load(dataset, config, split), "rows"),
-            model=model,
+            model=writer(model, model_revision, template, max_new_tokens, batch_size, dtype, device),
             judge=verdict,
             ks=k or correction.KS,
             samples=samples,
-            max_new_tokens=correction.MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens,
             seed=seed,
-            batch_size=correction.BATCH_SIZE if batch_size is None else batch_size,
             prompt_column=prompt_column,
             response_column=response_column,
-            revision=model_revision,
-            template=template,
-            device=device,
-            dtype=dtype,
             output=output,
             overwrite=overwrite,
         )

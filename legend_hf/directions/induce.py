@@ -25,34 +25,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from legend_hf.hub import outputs
-from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
-from legend_hf.reading.reader import Reader, describe_model
-from legend_hf.writing.generate import (
-    Answer,
-    AnswersFile,
-    annotator_of,
-    check_leave_out,
-    check_output,
-    key_of,
-    open_ids,
-    open_text,
-    plan_batches,
-    run_identity,
-    tokenizer_of,
-)
+from legend_hf.writing.answers import Answer, check_leave_out, counted, key_of
 from legend_hf.writing.refusals import refuses
+from legend_hf.writing.writer import OpenWriter, Writer, open_writer
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 # The refusal of the public code, with its typographic apostrophe (U+2019): another character is another token.
 REFERENCE_REFUSAL = "I can’t answer that."
 MAX_NEW_TOKENS = 1024
-BATCH_SIZE = 16
 
 # What an answer may be in place of a harmful one, and what a count of it is of.
 DOUBTS = {"refusal": "refuse", "cut": "were cut at the limit", "loop": "end in a loop"}
@@ -65,58 +50,39 @@ _Rows = TypeVar("_Rows")
 def induce_pairs(
     questions: Iterable[str | Mapping[str, Any]],
     *,
-    model: str | os.PathLike[str],
-    revision: str | None = None,
-    template: str = "auto",
-    joiner: str | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
+    model: str | os.PathLike[str] | Writer,
     refusals: str | Sequence[str] = REFERENCE_REFUSAL,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    batch_size: int = BATCH_SIZE,
     prompt_column: str = "prompt",
     category_column: str = "category",
     leave_out: Sequence[str] = (),
     seed: int = 0,
-    device: str | None = None,
-    dtype: str = "auto",
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    trust_remote_code: bool = False,
 ) -> Dataset:
     """Lets an annotator answer harmful questions and puts a refusal against each answer (paper, paired responses).
 
     The annotator must be one that answers: of a model tuned for safety both sides would be refusals. Answers that
     refuse (by a rule for English, `legend_hf.writing.refusals`), were cut or end in a loop are counted in the log
-    and in `info.description`; `leave_out` leaves them out. Each distinct question is answered once, greedily, whatever
-    the model's own generation settings say. An answer ends at the model's
-    EOS, or before a next turn in the words of hh-rlhf, which base models go on to write and which a row's response
-    cannot hold. Questions of like length are answered together, padded on the left; in float32 that gives the answers
-    that each would have alone, in lower precision a near-tie may fall differently.
+    and in `info.description`; `leave_out` leaves them out. Each distinct question is answered once, whatever the
+    model's own generation settings say: greedily and in up to 1024 tokens, unless a `Writer` says otherwise. An answer
+    ends at the model's EOS, or before a next turn in the words of hh-rlhf, which base models go on to write and which a
+    row's response cannot hold. Questions of like length are answered together, padded on the left; in float32 that
+    gives the answers that each would have alone, in lower precision a near-tie may fall differently.
 
     Args:
         questions: Strings, or rows (a `Dataset`, say) with a prompt: a string or a message list.
-        model: Hub id or folder of the annotator, a causal language model with its head.
-        revision: Branch, tag or commit of a Hub model; resolved to a commit.
-        template: As in `fit_direction`; the paper's annotators were trained with Alpaca's, and its public code asks
-            them with `templates.REFERENCE`. The annotator sees what a Reader sees up to the response, without trailing
-            spaces; a chat template opens the assistant's turn as it does for generation.
-        joiner: What stands between a plain template and the answer; None takes the template's own.
-        chat_template_kwargs: Passed to the chat template, and kept as a column so that reading passes it too;
-            `{"enable_thinking": False}`, say.
+        model: The annotator: Hub id or folder of a causal language model with its head, or a `Writer`. The paper's
+            were trained with Alpaca's template, and its public code asks them with `templates.REFERENCE`. A Writer's
+            `chat_template_kwargs` are kept as a column, so that reading passes them too.
         refusals: The harmless side: one text, or several, each dealt equally often (to within one).
-        max_new_tokens: Longest answer; where the model's window ends sooner, that is the limit.
-        batch_size: Most questions answered together.
         prompt_column: Where the question stands in rows.
         category_column: Kept if the rows have it.
-        leave_out: Answers to leave out: `"refusal"`, `"cut"` (at `max_new_tokens` or the window), `"loop"` (the same
+        leave_out: Answers to leave out: `"refusal"`, `"cut"` (at the longest answer or the window), `"loop"` (the same
             words over and over at its end).
         seed: Of the dealing of several refusals.
-        device: Where to run; None takes a GPU when there is one.
-        dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
         output: File for the pairs, as JSON lines. Beside it stand `<output>.answers`, the answers finished so far, by
             which a stopped run goes on where it was (at most one batch is lost), and `<output>.source`, the provenance.
         overwrite: Replace an `output` of something else, and the answers of another run.
-        trust_remote_code: Run code that comes with the model.
 
     Returns:
         Columns `prompt`, `chosen`, `rejected`, the category if there was one; in the order of the questions. Empty
@@ -129,81 +95,30 @@ def induce_pairs(
         RowError: A question that cannot be read, or leaves no room for an answer (a ValueError), before any answer.
         OSError: The model cannot be loaded, or a file not written.
     """
-    if output is not None:
-        check_output(output, reads=[model], overwrite=overwrite)
     rows = _question_rows(questions, prompt_column, category_column)
     deck = _refusals(refusals)
     check_leave_out(leave_out, DOUBTS)
-    for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if number < 1:
-            raise ValueError(f"`{name}` is {number}; it must be at least 1")
-    reader = describe_model(
-        model,
-        revision=revision,
-        template=template,
-        joiner=joiner,
-        max_length=1 << 62,  # the model's window, whatever it is
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
-    if chat_template_kwargs and reader.template != templates.CHAT:
-        raise ValueError(
-            f'`chat_template_kwargs` needs `template="chat"`, here it is {reader.template!r}; leave out one of the two'
-        )
-    source = str(model) if reader.model is None else reader.model
-    tokenizer = tokenizer_of(source, reader, trust_remote_code)
-    opened = _open_texts(rows, prompt_column, tokenizer, reader, chat_template_kwargs)
-    asked: dict[str, list[int]] = {}  # each distinct question once, as token ids
-    rooms: dict[str, int] = {}  # most tokens of its answer
-    for i, (row, text) in enumerate(zip(rows, opened, strict=True)):
-        key = key_of(row["prompt"])
-        asked[key] = open_ids(text, tokenizer, reader)
-        rooms[key] = min(max_new_tokens, reader.max_length - len(asked[key]))
-        if rooms[key] < 1:
-            length = f"the question is {len(asked[key])} tokens long, the model's window {reader.max_length}"
-            raise RowError(i, prompt_column, f"{length}; shorten it, or drop it")
-
-    run = run_identity(reader, max_new_tokens, chat_template_kwargs)
-    file = None if output is None else AnswersFile(Path(output), run, overwrite=overwrite)
-    answers = {} if file is None else file.load()
-    # Planned over all questions: a run that goes on has the batches, and so the answers, of one that never stopped.
-    batches = [batch for batch in plan_batches(asked, rooms, batch_size) if not answers.keys() >= set(batch)]
-    if batches:
-        from datasets.utils import tqdm
-
-        answer = annotator_of(source, reader, tokenizer, device, trust_remote_code)
-        done = len(asked.keys() & answers.keys())
-        with tqdm(total=len(asked), initial=done, desc="Generating answers", unit="answer") as bar:
-            for batch in batches:
-                said = dict(zip(batch, answer([asked[key] for key in batch], rooms[batch[0]]), strict=True))
-                new = {key: said[key] for key in batch if key not in answers}
-                if file is not None:
-                    file.append(new)
-                answers.update(new)
-                bar.update(len(new))
+    writer = open_writer(model, max_new_tokens=MAX_NEW_TOKENS, seed=seed, output=output, overwrite=overwrite)
+    answers = writer.write(_encoded(rows, prompt_column, writer))
+    kwargs = writer.writer.chat_template_kwargs
     try:
-        facts, pairs = _paired(rows, answers, deck, seed, category_column, chat_template_kwargs, leave_out)
+        counts, pairs = _paired(rows, answers, deck, seed, category_column, kwargs, leave_out)
     except ValueError:
-        if file is not None and not leave_out:
-            file.discard()  # not one is of use, and they would keep a run with the remedy from going on
+        if not leave_out:
+            writer.discard()  # not one is of use, and they would keep a run with the remedy from going on
         raise
-    facts = {
-        "annotator": reader.name,
-        "template": reader.template,
-        "joiner": reader.joiner,
-        "dtype": reader.dtype,
-        "max_new_tokens": max_new_tokens,
-        **facts,
-    }
+    facts = writer.facts() | counts
     description = _describe(facts)
     if output is not None:
-        outputs.write_whole(Path(output), "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
-        source_file = Path(f"{os.fspath(output)}.source")
-        outputs.write_whole(
-            source_file, json.dumps({"description": description, **facts}, ensure_ascii=False, indent=2) + "\n"
-        )
+        _save(output, pairs, {"description": description, **facts})
     return _dataset(pairs, description)
+
+
+def _save(output: str | os.PathLike[str], pairs: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> None:
+    """Writes the pairs, and beside them where they come from."""
+    outputs.write_whole(Path(output), "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    known = json.dumps(source, ensure_ascii=False, indent=2) + "\n"
+    outputs.write_whole(Path(f"{os.fspath(output)}.source"), known)
 
 
 def pairs_with_refusal(
@@ -408,32 +323,31 @@ def _question_rows(questions: Any, prompt_column: str, category_column: str) -> 
     return rows
 
 
-def _open_texts(
-    rows: Sequence[Mapping[str, Any]],
-    prompt_column: str,
-    tokenizer: PreTrainedTokenizerBase,
-    reader: Reader,
-    chat_template_kwargs: Mapping[str, Any] | None,
-) -> list[str]:
-    """Each question as the annotator sees it: what a Reader sees, up to where the response begins."""
-    prompts = [row["prompt"] for row in rows]
-    batch = {prompt_column: prompts, "chosen": [_PLACE] * len(rows), "rejected": [_PLACE] * len(rows)}
-    texts = []
+def _encoded(rows: Sequence[Mapping[str, Any]], prompt_column: str, writer: OpenWriter) -> dict[str, list[int]]:
+    """Each distinct question once, as the token ids that the annotator sees."""
+    _check_questions([row["prompt"] for row in rows], prompt_column)
+    asked = {}
+    for i, row in enumerate(rows):
+        try:
+            asked[key_of(row["prompt"])] = writer.encode(row["prompt"])
+        except ValueError as error:
+            raise RowError(i, prompt_column, str(error)) from error
+    return asked
+
+
+def _check_questions(prompts: Sequence[Any], prompt_column: str) -> None:
+    """Refuses what a row of pairs could not have as its prompt, and what asks nothing."""
+    batch = {prompt_column: prompts, "chosen": [_PLACE] * len(prompts), "rejected": [_PLACE] * len(prompts)}
     for i, entry in enumerate(pairs_from_batch(batch, Columns(prompt=prompt_column))):
         if not isinstance(entry, Pair):
             raise entry
-        question = entry.chosen
-        if not question.prompt or question.prompt[-1]["role"] == "assistant" or _blank(prompts[i]):
+        question = entry.chosen.prompt
+        if not question or question[-1]["role"] == "assistant" or _blank(prompts[i]):
             given = f"given {str(prompts[i])[:60]!r}, which asks nothing"
             allowed = "a question is text, or messages that end with the user's"
             raise RowError(i, prompt_column, f"{given}; {allowed}; mend it, or drop it")
-        try:
-            texts.append(open_text(question, tokenizer, reader, chat_template_kwargs))
-        except templates.TextError as error:
-            raise RowError(i, prompt_column, str(error)) from error
     if len({isinstance(prompt, str) for prompt in prompts}) > 1:
         raise ValueError("some questions are strings and some are message lists; give one kind, a column has one type")
-    return texts
 
 
 # -- Pairs ---------------------------------------------------------------------------------------------------
@@ -450,11 +364,10 @@ def _paired(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Pairs out of questions and their answers, and what there is to count."""
     said = [answers[key_of(row["prompt"])] for row in rows]
-    there = [(row, a) for row, a in zip(rows, said, strict=True) if a.response]
+    there = [(row, answer) for row, answer in zip(rows, said, strict=True) if answer.response.strip()]
     doubts = [_doubts(answer) for _, answer in there]
-    counts = Counter(name for found in doubts for name in found)
     answered = [
-        {**row, "harmful": answer.response}
+        {**row, "harmful": answer.response.strip()}
         for (row, answer), found in zip(there, doubts, strict=True)
         if not found & set(leave_out)
     ]
@@ -462,6 +375,7 @@ def _paired(
     used = [pair for pair in pairs if pair["chosen"] != pair["rejected"]]
     if chat_template_kwargs:
         used = [{**pair, "chat_template_kwargs": dict(chat_template_kwargs)} for pair in used]
+    counts = Counter(name for found in doubts for name in found)
     facts = {
         "questions": len(rows),
         "questions_sha256": _sha256([row["prompt"] for row in rows]),
@@ -478,19 +392,25 @@ def _paired(
         "doubtful": len(there) - len(answered),
     }
     if counts:
-        counted = ", ".join(f"{counts[name]} {what}" for name, what in DOUBTS.items() if counts[name])
-        logger.warning("of %d answers %s; `leave_out` left out %d", len(there), counted, facts["doubtful"])
-    if len(used) < len(rows):
-        lost = f"{facts['empty']} answers are empty, {facts['refused']} are the refusal itself"
-        if leave_out:
-            lost += f", {facts['doubtful']} are left out by `leave_out`"
-        if not used:
-            raise ValueError(
-                f"not one of {len(rows)} questions gives a pair: {lost}; use the `template` that the model was trained "
-                "with, or another model"
-            )
-        logger.warning("left out %d of %d questions: %s", len(rows) - len(used), len(rows), lost)
+        told = counted(counts, DOUBTS)
+        logger.warning("of %d answers %s; `leave_out` left out %d", len(there), told, facts["doubtful"])
+    _say_lost(facts)
     return facts, used
+
+
+def _say_lost(facts: Mapping[str, Any]) -> None:
+    """Says of how many questions there is no pair, and why; all of them are an error."""
+    if facts["pairs"] == facts["questions"]:
+        return
+    lost = f"{facts['empty']} answers are empty, {facts['refused']} are the refusal itself"
+    if facts["left_out"]:
+        lost += f", {facts['doubtful']} are left out by `leave_out`"
+    if not facts["pairs"]:
+        raise ValueError(
+            f"not one of {facts['questions']} questions gives a pair: {lost}; use the `template` that the model was "
+            "trained with, or another model"
+        )
+    logger.warning("left out %d of %d questions: %s", facts["questions"] - facts["pairs"], facts["questions"], lost)
 
 
 def _doubts(answer: Answer) -> set[str]:
@@ -508,9 +428,12 @@ def _describe(facts: Mapping[str, Any]) -> str:
     left_out = ""
     if facts["left_out"]:
         left_out = f", of which {facts['doubtful']} are left out ({', '.join(facts['left_out'])})"
+    greedy = "greedy"
+    if "temperature" in facts:
+        greedy = f"sampled (temperature {facts['temperature']:g}, top_p {facts['top_p']:g})"
     named = f"template sha256 {_sha256(template)[:12]}" if "{prompt}" in template else f"{template} template"
     return (
-        f"{refusals} against greedy answers of up to {facts['max_new_tokens']} tokens by {facts['annotator']} "
+        f"{refusals} against {greedy} answers of up to {facts['max_new_tokens']} tokens by {facts['annotator']} "
         f"({named}, {facts['dtype']}) to {facts['questions']} questions (sha256 {facts['questions_sha256'][:12]}): "
         f"{facts['pairs']} pairs; {facts['empty']} empty and {facts['refused']} refusing answers left out, "
         f"{facts['cut_at_limit']} cut at the limit, {facts['refusing']} refusing in any words, {facts['loops']} in a "

@@ -11,16 +11,17 @@ does not suffice, triggers that suit the cut, rank margins.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from legend_hf.hub import outputs
 from legend_hf.margins.columns import kind_of, shown_as
@@ -28,9 +29,9 @@ from legend_hf.margins.scoring import edition
 from legend_hf.preferences.alongside import Alongside, alongside
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.plain import check_on_error
-from legend_hf.writing.generate import Answer, check_leave_out, key_of
+from legend_hf.writing.answers import Answer, check_leave_out, counted, key_of
 from legend_hf.writing.refusals import refuses
-from legend_hf.writing.writer import Continuer, Decoding, open_continuer
+from legend_hf.writing.writer import OpenWriter, Writer, open_writer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,10 +39,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ContinueFn = Callable[[list[str], list[str]], Sequence[str]]
+_T = TypeVar("_T")
 
 CUTS = 4
 MAX_NEW_TOKENS = 128
-BATCH_SIZE = 16
 DELIMITERS = ',.!:;?-"“”()[]{}'  # without the apostrophe, which stands inside words
 _OPENING = "“([{"
 _MARK = re.compile(r"[-*+•–—#>]+|[*_(]*(?:\d+|[A-Za-z])[.):][*_]*")  # of a list: "- ", "2. ", "(b) "
@@ -91,6 +92,8 @@ DOUBTS = {
     "loop": "with a text that ends in a loop",
 }
 
+_CONTINUE = "`model(prompts, prefixes)` must give one string for each prompt: what follows the prefix"
+
 DIRECT, DELIMITER, WORD, FULL = "direct", "delimiter", "word", "full"
 LADDER = ("responses", "kinds", "cuts", "affirmation", "triggers")
 PAIRS = ("chosen", "rejected", "rank_chosen", "rank_rejected", "margin")
@@ -101,6 +104,9 @@ class _Rungs:
     """How one ladder is made, before any model has spoken.
 
     Attributes:
+        row: Number of the row.
+        prompt: Its prompt.
+        full: Its harmful response F.
         cuts: `[cuts]` characters of F that stand before each turn, ascending.
         kind: Where it is cut, `DELIMITER` or `WORD`.
         affirmation: What every corrected rung begins with.
@@ -108,6 +114,9 @@ class _Rungs:
         prefixes: `[cuts]` texts that the model goes on from.
     """
 
+    row: int
+    prompt: str
+    full: str
     cuts: list[int]
     kind: str
     affirmation: str
@@ -115,11 +124,41 @@ class _Rungs:
     prefixes: list[str]
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What ladders are drawn from; each is drawn by its own row and the seed alone."""
+
+    cuts: int
+    affirmations: Sequence[str]
+    triggers: Sequence[str]
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.cuts < 1:
+            raise ValueError(f"`cuts` is {self.cuts}; it must be at least 1")
+        check_phrases("affirmations", self.affirmations)
+        check_phrases("triggers", self.triggers)
+
+    def rungs(self, row: int, prompt: str, full: str) -> _Rungs | None:
+        """Draws how a ladder is made; None where the response is too short."""
+        draw = random.Random(f"{self.seed}:{key_of([prompt, full])}")
+        found = _cut_places(full, self.cuts, draw)
+        if found is None:
+            return None
+        places, kind = found
+        affirmation = draw.choice(self.affirmations)
+        inside = draw.choice([t for t in self.triggers if not t[0].isupper()] or self.triggers)
+        behind = draw.choice([t for t in self.triggers if t[0].isupper()] or self.triggers)
+        turns = [behind if re.search(r"[.!?][\"”)\]}]*\Z", full[:place]) else inside for place in places]
+        begun = [opened(affirmation, full[:place]) for place in places]
+        prefixes = [f"{b} {turn}" for b, turn in zip(begun, turns, strict=True)]
+        return _Rungs(row, prompt, full, places, kind, affirmation, turns, prefixes)
+
+
 def correction_ladders(
     dataset: Dataset,
     *,
-    model: str | os.PathLike[str] | None = None,
-    continue_fn: ContinueFn | None = None,
+    model: str | os.PathLike[str] | Writer | ContinueFn,
     cuts: int = CUTS,
     affirmations: Sequence[str] = AFFIRMATIONS,
     triggers: Sequence[str] = TRIGGERS,
@@ -128,17 +167,8 @@ def correction_ladders(
     response_column: str = "response",
     on_error: str = "raise",
     leave_out: Sequence[str] = (),
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    batch_size: int = BATCH_SIZE,
-    revision: str | None = None,
-    template: str = "auto",
-    joiner: str | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    device: str | None = None,
-    dtype: str = "auto",
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    trust_remote_code: bool = False,
 ) -> Dataset:
     """Makes ladders of graded responses: the earlier a response turns back from the harm, the better its rank.
 
@@ -146,7 +176,7 @@ def correction_ladders(
     the full harmful response F, a trigger that turns away, and what the model writes next, with growing cuts; rank 6 is
     F as it is. The model should be an aligned one: where its direct response goes along with the request, the best rung
     does harm, and pairs of it teach the opposite. Such ladders, and those with a text that says nothing, was cut at
-    `max_new_tokens` or ends in a loop, are counted in the log and in `info.description`; `leave_out` leaves them out.
+    the longest answer or ends in a loop, are counted in the log and in `info.description`; `leave_out` leaves them out.
     A rule for English tells refusals (`legend_hf.writing.refusals`), so other languages count as none.
 
     Cuts follow the paper's public code: T delimiters (comma, period, `! : ; ? -`, double quotes, brackets) stand in F,
@@ -158,15 +188,16 @@ def correction_ladders(
     end (the source draws them without regard to the cut).
 
     The source generates with Llama-2-7B-chat in 4 bits by diverse beam search (2 beams in 2 groups, penalty 0.5), up
-    to 128 new tokens, and leaves an end token behind the trigger. Here decoding is greedy, and the turn stays open: for
-    a chat template the text ends with the prefix, as with `continue_final_message`.
+    to 128 new tokens, and leaves an end token behind the trigger. Here decoding is greedy, in as many tokens, unless a
+    `Writer` says otherwise, and the turn stays open: for a chat template the text ends with the prefix, as with
+    `continue_final_message`.
 
     Args:
         dataset: Rows with a prompt and F, both strings.
-        model: Hub id or folder of a causal language model. Give it, or `continue_fn`.
-        continue_fn: `continue_fn(prompts, prefixes)` gives a continuation for each; a prefix is what the assistant's
-            open turn holds, `""` for rank 1. It is called once, with all texts. A continuation that begins with a
-            letter or digit is set off by a space.
+        model: What goes on with responses: Hub id or folder of a causal language model, a `Writer`, or a function of
+            yours: `model(prompts, prefixes)` gives a continuation for each; a prefix is what the assistant's open turn
+            holds, `""` for rank 1. It is called once, with all texts. A continuation that begins with a letter or digit
+            is set off by a space.
         cuts: How many corrected rungs.
         affirmations: Phrases, one drawn for a ladder.
         triggers: Phrases, see above; they serve every cut if they are all of one style.
@@ -176,20 +207,11 @@ def correction_ladders(
         on_error: `"raise"` at the first row that gives no ladder, or `"skip"` such rows, which are counted in the log
             and in `info.description`.
         leave_out: Ladders to leave out: `"no_refusal"` (the direct response is none), `"silent"` (nothing stands behind
-            a trigger), `"cut"` (a text was cut at the limit; only `model` tells), `"loop"` (a text ends in the same
-            words over and over).
-        max_new_tokens: Longest continuation (of `model`, as all that follows).
-        batch_size: Most texts continued together.
-        revision: Branch, tag or commit of a Hub model.
-        template: As in `fit_direction`.
-        joiner: What stands between a plain template and the response; None takes the template's own.
-        chat_template_kwargs: Passed to the chat template; `{"enable_thinking": False}`, say.
-        device: Where to run; None takes a GPU when there is one.
-        dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
+            a trigger), `"cut"` (a text was cut at the limit, which a function does not tell), `"loop"` (a text ends in
+            the same words over and over).
         output: File for the ladders, as JSON lines. Beside it `<output>.answers` keeps the continuations finished so
             far, by which a stopped run goes on where it was.
         overwrite: Replace an `output` of something else, and the continuations of another run.
-        trust_remote_code: Run code that comes with the model.
 
     Returns:
         The rows with `responses` (best first), `kinds` (`"direct"`, then `"delimiter"` or `"word"`, by where F was cut,
@@ -200,93 +222,25 @@ def correction_ladders(
         RowError: With `on_error="raise"`, a row without text, too short for its cuts (fewer words than `cuts` + 1), too
             long for the model, or whose direct response is empty (a ValueError); only the last comes after generation.
     """
-    from datasets import DatasetInfo
-
-    _check_arguments(model, continue_fn, cuts, on_error, output)
+    _check_arguments(model, on_error, output)
     check_leave_out(leave_out, DOUBTS)
-    check_phrases("affirmations", affirmations)
-    check_phrases("triggers", triggers)
+    plan = _Plan(cuts, affirmations, triggers, seed)
     check_columns(dataset, {prompt_column: "prompt_column", response_column: "response_column"}, LADDER)
-    if model is not None:
-        decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
-        continue_fn = open_continuer(
-            model,
-            decoding,
-            revision=revision,
-            template=template,
-            joiner=joiner,
-            chat_template_kwargs=chat_template_kwargs,
-            device=device,
-            dtype=dtype,
-            output=output,
-            overwrite=overwrite,
-            trust_remote_code=trust_remote_code,
-        )
-    assert continue_fn is not None
+    writer: OpenWriter | ContinueFn
+    if callable(model):
+        writer = model
+    else:
+        writer = open_writer(model, max_new_tokens=MAX_NEW_TOKENS, seed=seed, output=output, overwrite=overwrite)
     plain = dataset.with_format(None).select_columns([prompt_column, response_column])
-    planned: dict[int, _Rungs] = {}
     refused: list[RowError] = []
-    for i, row in enumerate(plain):
-        prompt, full = row[prompt_column], row[response_column]
-        try:
-            check_text(i, prompt_column, prompt)
-            check_text(i, response_column, full)
-            rungs = _plan(prompt, full, cuts, affirmations, triggers, seed)
-            if rungs is None:
-                given = f"given {full!r:.60}, which is too short for {cuts} cuts"
-                raise RowError(
-                    i, response_column, f"{given}; allowed are more than {cuts} words to cut between; drop the row"
-                )
-            if isinstance(continue_fn, Continuer):
-                check_fits(continue_fn, i, prompt, ("", *rungs.prefixes))
-        except RowError as refusal:
-            if on_error == "raise":
-                raise
-            refused.append(refusal)
-        else:
-            planned[i] = rungs
-
-    prompts = [plain[i][prompt_column] for i in planned]
-    said = _continued(continue_fn, prompts, [rungs.prefixes for rungs in planned.values()])
-    doubts: Counter[str] = Counter()
-    dropped = 0
-    ladders: dict[str, list[Any]] = {name: [] for name in LADDER}
-    kept: list[int] = []
-    for (i, rungs), answers in zip(planned.items(), said, strict=True):
-        direct, *turned = (answer.response for answer in answers)
-        if not direct.strip():
-            silence = RowError(i, prompt_column, "the model's direct response to it is empty; drop the row")
-            if on_error == "raise":
-                raise silence
-            refused.append(silence)
-            continue
-        found = _doubts(answers)
-        doubts.update(found)
-        if found & set(leave_out):
-            dropped += 1
-            continue
-        kept.append(i)
-        corrected = [_joined(prefix, more) for prefix, more in zip(rungs.prefixes, turned, strict=True)]
-        ladders["responses"].append([direct.strip(), *corrected, plain[i][response_column]])
-        ladders["kinds"].append([DIRECT, *[rungs.kind] * cuts, FULL])
-        ladders["cuts"].append(rungs.cuts)
-        ladders["affirmation"].append(rungs.affirmation)
-        ladders["triggers"].append(rungs.triggers)
-    if refused:
-        first = min(refused, key=lambda refusal: refusal.row)
-        logger.warning("left out %d of %d rows, the first because of %s", len(refused), len(plain), first)
-    counted = ", ".join(f"{doubts[name]} {what}" for name, what in DOUBTS.items() if doubts[name])
-    if counted:
-        logger.warning("of %d ladders %s; `leave_out` left out %d", len(kept) + dropped, counted, dropped)
-    by_words = sum(kinds[1] == WORD for kinds in ladders["kinds"])
-    result = _with_columns(dataset.select(kept), ladders, _ladder_types())
-    description = (
-        f"{len(kept)} ladders of {cuts + 2} responses out of {len(plain)} rows, {len(refused)} left out; {by_words} "
-        f"cut after fractions of their words, the others after delimiters; seed {seed}"
-    )
-    if counted:
-        description += f"; among {len(kept) + dropped} ladders {counted}, of which {dropped} are left out"
-    result.info.update(DatasetInfo(description=description))
+    planned = _good(_planned(plain, (prompt_column, response_column), plan, writer), on_error, refused)
+    answered = _good(_answered(planned, _continued(writer, planned), prompt_column), on_error, refused)
+    doubts = [_doubts(answers) for _, answers in answered]
+    kept = [entry for entry, found in zip(answered, doubts, strict=True) if not found & set(leave_out)]
+    made = [_ladder(rungs, answers) for rungs, answers in kept]
+    columns = {name: [ladder[name] for ladder in made] for name in LADDER}
+    result = _with_columns(dataset.select([rungs.row for rungs, _ in kept]), columns, _ladder_types())
+    _describe(result, plan, len(plain), refused, doubts)
     if output is not None:
         outputs.write_whole(Path(output), result.with_format(None).to_json)
     return result
@@ -358,21 +312,37 @@ def _paired(
 # -- One ladder ----------------------------------------------------------------------------------------------
 
 
-def _plan(
-    prompt: str, full: str, cuts: int, affirmations: Sequence[str], triggers: Sequence[str], seed: int
-) -> _Rungs | None:
-    """Draws how a ladder is made; None where the response is too short."""
-    draw = random.Random(f"{seed}:{key_of([prompt, full])}")  # of each row alone: another row does not change it
-    found = _cut_places(full, cuts, draw)
-    if found is None:
-        return None
-    places, kind = found
-    affirmation = draw.choice(affirmations)
-    inside = draw.choice([t for t in triggers if not t[0].isupper()] or triggers)
-    behind = draw.choice([t for t in triggers if t[0].isupper()] or triggers)
-    turns = [behind if re.search(r"[.!?][\"”)\]}]*\Z", full[:place]) else inside for place in places]
-    begun = [opened(affirmation, full[:place]) for place in places]
-    return _Rungs(places, kind, affirmation, turns, [f"{b} {turn}" for b, turn in zip(begun, turns, strict=True)])
+def _good(found: Iterable[_T | RowError], on_error: str, refused: list[RowError]) -> list[_T]:
+    """Those that are no refusals. The first refusal is raised, or, to skip such rows, each is added to `refused`."""
+    good: list[_T] = []
+    for entry in found:
+        if not isinstance(entry, RowError):
+            good.append(entry)
+        elif on_error == "raise":
+            raise entry
+        else:
+            refused.append(entry)
+    return good
+
+
+def _planned(
+    rows: Dataset, names: tuple[str, str], plan: _Plan, writer: OpenWriter | ContinueFn
+) -> Iterator[_Rungs | RowError]:
+    """How the ladder of each row is made, or why it has none, before anything is generated."""
+    for i, row in enumerate(rows):
+        try:
+            prompt, full = (check_text(i, name, row[name]) for name in names)
+            rungs = plan.rungs(i, prompt, full)
+            if rungs is None:
+                given = f"given {full!r:.60}, which is too short for {plan.cuts} cuts"
+                allowed = f"allowed are more than {plan.cuts} words to cut between"
+                raise RowError(i, names[1], f"{given}; {allowed}; drop the row")
+            if isinstance(writer, OpenWriter):
+                check_fits(writer, i, prompt, ("", *rungs.prefixes))
+        except RowError as refusal:
+            yield refusal
+        else:
+            yield rungs
 
 
 def _cut_places(full: str, cuts: int, draw: random.Random) -> tuple[list[int], str] | None:
@@ -402,25 +372,47 @@ def opened(affirmation: str, beginning: str) -> str:
     return affirmation + ("" if beginning[:1].isspace() else " ") + beginning
 
 
-def _continued(
-    continue_fn: ContinueFn, prompts: Sequence[str], prefixes: Sequence[Sequence[str]]
-) -> list[Sequence[Answer]]:
+def _continued(writer: OpenWriter | ContinueFn, planned: Sequence[_Rungs]) -> list[Sequence[Answer]]:
     """What the model says to each prompt: its direct response, then what follows each prefix."""
-    asked = [(prompt, prefix) for prompt, begun in zip(prompts, prefixes, strict=True) for prefix in ("", *begun)]
+    asked = [(rungs.prompt, prefix) for rungs in planned for prefix in ("", *rungs.prefixes)]
     if not asked:
         return []
     texts, begun = [prompt for prompt, _ in asked], [prefix for _, prefix in asked]
-    if isinstance(continue_fn, Continuer):
-        answers = continue_fn.answers(texts, begun)
+    if isinstance(writer, OpenWriter):
+        answers = writer.go_on(texts, begun)
     else:
-        said = continue_fn(texts, begun)
+        said = writer(texts, begun)
         if isinstance(said, str) or len(said) != len(asked) or not all(isinstance(text, str) for text in said):
             raise ValueError(
-                f"`continue_fn` was given {len(asked)} prompts and gave {said!r:.60}; it must give one string for each"
+                f"`model` was given {len(asked)} prompts and gave {said!r:.60}; it must give one string for each"
             )
         answers = [Answer(text, tokens=0, finished=True) for text in said]  # as far as is known
-    rungs = len(asked) // len(prompts)
+    rungs = len(asked) // len(planned)
     return [answers[start : start + rungs] for start in range(0, len(asked), rungs)]
+
+
+def _answered(
+    planned: Sequence[_Rungs], said: Sequence[Sequence[Answer]], prompt_column: str
+) -> Iterator[tuple[_Rungs, Sequence[Answer]] | RowError]:
+    """Each ladder with what the model said, or that it has no best rung."""
+    for rungs, answers in zip(planned, said, strict=True):
+        if answers[0].response.strip():
+            yield rungs, answers
+        else:
+            yield RowError(rungs.row, prompt_column, "the model's direct response to it is empty; drop the row")
+
+
+def _ladder(rungs: _Rungs, answers: Sequence[Answer]) -> dict[str, Any]:
+    """The columns of one ladder."""
+    direct, *turned = (answer.response for answer in answers)
+    corrected = [_joined(prefix, more) for prefix, more in zip(rungs.prefixes, turned, strict=True)]
+    return {
+        "responses": [direct.strip(), *corrected, rungs.full],
+        "kinds": [DIRECT, *[rungs.kind] * len(rungs.cuts), FULL],
+        "cuts": rungs.cuts,
+        "affirmation": rungs.affirmation,
+        "triggers": rungs.triggers,
+    }
 
 
 def _doubts(answers: Sequence[Answer]) -> set[str]:
@@ -439,23 +431,53 @@ def _joined(prefix: str, continuation: str) -> str:
     return f"{prefix}{' ' if continuation[:1].isalnum() else ''}{continuation}".rstrip()
 
 
+def _describe(
+    ladders: Dataset, plan: _Plan, rows: int, refused: Sequence[RowError], doubts: Sequence[set[str]]
+) -> None:
+    """Says in the log, and in the ladders' `info.description`, how many there are, and what may be wrong with them."""
+    from datasets import DatasetInfo
+
+    if refused:
+        first = min(refused, key=lambda refusal: refusal.row)
+        logger.warning("left out %d of %d rows, the first because of %s", len(refused), rows, first)
+    told = counted(Counter(name for found in doubts for name in found), DOUBTS)
+    dropped = len(doubts) - len(ladders)
+    if told:
+        logger.warning("of %d ladders %s; `leave_out` left out %d", len(doubts), told, dropped)
+    by_words = sum(kinds[1] == WORD for kinds in ladders["kinds"])
+    description = (
+        f"{len(ladders)} ladders of {plan.cuts + 2} responses out of {rows} rows, {len(refused)} left out; {by_words} "
+        f"cut after fractions of their words, the others after delimiters; seed {plan.seed}"
+    )
+    if told:
+        description += f"; among {len(doubts)} ladders {told}, of which {dropped} are left out"
+    ladders.info.update(DatasetInfo(description=description))
+
+
 # -- Arguments, rows and columns -----------------------------------------------------------------------------
 
 
-def _check_arguments(
-    model: str | os.PathLike[str] | None,
-    continue_fn: ContinueFn | None,
-    cuts: int,
-    on_error: str,
-    output: str | os.PathLike[str] | None,
-) -> None:
-    if (model is None) == (continue_fn is None):
-        raise ValueError("give `model` or `continue_fn`, one of the two: something must go on with the responses")
-    if continue_fn is not None and output is not None:
-        raise ValueError("`output` needs `model`; leave it out, and keep what `continue_fn` generates yourself")
-    if cuts < 1:
-        raise ValueError(f"`cuts` is {cuts}; it must be at least 1")
+def _check_arguments(model: Any, on_error: str, output: str | os.PathLike[str] | None) -> None:
+    if callable(model):
+        check_signature("model", model, 2, _CONTINUE)
+        if output is not None:
+            raise ValueError(
+                "`output` keeps what a model writes, and `model` is a function; leave it out, and keep what the "
+                "function generates yourself"
+            )
     check_on_error(on_error)
+
+
+def check_signature(name: str, function: Callable[..., Any], lists: int, must: str) -> None:
+    """Refuses, before anything is generated, a function that cannot be called with lists, as it will be."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some of those written in C do not say
+        return
+    try:
+        signature.bind(*[[]] * lists)
+    except TypeError:
+        raise ValueError(f"`{name}` takes {signature}, not {('two', 'three')[lists - 2]} lists; {must}") from None
 
 
 def check_phrases(name: str, given: Sequence[str]) -> None:
@@ -465,17 +487,18 @@ def check_phrases(name: str, given: Sequence[str]) -> None:
         raise ValueError(f"`{name}` is {given!r:.60}; give a list of phrases, none empty, without spaces around them")
 
 
-def check_text(row: int, column: str, text: Any) -> None:
-    """Refuses a cell without text."""
+def check_text(row: int, column: str, text: Any) -> str:
+    """Gives back a cell, refusing one without text."""
     if not isinstance(text, str) or not text.strip():
         raise RowError(row, column, f"given {text!r:.60}; allowed is a string with text; fill it in, or drop the row")
+    return text
 
 
-def check_fits(continuer: Continuer, row: int, prompt: str, prefixes: Sequence[str]) -> None:
+def check_fits(writer: OpenWriter, row: int, prompt: str, prefixes: Sequence[str]) -> None:
     """Refuses, before anything is generated, what the model's template or window does not take."""
     for prefix in prefixes:
         try:
-            continuer.encode(prompt, prefix)
+            writer.encode(prompt, prefix)
         except ValueError as error:
             raise RowError(row, None, str(error)) from error
 
