@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -115,12 +115,10 @@ def push_annotated(
     splits = _by_config(dataset, config_name)
     return _push(
         _inspected(splits, directions, {name: {"arguments": arguments} for name in splits}),
-        repo_id,
+        transfer.Repository(repo_id, "dataset", revision, token),
         named_sources(source),
         card=None,
         private=private,
-        token=token,
-        revision=revision,
         commit_message=commit_message,
         create_pr=create_pr,
         allow_source=allow_source,
@@ -184,12 +182,10 @@ def push_folder(
     readme = Path(folder) / transfer.README
     return _push(
         _inspected(splits, directions, dict(zip(splits, noted, strict=True))),
-        repo_id,
+        transfer.Repository(repo_id, "dataset", revision, token),
         named_sources(source),
         card=_read_card(readme),
         private=private,
-        token=token,
-        revision=revision,
         commit_message=commit_message,
         create_pr=create_pr,
         allow_source=allow_source,
@@ -198,25 +194,24 @@ def push_folder(
 
 def _push(
     configs: Mapping[str, _Config],
-    repo_id: str,
+    repo: transfer.Repository,
     named: tuple[str, ...] | None,
     *,
     card: str | None,
     private: bool,
-    token: str | None,
-    revision: str | None,
     commit_message: str,
     create_pr: bool,
     allow_source: bool,
 ) -> CommitInfo:
     """Uploads checked configurations in one commit; the text of `card` joins that of the card that is there."""
-    target = transfer.check_writable(repo_id, repo_type="dataset", token=token, create_pr=create_pr)
+    target = repo.check_writable(create_pr=create_pr)
+    repo = replace(repo, repo_id=target.repo_id)
     sources, source_cards = _look_at_sources(
-        configs, named, target, private=private, allow_source=allow_source, token=token
+        configs, named, target, private=private, allow_source=allow_source, token=repo.token
     )
 
     def readme(existing: str | None) -> str:
-        there = transfer.list_files(target.repo_id, repo_type="dataset", revision=revision, token=token)
+        there = repo.list_files()
         before = layout_of(there, existing)
         _check_room(configs, before, there, cards.described_configs(existing))
         joined = cards.united(existing, card)
@@ -225,15 +220,11 @@ def _push(
     with TemporaryDirectory(prefix="legend_hf_") as folder:
         described = _write(configs, Path(folder))
         files = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*.parquet"))}
-        return transfer.upload_files(
-            target.repo_id,
+        return repo.commit(
             files,
-            repo_type="dataset",
             readme=readme,
             replaces=_replaced(configs),
             private=private,
-            token=token,
-            revision=revision,
             commit_message=commit_message,
             create_pr=create_pr,
         )
@@ -282,7 +273,7 @@ def save_annotated(
         logger.warning("left the card of %s out: %s", ", ".join(f"`{n}`" for n in named or ("the source",)), error)
         known = named is not None
         ids = (name.partition("@") for name in named or ())
-        sources = sources or tuple(Source(transfer.Repository(n, None, False, False), at or None) for n, _, at in ids)
+        sources = sources or tuple(Source(transfer.Description(n, None, False, False), at or None) for n, _, at in ids)
     noted = [{"repo_id": one.repo_id, "revision": one.revision} for one in sources] if known else None
     made = {name: made_of(noted, directions) for name in configs}
     reads = [
@@ -663,14 +654,14 @@ def named_sources(source: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def check_sources(
-    target: transfer.Repository,
+    target: transfer.Description,
     sources: Sequence[Source],
     traces: Sequence[Trace],
     lost: Sequence[Trace],
     *,
     private: bool,
     allow_source: bool = False,
-    token: str | None = None,
+    token: str | bool | None = None,
 ) -> None:
     """Refuses to write onto a source, and to show what a source hides or what is from nobody knows where.
 
@@ -721,11 +712,11 @@ def _is_same_repository(one: str, other: str) -> bool:
 def _look_at_sources(
     configs: Mapping[str, _Config],
     named: tuple[str, ...] | None,
-    target: transfer.Repository,
+    target: transfer.Description,
     *,
     private: bool,
     allow_source: bool,
-    token: str | None,
+    token: str | bool | None,
 ) -> tuple[tuple[Source, ...], dict[str, str]]:
     """Finds the sources and their cards by id, and checks that the rows may go to the target."""
     traces = _traces(configs)
@@ -740,12 +731,12 @@ def _traces(configs: Mapping[str, _Config]) -> tuple[Trace, ...]:
     return traces_of(rows for config in configs.values() for rows in config.splits.values())
 
 
-def _cards_of(sources: Iterable[Source], token: str | None) -> dict[str, str]:
+def _cards_of(sources: Iterable[Source], token: str | bool | None) -> dict[str, str]:
     """The cards of sources, as they were when these were loaded, by id."""
     found = {}
     for source in sources:
         commit = source.revision or source.repository.commit
-        card = commit and transfer.read_readme(source.repo_id, repo_type="dataset", revision=commit, token=token)
+        card = commit and transfer.Repository(source.repo_id, "dataset", commit, token).readme()
         found[source.repo_id] = card or ""
     return found
 

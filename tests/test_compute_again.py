@@ -44,11 +44,9 @@ def source(hub: LoopbackHub) -> str:
         "odd/train.jsonl": [{"question": r["prompt"], "good": r["chosen"], "bad": r["rejected"]} for r in rows],
     }
     card = "".join(f"- config_name: {c}\n  data_dir: {c}\n" for c in ("one", "two", "odd"))
-    transfer.upload_files(
-        name,
+    transfer.Repository(name, "dataset").commit(
         {path: "".join(json.dumps(r) + "\n" for r in lines).encode() for path, lines in files.items()}
         | {"README.md": f"---\nconfigs:\n{card}---\n".encode()},
-        repo_type="dataset",
         commit_message="by hand",
     )
     return name

@@ -139,7 +139,7 @@ def test_all_that_could_be_loaded_still_can_be(hub: LoopbackHub, tmp_path: Path,
     files = LAYOUTS[layout]
     if where == "hub":
         place = f"user/l{uuid.uuid4().hex[:12]}"
-        transfer.upload_files(place, files, repo_type="dataset", commit_message="by hand")
+        transfer.Repository(place, "dataset").commit(files, commit_message="by hand")
     else:
         # The cache of `datasets` goes by a folder's last name.
         place = str(tmp_path / f"l{uuid.uuid4().hex[:12]}")
@@ -178,7 +178,7 @@ def test_all_that_could_be_loaded_still_can_be(hub: LoopbackHub, tmp_path: Path,
 def test_the_check_sees_what_datasets_own_push_loses(hub: LoopbackHub):
     """The control: files at the root are no configuration any longer, once a card names another."""
     place = f"user/l{uuid.uuid4().hex[:12]}"
-    transfer.upload_files(place, LAYOUTS["no card, files at the root"], repo_type="dataset", commit_message="by hand")
+    transfer.Repository(place, "dataset").commit(LAYOUTS["no card, files at the root"], commit_message="by hand")
     before = loaded(place)
     three_splits().push_to_hub(place, config_name="zebra")
     assert not before.items() <= loaded(place).items()
@@ -188,7 +188,7 @@ def test_the_check_sees_what_datasets_own_push_loses(hub: LoopbackHub):
 def test_a_layout_is_what_datasets_finds(hub: LoopbackHub, layout: str):
     """Over empty files of the same names, without looking into any."""
     place = f"user/l{uuid.uuid4().hex[:12]}"
-    transfer.upload_files(place, LAYOUTS[layout], repo_type="dataset", commit_message="by hand")
+    transfer.Repository(place, "dataset").commit(LAYOUTS[layout], commit_message="by hand")
     readme = LAYOUTS[layout].get("README.md")
     found = layout_of([*LAYOUTS[layout], "../outside.parquet", "/tmp/outside.parquet"], readme and readme.decode())
     real = loaded(place)

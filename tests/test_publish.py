@@ -111,7 +111,7 @@ def front(card: str) -> dict[str, Any]:
 
 
 def edit_readme(repo_id: str, change: Any) -> None:
-    transfer.upload_files(repo_id, {}, repo_type="dataset", readme=change, commit_message="by hand")
+    transfer.Repository(repo_id, "dataset").commit({}, readme=change, commit_message="by hand")
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -206,7 +206,7 @@ def test_the_same_rows_in_other_batches_change_nothing(hub: LoopbackHub, repo_id
 def test_what_people_wrote_and_added_stays(hub: LoopbackHub, repo_id: str):
     push(three_splits(), repo_id)
     edit_readme(repo_id, lambda old: old.replace("---\n\n# ", "---\n\nBefore.\r\n# ") + "\nAfter.\n")
-    transfer.upload_files(repo_id, {"notes.txt": b"mine"}, repo_type="dataset", commit_message="x")
+    transfer.Repository(repo_id, "dataset").commit({"notes.txt": b"mine"}, commit_message="x")
     edit_readme(
         repo_id, lambda old: old.replace("annotations_creators:", "license: cc-by-4.0\nannotations_creators:", 1)
     )
@@ -224,8 +224,8 @@ def test_front_matter_that_yaml_changes_survives_a_push(hub: LoopbackHub, repo_i
     from datasets import load_dataset
 
     head = "language: 'no'\nversion: 1.10   # the second\nlength: 1:30:00\ntags: [mine]\nlicense: mit\n"
-    transfer.upload_files(
-        repo_id, {"README.md": f"---\n{head}---\n# Mine\n".encode()}, repo_type="dataset", commit_message="by hand"
+    transfer.Repository(repo_id, "dataset").commit(
+        {"README.md": f"---\n{head}---\n# Mine\n".encode()}, commit_message="by hand"
     )
     push(three_splits(), repo_id)
     card = readme(hub, repo_id)
@@ -626,7 +626,7 @@ def test_what_the_source_hides_is_not_made_public(
     ):
         push(data, repo_id, source=given, private=False)
     assert not hub.log("repos/create|preupload|/up/")
-    transfer.upload_files(f"{repo_id}-public", {"a": b"a"}, repo_type="dataset", private=False, commit_message="x")
+    transfer.Repository(f"{repo_id}-public", "dataset").commit({"a": b"a"}, private=False, commit_message="x")
     with pytest.raises(ValueError, match=f"`{repo_id}-public` is public"):
         push(data, f"{repo_id}-public", source=given)
     push(data, repo_id, source=given)

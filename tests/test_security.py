@@ -598,7 +598,7 @@ def test_a_token_that_cannot_be_one_is_refused_unseen(hub: LoopbackHub, repo_id:
     with caplog.at_level(logging.DEBUG):
         for call in (
             lambda: transfer.read_files(repo_id, ["a"], token=given),
-            lambda: transfer.upload_files(repo_id, {"a": b"1"}, token=given, commit_message="x"),
+            lambda: transfer.Repository(repo_id, token=given).commit({"a": b"1"}, commit_message="x"),
         ):
             with pytest.raises(ValueError, match="`token` holds a space, a line end or another character") as caught:
                 call()
@@ -622,7 +622,7 @@ def test_a_token_that_this_process_does_not_know_is_left_out_by_its_form(
 def test_the_cause_stays_where_it_tells_nothing(hub: LoopbackHub, repo_id: str):
     hub.faults.add(path="/api/", action="status", status=403, message="not today", count=-1)
     with pytest.raises(PermissionError) as caught:
-        transfer.describe_repo(repo_id, repo_type="model")
+        transfer.Repository(repo_id).describe()
     assert "not today" in str(caught.value.__cause__)
 
 

@@ -46,12 +46,8 @@ def upload(name: str, hidden: bool) -> str:
     bare = annotated(6, seed=uuid.uuid4().int % 2**32).select_columns(["chosen", "rejected"])
     DatasetDict(train=bare, test=bare.select([0, 1])).push_to_hub(name, private=hidden)
     words = CARD[CARD.index("license") :].partition("---\n")
-    transfer.upload_files(
-        name,
-        {},
-        repo_type="dataset",
-        readme=lambda old: (old or "").replace("---\n", "---\n" + words[0], 1) + words[2],
-        commit_message="by hand",
+    transfer.Repository(name, "dataset").commit(
+        {}, readme=lambda old: (old or "").replace("---\n", "---\n" + words[0], 1) + words[2], commit_message="by hand"
     )
     return name
 
@@ -115,7 +111,7 @@ def snapshot(name: str) -> str:
 
 def with_checksums(rows: Any, name: str) -> Any:
     """As older versions of `datasets` kept the files that rows were read from."""
-    commit = transfer.describe_repo(name, repo_type="dataset").commit
+    commit = transfer.Repository(name, "dataset").describe().commit
     rows.info.download_checksums = {f"hf://datasets/{name}@{commit}/{FILE}": {"num_bytes": 1, "checksum": None}}
     return rows
 

@@ -39,7 +39,7 @@ def repo_id() -> str:
 @pytest.fixture
 def uploaded(hub: LoopbackHub, repo_id: str) -> str:
     """A private model repository with FILES and a README."""
-    transfer.upload_files(repo_id, {**FILES, "README.md": b"# Hand-written\n"}, commit_message="first")
+    transfer.Repository(repo_id).commit({**FILES, "README.md": b"# Hand-written\n"}, commit_message="first")
     return repo_id
 
 
@@ -150,7 +150,7 @@ def test_reads_a_hub_repository_at_one_commit(hub: LoopbackHub, uploaded: str):
     first = transfer.read_files(uploaded, list(FILES), optional=["README.md", "plots.png"])
     assert first.contents == {**FILES, "README.md": b"# Hand-written\n"}
     assert first.repo_id == uploaded
-    transfer.upload_files(uploaded, {"config.json": b"second"}, commit_message="second")
+    transfer.Repository(uploaded).commit({"config.json": b"second"}, commit_message="second")
     second = transfer.read_files(uploaded, ["config.json"])
     assert second.contents["config.json"] == b"second"
     assert second.commit != first.commit
@@ -165,7 +165,7 @@ def test_reads_a_hub_repository_at_one_commit(hub: LoopbackHub, uploaded: str):
 
 @pytest.mark.parametrize("form", ["hf://{id}", "hf://{id}@main", "hf://models/{id}/", "hf://{id}@{commit}"])
 def test_a_hub_url_is_a_hub_id(uploaded: str, form: str):
-    commit = transfer.resolve_commit(uploaded)
+    commit = transfer.Repository(uploaded).resolve().revision
     found = transfer.read_files(form.format(id=uploaded, commit=commit), list(FILES))
     assert (found.contents, found.repo_id, found.commit) == (FILES, uploaded, commit)
     with pytest.raises(ValueError, match="names revision 'main' and `revision` is 'other'; give only one"):
@@ -176,7 +176,7 @@ def test_a_hub_url_may_name_a_folder_or_a_dataset(hub: LoopbackHub):
     for kind, repo_type in (("datasets/", "dataset"), ("", "model")):
         name = f"user/d{uuid.uuid4().hex[:12]}"
         nested = {f"sub/{k}": v for k, v in FILES.items()}
-        transfer.upload_files(name, nested, repo_type=repo_type, commit_message="x")
+        transfer.Repository(name, repo_type).commit(nested, commit_message="x")
         assert transfer.read_files(f"hf://{kind}{name}/sub", list(FILES)).contents == FILES
 
 
@@ -229,7 +229,7 @@ for source in sys.argv[2:]:
     except Exception as error:
         out[source] = [type(error).__name__, str(error)]
 try:
-    transfer.upload_files("user/x", {}, commit_message="x")
+    transfer.Repository("user/x").commit({}, commit_message="x")
 except Exception as error:
     out["push"] = [type(error).__name__, str(error)]
 print(json.dumps(out))
@@ -316,39 +316,51 @@ def test_a_damaged_download_is_noticed(hub: LoopbackHub, uploaded: str, tmp_path
     assert Path(bad).read_bytes() != FILES["config.json"]
 
 
+def test_a_repository_asks_nobody_until_it_is_asked_and_shows_no_token(hub: LoopbackHub, uploaded: str):
+    hub.log(clear=True)
+    repo = transfer.Repository(uploaded, token=WRITE_TOKEN)
+    assert WRITE_TOKEN not in repr(repo)
+    assert hub.log() == []
+    pinned = repo.resolve()
+    assert hub.log(), "the control: this asks"
+    assert pinned == transfer.Repository(uploaded, revision=repo.describe().commit, token=WRITE_TOKEN)
+    assert pinned.readme() == "# Hand-written\n"
+    assert (pinned.read("config.json"), pinned.read("never.txt")) == (FILES["config.json"], None)
+
+
 # ---------------------------------------------------------------- uploading
 
 
 def test_one_commit_and_then_none(hub: LoopbackHub, repo_id: str):
-    first = transfer.upload_files(repo_id, FILES, commit_message="first", readme=lambda old: f"{old} card")
+    first = transfer.Repository(repo_id).commit(FILES, commit_message="first", readme=lambda old: f"{old} card")
     assert stored(hub, repo_id) == {**FILES, "README.md": b"None card"}
     assert commits(hub, repo_id) == 2  # the Hub's own, and this one
     assert first.oid == hub.store.repos[("models", *repo_id.split("/"))].refs["refs/heads/main"]
     assert first.repo_url.repo_id == repo_id
-    again = transfer.upload_files(repo_id, FILES, commit_message="again", readme=lambda old: old or "")
+    again = transfer.Repository(repo_id).commit(FILES, commit_message="again", readme=lambda old: old or "")
     assert again.oid == first.oid
     assert commits(hub, repo_id) == 2
-    changed = transfer.upload_files(repo_id, {**FILES, "config.json": b"{}"}, commit_message="third")
+    changed = transfer.Repository(repo_id).commit({**FILES, "config.json": b"{}"}, commit_message="third")
     assert changed.oid != first.oid
     assert commits(hub, repo_id) == 3
 
 
 @pytest.mark.parametrize("private", [True, False])
 def test_private_concerns_creation_only(hub: LoopbackHub, repo_id: str, private: bool):
-    transfer.upload_files(repo_id, FILES, private=private, commit_message="x")
+    transfer.Repository(repo_id).commit(FILES, private=private, commit_message="x")
     repo = hub.store.repos[("models", *repo_id.split("/"))]
     assert repo.private is private
-    transfer.upload_files(repo_id, {"a": b"a"}, private=not private, commit_message="x")
+    transfer.Repository(repo_id).commit({"a": b"a"}, private=not private, commit_message="x")
     assert repo.private is private
 
 
 def test_a_name_alone_is_of_the_own_account(hub: LoopbackHub, repo_id: str):
-    info = transfer.upload_files(repo_id.split("/")[1], FILES, commit_message="x")
+    info = transfer.Repository(repo_id.split("/")[1]).commit(FILES, commit_message="x")
     assert info.repo_url.repo_id == repo_id
 
 
 def test_readme_is_merged_with_the_one_there_and_other_files_stay(hub: LoopbackHub, uploaded: str):
-    transfer.upload_files(uploaded, {"notes.txt": b"mine"}, commit_message="x", readme=lambda old: f"{old}added\n")
+    transfer.Repository(uploaded).commit({"notes.txt": b"mine"}, commit_message="x", readme=lambda old: f"{old}added\n")
     assert stored(hub, uploaded) == {**FILES, "notes.txt": b"mine", "README.md": b"# Hand-written\nadded\n"}
 
 
@@ -359,9 +371,9 @@ def test_replaced_files_go_and_only_those(hub: LoopbackHub, repo_id: str):
         "data/sub/train-2.parquet": b"3",
         "x/train-1.parquet": b"4",
     }
-    transfer.upload_files(repo_id, old, repo_type="dataset", commit_message="x")
+    transfer.Repository(repo_id, "dataset").commit(old, commit_message="x")
     new = {"data/train-0.parquet": b"new"}
-    transfer.upload_files(repo_id, new, repo_type="dataset", commit_message="x", replaces=["data/train-*.parquet"])
+    transfer.Repository(repo_id, "dataset").commit(new, commit_message="x", replaces=["data/train-*.parquet"])
     left = {**old, **new}
     del left["data/train-1.parquet"]
     assert stored(hub, repo_id, "datasets") == left
@@ -385,7 +397,9 @@ def test_no_right_to_write_is_said_before_anything_is_uploaded(
     before = commits(hub, uploaded)
     hub.log(clear=True)
     with pytest.raises(PermissionError, match=message) as caught:
-        transfer.upload_files(target.format(new="user/unmade", old=uploaded), FILES, token=token, commit_message="x")
+        transfer.Repository(target.format(new="user/unmade", old=uploaded), token=token).commit(
+            FILES, commit_message="x"
+        )
     assert not hub.log("preupload|commit|/up/")
     assert ("models", "user", "unmade") not in hub.store.repos
     assert commits(hub, uploaded) == before
@@ -398,22 +412,22 @@ def test_another_accounts_repository_is_refused_before_anything_is_uploaded(hub:
     with pytest.raises(
         PermissionError, match="cannot push to .*403 You don't have the rights to write to .*; use a token"
     ):
-        transfer.upload_files(uploaded, FILES, token=OTHER_TOKEN, commit_message="x")
+        transfer.Repository(uploaded, token=OTHER_TOKEN).commit(FILES, commit_message="x")
     assert not hub.log("preupload|commit|/up/")
 
 
 @pytest.mark.parametrize("repo_id", ["user/a/b", "user/", "us er/a", "../x"])
 def test_an_id_that_is_none_is_refused(hub: LoopbackHub, repo_id: str):
     with pytest.raises(ValueError, match="`repo_id` is .*; it must be `namespace/name` or `name`"):
-        transfer.upload_files(repo_id, FILES, commit_message="x")
+        transfer.Repository(repo_id).commit(FILES, commit_message="x")
 
 
 def test_metadata_that_the_hub_refuses_stops_before_the_upload(hub: LoopbackHub, uploaded: str):
     before = stored(hub, uploaded)
     hub.log(clear=True)
     with pytest.raises(ValueError, match="license"):
-        transfer.upload_files(
-            uploaded, {"a.bin": b"1"}, readme=lambda old: "---\nlicense: none-such\n---\n", commit_message="x"
+        transfer.Repository(uploaded).commit(
+            {"a.bin": b"1"}, readme=lambda old: "---\nlicense: none-such\n---\n", commit_message="x"
         )
     assert stored(hub, uploaded) == before
     assert not hub.log("preupload|/up/|commit/")
@@ -449,7 +463,7 @@ ANSWERED = ("429", "412", "409")
 )
 def test_a_push_survives_a_passing_fault(hub: LoopbackHub, repo_id: str, fault: str, step: str):
     rule = hub.faults.add(count=1, **FAULTS[fault], **STEPS[step])
-    transfer.upload_files(repo_id, FILES, commit_message="x", readme=lambda old: f"{old}")
+    transfer.Repository(repo_id).commit(FILES, commit_message="x", readme=lambda old: f"{old}")
     assert stored(hub, repo_id) == {**FILES, "README.md": b"None"}
     assert commits(hub, repo_id) == 2, "pushed twice"
     assert next(r for r in hub.faults.list() if r["id"] == rule)["hits"] == 1
@@ -460,12 +474,12 @@ def test_retry_after_is_obeyed(hub: LoopbackHub, uploaded: str, monkeypatch: pyt
     monkeypatch.setattr(transfer.time, "sleep", waits.append)
     hub.faults.add(path="/commit/main", action="status", status=429, retry_after=7, count=1)
     with caplog.at_level(logging.WARNING):
-        transfer.upload_files(uploaded, {"a": b"a"}, commit_message="x")
+        transfer.Repository(uploaded).commit({"a": b"a"}, commit_message="x")
     assert 7.0 in waits
     assert "trying again in 7.0 s" in caplog.text
     hub.faults.add(path="/commit/main", action="status", status=429, retry_after=7000, count=1)
     with pytest.raises(ConnectionError, match="429 .*1 time in a row; try again later"):
-        transfer.upload_files(uploaded, {"b": b"b"}, commit_message="x")
+        transfer.Repository(uploaded).commit({"b": b"b"}, commit_message="x")
 
 
 def test_a_fault_that_stays_leaves_the_repository_as_it_was(hub: LoopbackHub, uploaded: str, monkeypatch):
@@ -475,11 +489,11 @@ def test_a_fault_that_stays_leaves_the_repository_as_it_was(hub: LoopbackHub, up
     with pytest.raises(
         ConnectionError, match="cannot push to .*503 injected fault 503, 3 times in a row; try again later, what"
     ):
-        transfer.upload_files(uploaded, {"new.safetensors": b"x" * 99, "a": b"a"}, commit_message="x")
+        transfer.Repository(uploaded).commit({"new.safetensors": b"x" * 99, "a": b"a"}, commit_message="x")
     assert stored(hub, uploaded) == before
     hub.faults.clear()
     hub.log(clear=True)
-    transfer.upload_files(uploaded, {"new.safetensors": b"x" * 99, "a": b"a"}, commit_message="x")
+    transfer.Repository(uploaded).commit({"new.safetensors": b"x" * 99, "a": b"a"}, commit_message="x")
     assert stored(hub, uploaded) == {**before, "new.safetensors": b"x" * 99, "a": b"a"}
     assert not hub.log("/up/")  # the large file had arrived
 
@@ -490,10 +504,10 @@ def test_a_commit_in_between_is_kept(hub: LoopbackHub, uploaded: str):
     def readme(old: str | None) -> str:
         seen.append(old)
         if len(seen) == 1:
-            transfer.upload_files(uploaded, {"theirs": b"1", "README.md": b"# Theirs\n"}, commit_message="theirs")
+            transfer.Repository(uploaded).commit({"theirs": b"1", "README.md": b"# Theirs\n"}, commit_message="theirs")
         return f"{old}ours\n"
 
-    transfer.upload_files(uploaded, {"mine": b"2"}, commit_message="x", readme=readme)
+    transfer.Repository(uploaded).commit({"mine": b"2"}, commit_message="x", readme=readme)
     assert seen == ["# Hand-written\n", "# Theirs\n"]
     assert stored(hub, uploaded) == {**FILES, "theirs": b"1", "mine": b"2", "README.md": b"# Theirs\nours\n"}
 
@@ -509,7 +523,7 @@ def test_two_pushers_lose_nothing_and_double_nothing(hub: LoopbackHub, uploaded:
 
         try:
             for turn in range(4):
-                transfer.upload_files(uploaded, {f"{who}.txt": b"%d" % turn}, commit_message="x", readme=readme)
+                transfer.Repository(uploaded).commit({f"{who}.txt": b"%d" % turn}, commit_message="x", readme=readme)
         except BaseException as error:
             failures.append(error)
 
@@ -527,15 +541,15 @@ def test_two_pushers_lose_nothing_and_double_nothing(hub: LoopbackHub, uploaded:
 def test_a_branch_and_a_pull_request_leave_main_alone(hub: LoopbackHub, uploaded: str):
     before = stored(hub, uploaded)
     repo = hub.store.repos[("models", *uploaded.split("/"))]
-    info = transfer.upload_files(uploaded, {"a": b"1"}, revision="try", commit_message="x")
-    again = transfer.upload_files(uploaded, {"a": b"1"}, revision="try", commit_message="x")
+    info = transfer.Repository(uploaded, revision="try").commit({"a": b"1"}, commit_message="x")
+    again = transfer.Repository(uploaded, revision="try").commit({"a": b"1"}, commit_message="x")
     assert again.oid == info.oid == repo.refs["refs/heads/try"]
-    request = transfer.upload_files(uploaded, {"a": b"1"}, create_pr=True, commit_message="x")
+    request = transfer.Repository(uploaded).commit({"a": b"1"}, create_pr=True, commit_message="x")
     assert request.pr_revision == "refs/pr/1"
     assert stored(hub, uploaded) == before
 
     hub.store.repos[("models", *uploaded.split("/"))].private = False
-    transfer.upload_files(uploaded, {"a": b"1"}, create_pr=True, token=OTHER_TOKEN, commit_message="x")
+    transfer.Repository(uploaded, token=OTHER_TOKEN).commit({"a": b"1"}, create_pr=True, commit_message="x")
     assert len(repo.discussions) == 2
 
 
@@ -545,11 +559,11 @@ def test_a_branch_and_a_pull_request_leave_main_alone(hub: LoopbackHub, uploaded
 def test_a_lost_answer_opens_one_pull_request(hub: LoopbackHub, repo_type: str, status: int | None, done: bool):
     """Whether the connection broke or a gateway gave up, and whether the Hub had done its work by then or not."""
     name = f"user/p{uuid.uuid4().hex[:10]}"
-    transfer.upload_files(name, FILES, repo_type=repo_type, commit_message="first")
+    transfer.Repository(name, repo_type).commit(FILES, commit_message="first")
     repo = hub.store.repos[(f"{repo_type}s", *name.split("/"))]
 
     def ask() -> Any:
-        return transfer.upload_files(name, {"a": b"1"}, repo_type=repo_type, create_pr=True, commit_message="x")
+        return transfer.Repository(name, repo_type).commit({"a": b"1"}, create_pr=True, commit_message="x")
 
     ask()  # an earlier one of the same title is not taken for this one
     kind = {"action": "lose" if done else "status" if status else "drop"} | ({"status": status} if status else {})
@@ -569,9 +583,9 @@ def test_a_lost_answer_opens_one_pull_request(hub: LoopbackHub, repo_type: str, 
 
 
 def test_a_readme_that_is_not_utf8_is_named(uploaded: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(transfer, "_download", lambda *args, **kwargs: b"caf\xe9")
+    monkeypatch.setattr(transfer.Repository, "read", lambda *args, **kwargs: b"caf\xe9")
     with pytest.raises(ValueError, match="`README.md` of .* is not UTF-8 .* save it as UTF-8 first"):
-        transfer.upload_files(uploaded, {"a": b"1"}, commit_message="x", readme=lambda old: old or "")
+        transfer.Repository(uploaded).commit({"a": b"1"}, commit_message="x", readme=lambda old: old or "")
 
 
 @pytest.mark.parametrize("call", ["read", "push", "look"])
@@ -579,8 +593,8 @@ def test_no_token_in_errors_or_logs(hub: LoopbackHub, uploaded: str, call: str, 
     monkeypatch.setattr(transfer, "ATTEMPTS", 2)
     calls: dict[str, Callable[[], object]] = {
         "read": lambda: transfer.read_files(uploaded, ["config.json"], token=WRITE_TOKEN, cache_dir="/nonexistent"),
-        "push": lambda: transfer.upload_files(uploaded, FILES, token=WRITE_TOKEN, commit_message="x"),
-        "look": lambda: transfer.describe_repo(uploaded, repo_type="model", token=WRITE_TOKEN),
+        "push": lambda: transfer.Repository(uploaded, token=WRITE_TOKEN).commit(FILES, commit_message="x"),
+        "look": lambda: transfer.Repository(uploaded, token=WRITE_TOKEN).describe(),
     }
     hub.faults.add(path="/api/", action="status", status=500, message=f"failed for {WRITE_TOKEN}", count=-1)
     with caplog.at_level(logging.DEBUG), pytest.raises(ConnectionError) as caught:

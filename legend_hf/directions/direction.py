@@ -279,14 +279,11 @@ class Direction:
         """
         published = self._with_model_id(model_id, trust_remote_code)
         # A bare name stands for a repository of the token's owner; the card's program needs the whole id.
-        repo_id = transfer.check_writable(repo_id, token=token, create_pr=create_pr).repo_id
-        info = transfer.upload_files(
-            repo_id,
+        repo_id = transfer.Repository(repo_id, token=token).check_writable(create_pr=create_pr).repo_id
+        info = transfer.Repository(repo_id, revision=revision, token=token).commit(
             {name: content for name, content in published._files(None).items() if name != CARD_FILE},
             readme=lambda existing: published._card(existing, repo_id),
             private=private,
-            token=token,
-            revision=revision,
             commit_message=commit_message,
             create_pr=create_pr,
         )

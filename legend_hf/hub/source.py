@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 
-from legend_hf.hub import transfer
+from legend_hf.hub.transfer import Description, Repository, list_datasets
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,7 +51,7 @@ class Source:
         revision: The commit that was loaded, None when that is not known.
     """
 
-    repository: transfer.Repository
+    repository: Description
     revision: str | None
 
     @property
@@ -137,7 +137,7 @@ def find_sources(
     found: dict[str, Source] = {}
     for name in named or ():
         repo_id, _, commit = name.partition("@")
-        repository = transfer.describe_repo(repo_id, repo_type="dataset", token=token)
+        repository = Repository(repo_id, "dataset", token=token).describe()
         if not repository.exists:
             raise ValueError(
                 f"`source` is {repo_id!r}, which the Hub does not have, or which this token may not see; give "
@@ -152,9 +152,7 @@ def find_sources(
                 lost.append(trace)
             continue
         for repo_id in dict.fromkeys((*found, *_candidates(trace, token))):
-            repository = transfer.describe_repo(
-                repo_id, repo_type="dataset", revision=trace.commit or None, token=token
-            )
+            repository = Repository(repo_id, "dataset", trace.commit or None, token).describe()
             same = repository.repo_id.lower() == trace.name.lower() if trace.exact else False
             if repository.exists and (repository.commit == trace.commit if trace.commit else same):
                 found[repository.repo_id] = Source(repository, trace.commit or None)
@@ -167,7 +165,7 @@ def find_sources(
 
 def has_commit(repo_id: str, commit: str, *, token: str | bool | None = None) -> bool:
     """Whether a dataset repository has a commit."""
-    return transfer.describe_repo(repo_id, repo_type="dataset", revision=commit, token=token).commit == commit
+    return Repository(repo_id, "dataset", commit, token).describe().commit == commit
 
 
 def _traces(rows: Dataset) -> Iterator[Trace]:
@@ -218,7 +216,5 @@ def _candidates(trace: Trace, token: str | bool | None) -> Iterator[str]:
         yield trace.name
     if namespace:
         yield from (
-            name
-            for name in transfer.list_datasets(namespace, token=token)
-            if spelled(name).lower() == trace.name.lower()
+            name for name in list_datasets(namespace, token=token) if spelled(name).lower() == trace.name.lower()
         )

@@ -14,7 +14,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,8 +71,8 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Repository:
-    """A repository as the Hub describes it.
+class Description:
+    """What the Hub says of a repository.
 
     Attributes:
         repo_id: Its full id `namespace/name`, by its present name.
@@ -88,6 +88,387 @@ class Repository:
     public: bool
     exists: bool
     private: bool = False
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the Hub, and how it is seen: at which revision, with which token. Making one asks nobody.
+
+    Every method asks the Hub again and again until it answers, or until it is no use.
+
+    Attributes:
+        repo_id: `namespace/name`; or `name`, to write to one of the token's own account.
+        repo_type: `"model"` or `"dataset"`.
+        revision: Branch, tag or commit; None is the main branch.
+        token: Hub token; None takes the environment's.
+    """
+
+    repo_id: str
+    repo_type: str = "model"
+    revision: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
+
+    def describe(self) -> Description:
+        """Asks the Hub what this is; one that is not there, or hidden from this token, is no error.
+
+        A revision that it does not have is described as the newest one.
+
+        Raises:
+            OSError: The Hub cannot be reached, or refuses to say.
+        """
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+        api = _api(self.token)
+
+        def ask() -> Description:
+            try:
+                info = api.repo_info(self.repo_id, repo_type=self.repo_type, revision=self.revision)
+            except GatedRepoError:
+                return Description(self.repo_id, None, public=False, exists=True)
+            except RepositoryNotFoundError:
+                return Description(self.repo_id, None, public=False, exists=False)
+            except RevisionNotFoundError:
+                info = api.repo_info(self.repo_id, repo_type=self.repo_type)
+            private, gated = bool(info.private), bool(getattr(info, "gated", False))
+            return Description(info.id, info.sha, public=not (private or gated), exists=True, private=private)
+
+        return _again(ask, replace(self, revision=None), "look at")
+
+    def resolve(self, *, cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False) -> Repository:
+        """The same at the commit that its revision is now, or was when the Hub was last reached.
+
+        Raises:
+            OSError: The repository or revision does not exist or is hidden, or the Hub cannot be reached and it was
+                never asked before.
+        """
+        from huggingface_hub import resolve_revision
+
+        def ask() -> str:
+            return resolve_revision(
+                self.repo_id,
+                repo_type=self.repo_type,
+                revision=self.revision,
+                cache_dir=None if cache_dir is None else str(cache_dir),
+                local_files_only=local_files_only,
+                token=self.token,
+            ).resolved
+
+        return replace(self, revision=_again(ask, self, "read"))
+
+    def list_files(self) -> list[str]:
+        """Paths of its files.
+
+        Raises:
+            OSError: The repository or revision does not exist or is hidden, or the Hub cannot be reached.
+        """
+        api = _api(self.token)
+        return _again(
+            lambda: api.list_repo_files(self.repo_id, repo_type=self.repo_type, revision=self.revision), self, "look at"
+        )
+
+    def read(
+        self,
+        name: str,
+        *,
+        required: bool = False,
+        max_bytes: int = MAX_BYTES,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> bytes | None:
+        """Reads one file at a commit through the Hub's cache. None: it is not there and not `required`.
+
+        Raises:
+            OSError: As `read_files`.
+            ValueError: It is larger than `max_bytes`, or its download is damaged.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+        def fetch(dry_run: bool, again: bool = False) -> Any:
+            return hf_hub_download(
+                self.repo_id,
+                name,
+                repo_type=self.repo_type,
+                revision=self.revision,
+                cache_dir=None if cache_dir is None else str(cache_dir),
+                local_files_only=local_files_only,
+                token=self.token,
+                dry_run=dry_run,
+                force_download=again,
+            )
+
+        def attempt(again: bool = False) -> bytes | None:
+            try:
+                _check_size(fetch(dry_run=True, again=again).file_size, name, self.repo_id, max_bytes)
+                path = fetch(dry_run=False, again=again)
+            except LocalEntryNotFoundError as error:
+                offline = local_files_only or isinstance(_root(error), OfflineModeIsEnabled)
+                if offline and not required:
+                    return None
+                raise
+            except EntryNotFoundError as error:
+                if not required:
+                    return None
+                raise FileNotFoundError(
+                    f"`{self.repo_id}` has no `{name}` at commit {self.revision}; check that it is the right "
+                    "repository and revision"
+                ) from error
+            content = _read_local(Path(path), max_bytes)
+            if _is_damaged(Path(path), content):
+                if again or local_files_only:
+                    raise ValueError(
+                        f"the download of `{name}` from `{self.repo_id}` is damaged: it does not have the hash that "
+                        f"the Hub gives; delete {os.path.realpath(path)!r} and try again with a connection"
+                    )
+                return attempt(again=True)
+            return content
+
+        return _again(attempt, self, f"read `{name}` of")
+
+    def readme(self) -> str | None:
+        """Its README at a commit; None when it has none.
+
+        Raises:
+            OSError: As `read_files`.
+            ValueError: It is not UTF-8, larger than a card can be, or its download is damaged.
+        """
+        content = self.read(README)
+        if content is None:
+            return None
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"`{README}` of `{self.repo_id}` is not UTF-8 ({error}); save it as UTF-8 first"
+            ) from error
+
+    def sha256s(self, names: Sequence[str]) -> dict[str, str]:
+        """SHA-256 of files of a model at a commit: from the cache, else from the Hub's record of its large files.
+
+        Nothing large is downloaded. Files that are not there have no entry.
+
+        Raises:
+            OSError: As `read_files`.
+        """
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.hf_api import RepoFile
+
+        found, unknown = {}, []
+        for name in names:
+            cached = try_to_load_from_cache(self.repo_id, name, revision=self.revision)
+            if isinstance(cached, str):
+                found[name] = _cached_sha256(Path(cached))
+            elif cached is None:  # else it is known that there is none
+                unknown.append(name)
+        if not unknown:
+            return found
+
+        def ask() -> list[Any]:
+            return _api(self.token).get_paths_info(self.repo_id, list(unknown), revision=self.revision)
+
+        for entry in _again(ask, self, "read"):
+            if isinstance(entry, RepoFile) and entry.lfs is not None:
+                found[entry.path] = entry.lfs.sha256
+            elif isinstance(entry, RepoFile):  # small enough to stand in git itself
+                content = self.read(entry.path)
+                if content is not None:
+                    found[entry.path] = hashlib.sha256(content).hexdigest()
+        return found
+
+    def check_writable(self, *, create_pr: bool = False) -> Description:
+        """Checks that a push can succeed, before anything is uploaded.
+
+        Args:
+            create_pr: Whether only a pull request will be opened, which needs no right to write.
+
+        Raises:
+            PermissionError: There is no token, the Hub refuses it, or it may not write there.
+            ConnectionError: The Hub cannot be reached.
+            ValueError: The id cannot be one.
+        """
+        from huggingface_hub import whoami
+        from huggingface_hub.errors import LocalTokenNotFoundError
+
+        token, there = self.token, replace(self, revision=None)
+        try:
+            me = _again(lambda: whoami(token, cache=True), there, "push to")
+        except LocalTokenNotFoundError as error:
+            raise PermissionError(
+                f"pushing to `{self.repo_id}` needs a Hub token with write permission and none was found; {_LOG_IN}"
+            ) from error
+        if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise PermissionError(
+                f"the Hub token in use (of `{me['name']}`) is read-only, so nothing can be pushed to `{self.repo_id}`; "
+                f"make one with write permission at https://huggingface.co/settings/tokens and {_LOG_IN}"
+            )
+        full_id = self.repo_id if "/" in self.repo_id else f"{me['name']}/{self.repo_id}"
+        if not _REPO_ID.fullmatch(full_id):
+            raise ValueError(
+                f"`repo_id` is {self.repo_id!r}; it must be `namespace/name` or `name`, of letters, digits, `-_.`"
+            )
+        found = replace(there, repo_id=full_id).describe()
+        if found.exists and not create_pr:
+            there = replace(there, repo_id=found.repo_id)
+            api = _api(token)
+            _again(lambda: api.auth_check(there.repo_id, repo_type=self.repo_type, write=True), there, "push to")
+        return found
+
+    def commit(
+        self,
+        files: Mapping[str, bytes | Path],
+        *,
+        readme: Callable[[str | None], str] | None = None,
+        replaces: Sequence[str] = (),
+        private: bool = True,
+        commit_message: str,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Puts files into the repository in one commit, or in none when they are all there already.
+
+        Each attempt looks at the branch anew, merges the README with the one that is there, and commits on top of
+        exactly that state. So a push can be repeated: after a race with somebody else's commit, a rate limit, a fault
+        of the server, a lost connection or a lost answer; and what others changed in between stays. The repository and
+        its branch are made if missing.
+
+        Args:
+            files: Path in the repository to content, or to a local file.
+            readme: Makes the README out of the one that is there (None: there is none). Called once per attempt.
+            replaces: Glob patterns: files in the repository that match and are not in `files` are removed.
+            private: Whether a repository that is made now is private. One that exists keeps what it is.
+            commit_message: First line of the commit.
+            create_pr: Open a pull request instead of committing to the branch.
+
+        Returns:
+            The commit, whose `oid` is the newest one where nothing had to change.
+
+        Raises:
+            PermissionError: The token is missing, refused or may not write. Nothing was uploaded.
+            ConnectionError: The Hub could not be reached, or failed again and again. The same push can be run again.
+            ValueError: The Hub refuses a file or the README's metadata.
+        """
+        found = self.check_writable(create_pr=create_pr)
+        here = replace(self, repo_id=found.repo_id)._made(private=private, exists=found.exists)
+
+        def push() -> CommitInfo:
+            head = _api(here.token).repo_info(here.repo_id, repo_type=here.repo_type, revision=here.revision).sha
+            assert head is not None
+            operations = replace(here, revision=head)._operations(files, readme, replaces)
+            if not operations:
+                return here._said(head, commit_message)
+            return here._committed(operations, head, commit_message, create_pr=create_pr)
+
+        return _again(push, replace(here, revision=None), "push to")
+
+    def _made(self, *, private: bool, exists: bool) -> Repository:
+        """Makes what is missing of repository and branch; the repository, by the id that the Hub gives it."""
+        api, here = _api(self.token), self
+        plain = replace(self, revision=None)
+        if not exists:
+            made = _again(
+                lambda: api.create_repo(self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True),
+                plain,
+                "create",
+            )
+            here = replace(self, repo_id=made.repo_id)
+        branch = self.revision
+        if branch is not None and not branch.startswith("refs/"):
+            _again(
+                lambda: api.create_branch(here.repo_id, branch=branch, repo_type=self.repo_type, exist_ok=True),
+                replace(here, revision=None),
+                "push to",
+            )
+        return here
+
+    def _operations(
+        self, files: Mapping[str, bytes | Path], readme: Callable[[str | None], str] | None, replaces: Sequence[str]
+    ) -> list[Any]:
+        """What has to change at this commit so that `commit` is done."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub.hf_api import RepoFile
+
+        tree = _api(self.token).list_repo_tree(
+            self.repo_id, recursive=True, revision=self.revision, repo_type=self.repo_type
+        )
+        there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        wanted = dict(files)
+        if readme is not None:
+            wanted[README] = readme(self.readme() if README in there else None).encode("utf-8")
+        operations: list[Any] = [
+            CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+            for path, content in wanted.items()
+            if path not in there or not _is_same(content, there[path])
+        ]
+        return operations + [
+            CommitOperationDelete(path)
+            for path in there
+            if path not in wanted and any(fnmatchcase(path, pattern) for pattern in replaces)
+        ]
+
+    def _committed(self, operations: Sequence[Any], head: str, commit_message: str, *, create_pr: bool) -> CommitInfo:
+        """Commits on top of exactly that commit."""
+        import httpx2
+
+        before = self._pull_requests() if create_pr else {}
+        try:
+            return _api(self.token).create_commit(
+                self.repo_id,
+                operations,
+                commit_message=commit_message,
+                repo_type=self.repo_type,
+                revision=self.revision,
+                parent_commit=head,
+                create_pr=create_pr,
+            )
+        except httpx2.HTTPError as error:
+            # A pull request leaves no trace on the branch: an answer that was lost, or that is no refusal, does not
+            # say whether it was opened, and a second one would be noise.
+            if not create_pr or not _may_be_done(error):
+                raise
+            opened = self._opened(before, commit_message)
+            if opened is not None:
+                return opened
+            raise ConnectionError(
+                f"the connection broke while a pull request was opened on `{self.repo_id}` "
+                f"({_reason(error, self.token)}); look at its discussions before you try again"
+            ) from _cause(error, self.token)
+        except RuntimeError as error:
+            # The client puts a fault of one large file's upload into another.
+            if isinstance(error.__cause__, httpx2.HTTPError):
+                raise error.__cause__ from None
+            raise
+
+    def _pull_requests(self) -> dict[int, str]:
+        """Titles of this account's open pull requests, by number."""
+        api = _api(self.token)
+        me = api.whoami(cache=True)["name"]
+        found = api.get_repo_discussions(
+            self.repo_id, repo_type=self.repo_type, author=me, discussion_type="pull_request", discussion_status="open"
+        )
+        return {pull.num: pull.title for pull in found}
+
+    def _opened(self, before: Collection[int], commit_message: str) -> CommitInfo | None:
+        """The pull request that was opened although its answer was lost; None where none is seen."""
+        import httpx2
+
+        try:
+            new = {num: title for num, title in self._pull_requests().items() if num not in before}
+            number = next((num for num, title in new.items() if title == commit_message), None)
+            if number is None:
+                return None
+            api = _api(self.token)
+            oid = api.repo_info(self.repo_id, repo_type=self.repo_type, revision=f"refs/pr/{number}").sha
+        except httpx2.HTTPError:
+            return None
+        return self._said(oid or "", commit_message, number)
+
+    def _said(self, oid: str, commit_message: str, pull_request: int | None = None) -> CommitInfo:
+        """A commit as the client describes one."""
+        from huggingface_hub import CommitInfo
+
+        kind = "" if self.repo_type == "model" else f"{self.repo_type}s/"
+        url = f"{_api(self.token).endpoint}/{kind}{self.repo_id}"
+        pull = None if pull_request is None else f"{url}/discussions/{pull_request}"
+        return CommitInfo(f"{url}/commit/{oid}", commit_message, "", oid, pr_url=pull)
 
 
 def read_files(
@@ -151,81 +532,13 @@ def read_files(
             "an id such as `user/name`, or a URL such as `hf://user/name` or `s3://bucket/folder`"
         )
     return _read_hub(
-        text,
+        Repository(text, revision=revision, token=token),
         names,
         optional,
-        revision=revision,
-        token=token,
         cache_dir=cache_dir,
         local_files_only=local_files_only,
         max_bytes=max_bytes,
     )
-
-
-def read_readme(repo_id: str, *, repo_type: str, revision: str, token: str | bool | None = None) -> str | None:
-    """Reads a repository's README at a commit; None when it has none.
-
-    Raises:
-        OSError: As `read_files`.
-        ValueError: It is not UTF-8, larger than a card can be, or its download is damaged.
-    """
-    content = _download(
-        repo_id,
-        README,
-        repo_type=repo_type,
-        commit=revision,
-        token=token,
-        max_bytes=MAX_BYTES,
-        required=False,
-    )
-    if content is None:
-        return None
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`{README}` of `{repo_id}` is not UTF-8 ({error}); save it as UTF-8 first") from error
-
-
-def describe_repo(
-    repo_id: str, *, repo_type: str, revision: str | None = None, token: str | bool | None = None
-) -> Repository:
-    """Asks the Hub what a repository is; one that is not there, or hidden from this token, is no error.
-
-    Raises:
-        OSError: The Hub cannot be reached, or refuses to say.
-    """
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    api = _api(token)
-
-    def ask() -> Repository:
-        try:
-            info = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
-        except GatedRepoError:
-            return Repository(repo_id, None, public=False, exists=True)
-        except RepositoryNotFoundError:
-            return Repository(repo_id, None, public=False, exists=False)
-        except RevisionNotFoundError:
-            info = api.repo_info(repo_id, repo_type=repo_type)
-        private, gated = bool(info.private), bool(getattr(info, "gated", False))
-        return Repository(info.id, info.sha, public=not (private or gated), exists=True, private=private)
-
-    return _again(ask, repo_id, repo_type, "look at", token)
-
-
-def list_files(
-    repo_id: str, *, repo_type: str, revision: str | None = None, token: str | bool | None = None
-) -> list[str]:
-    """Paths of a repository's files at a revision.
-
-    Raises:
-        OSError: The repository or revision does not exist or is hidden, or the Hub cannot be reached.
-    """
-    api = _api(token)
-    return _again(
-        lambda: api.list_repo_files(repo_id, repo_type=repo_type, revision=revision),
-        repo_id, repo_type, "look at", token, revision=revision,
-    )  # fmt: skip
 
 
 def list_datasets(author: str, *, token: str | bool | None = None) -> list[str]:
@@ -236,184 +549,10 @@ def list_datasets(author: str, *, token: str | bool | None = None) -> list[str]:
     """
     api = _api(token)
     return _again(
-        lambda: [info.id for info in api.list_datasets(author=author)], author, "dataset", "look through", token
+        lambda: [info.id for info in api.list_datasets(author=author)],
+        Repository(author, "dataset", token=token),
+        "look through",
     )
-
-
-def check_writable(
-    repo_id: str, *, repo_type: str = "model", token: str | None = None, create_pr: bool = False
-) -> Repository:
-    """Checks that a push can succeed, before anything is uploaded.
-
-    Args:
-        repo_id: `namespace/name`, or `name` for a repository of the token's own account.
-        repo_type: `"model"` or `"dataset"`.
-        token: Hub token; None takes the environment's.
-        create_pr: Whether only a pull request will be opened, which needs no right to write.
-
-    Raises:
-        PermissionError: There is no token, the Hub refuses it, or it may not write there.
-        ConnectionError: The Hub cannot be reached.
-        ValueError: The id cannot be one.
-    """
-    from huggingface_hub import whoami
-    from huggingface_hub.errors import LocalTokenNotFoundError
-
-    try:
-        me = _again(lambda: whoami(token, cache=True), repo_id, repo_type, "push to", token)
-    except LocalTokenNotFoundError as error:
-        raise PermissionError(
-            f"pushing to `{repo_id}` needs a Hub token with write permission and none was found; {_LOG_IN}"
-        ) from error
-    if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise PermissionError(
-            f"the Hub token in use (of `{me['name']}`) is read-only, so nothing can be pushed to `{repo_id}`; make one "
-            f"with write permission at https://huggingface.co/settings/tokens and {_LOG_IN}"
-        )
-    full_id = repo_id if "/" in repo_id else f"{me['name']}/{repo_id}"
-    if not _REPO_ID.fullmatch(full_id):
-        raise ValueError(f"`repo_id` is {repo_id!r}; it must be `namespace/name` or `name`, of letters, digits, `-_.`")
-    found = describe_repo(full_id, repo_type=repo_type, token=token)
-    if found.exists and not create_pr:
-        api = _api(token)
-        _again(
-            lambda: api.auth_check(found.repo_id, repo_type=repo_type, write=True),
-            found.repo_id,
-            repo_type,
-            "push to",
-            token,
-        )
-    return found
-
-
-def upload_files(
-    repo_id: str,
-    files: Mapping[str, bytes | Path],
-    *,
-    repo_type: str = "model",
-    readme: Callable[[str | None], str] | None = None,
-    replaces: Sequence[str] = (),
-    private: bool = True,
-    token: str | None = None,
-    revision: str | None = None,
-    commit_message: str,
-    create_pr: bool = False,
-) -> CommitInfo:
-    """Puts files into a repository in one commit, or in none when they are all there already.
-
-    Each attempt looks at the branch anew, merges the README with the one that is there, and commits on top of
-    exactly that state. So a push can be repeated: after a race with somebody else's commit, a rate limit, a
-    fault of the server, a lost connection or a lost answer; and what others changed in between stays.
-
-    Args:
-        repo_id: `namespace/name`, or `name` for a repository of the token's own account; made if missing.
-        files: Path in the repository to content, or to a local file.
-        repo_type: `"model"` or `"dataset"`.
-        readme: Makes the README out of the one that is there (None: there is none). Called once per attempt.
-        replaces: Glob patterns: files in the repository that match and are not in `files` are removed.
-        private: Whether a repository that is made now is private. One that exists keeps what it is.
-        token: Hub token; None takes the environment's.
-        revision: Branch; None is the main one. Made if missing.
-        commit_message: First line of the commit.
-        create_pr: Open a pull request instead of committing to the branch.
-
-    Returns:
-        The commit, whose `oid` is the newest one where nothing had to change.
-
-    Raises:
-        PermissionError: The token is missing, refused or may not write. Nothing was uploaded.
-        ConnectionError: The Hub could not be reached, or failed again and again. The same push can be run
-            again.
-        ValueError: The Hub refuses a file or the README's metadata.
-    """
-    import httpx2
-    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
-    from huggingface_hub.hf_api import RepoFile
-
-    target = check_writable(repo_id, repo_type=repo_type, token=token, create_pr=create_pr)
-    api = _api(token)
-    full_id = target.repo_id
-    if not target.exists:
-        made = _again(
-            lambda: api.create_repo(full_id, repo_type=repo_type, private=private, exist_ok=True),
-            full_id,
-            repo_type,
-            "create",
-            token,
-        )
-        full_id = made.repo_id
-    if revision is not None and not revision.startswith("refs/"):
-        _again(
-            lambda: api.create_branch(full_id, branch=revision, repo_type=repo_type, exist_ok=True),
-            full_id,
-            repo_type,
-            "push to",
-            token,
-        )
-
-    def push() -> CommitInfo:
-        head = api.repo_info(full_id, repo_type=repo_type, revision=revision).sha
-        assert head is not None
-        tree = api.list_repo_tree(full_id, recursive=True, revision=head, repo_type=repo_type)
-        there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-        wanted = dict(files)
-        if readme is not None:
-            old = None
-            if README in there:
-                old = read_readme(full_id, repo_type=repo_type, revision=head, token=token)
-            wanted[README] = readme(old).encode("utf-8")
-        operations: list[Any] = [
-            CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
-            for path, content in wanted.items()
-            if path not in there or not _is_same(content, there[path])
-        ]
-        operations += [
-            CommitOperationDelete(path)
-            for path in there
-            if path not in wanted and any(fnmatchcase(path, pattern) for pattern in replaces)
-        ]
-        if not operations:
-            kind = "" if repo_type == "model" else f"{repo_type}s/"
-            return CommitInfo(f"{api.endpoint}/{kind}{full_id}/commit/{head}", commit_message, "", head)
-        before = _pull_requests(api, full_id, repo_type) if create_pr else {}
-        try:
-            return api.create_commit(
-                full_id,
-                operations,
-                commit_message=commit_message,
-                repo_type=repo_type,
-                revision=revision,
-                parent_commit=head,
-                create_pr=create_pr,
-            )
-        except httpx2.HTTPError as error:
-            # A pull request leaves no trace on the branch: an answer that was lost, or that is no refusal, does not
-            # say whether it was opened, and a second one would be noise.
-            if not create_pr or not _may_be_done(error):
-                raise
-            opened = _opened(api, full_id, repo_type, before, commit_message)
-            if opened is not None:
-                return opened
-            raise ConnectionError(
-                f"the connection broke while a pull request was opened on `{full_id}` ({_reason(error, token)}); "
-                "look at its discussions before you try again"
-            ) from _cause(error, token)
-        except RuntimeError as error:
-            # The client puts a fault of one large file's upload into another.
-            if isinstance(error.__cause__, httpx2.HTTPError):
-                raise error.__cause__ from None
-            raise
-
-    return _again(push, full_id, repo_type, "push to", token)
-
-
-def _pull_requests(api: HfApi, repo_id: str, repo_type: str) -> dict[int, str]:
-    """Titles of this account's open pull requests, by number."""
-    me = api.whoami(cache=True)["name"]
-    found = api.get_repo_discussions(
-        repo_id, repo_type=repo_type, author=me, discussion_type="pull_request", discussion_status="open"
-    )
-    return {pull.num: pull.title for pull in found}
 
 
 def _may_be_done(error: Any) -> bool:
@@ -423,100 +562,6 @@ def _may_be_done(error: Any) -> bool:
     except RuntimeError:  # nobody knows which request it was
         asked = True
     return asked and getattr(getattr(error, "response", None), "status_code", None) not in _REFUSED
-
-
-def _opened(
-    api: HfApi, repo_id: str, repo_type: str, before: Collection[int], commit_message: str
-) -> CommitInfo | None:
-    """The pull request that was opened although its answer was lost; None where none is seen."""
-    import httpx2
-    from huggingface_hub import CommitInfo
-
-    try:
-        new = {num: title for num, title in _pull_requests(api, repo_id, repo_type).items() if num not in before}
-        number = next((num for num, title in new.items() if title == commit_message), None)
-        if number is None:
-            return None
-        oid = api.repo_info(repo_id, repo_type=repo_type, revision=f"refs/pr/{number}").sha
-    except httpx2.HTTPError:
-        return None
-    kind = "" if repo_type == "model" else f"{repo_type}s/"
-    url = f"{api.endpoint}/{kind}{repo_id}"
-    return CommitInfo(f"{url}/commit/{oid}", commit_message, "", oid or "", pr_url=f"{url}/discussions/{number}")
-
-
-def resolve_commit(
-    repo_id: str,
-    *,
-    repo_type: str = "model",
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-) -> str:
-    """Says which commit a revision is now, or was when the Hub was last reached.
-
-    Raises:
-        OSError: The repository or revision does not exist or is hidden, or the Hub cannot be reached and it
-            was never asked before.
-    """
-    from huggingface_hub import resolve_revision
-
-    def resolve() -> str:
-        return resolve_revision(
-            repo_id,
-            repo_type=repo_type,
-            revision=revision,
-            cache_dir=None if cache_dir is None else str(cache_dir),
-            local_files_only=local_files_only,
-            token=token,
-        ).resolved
-
-    return _again(resolve, repo_id, repo_type, "read", token, revision=revision)
-
-
-def read_model_file(repo_id: str, name: str, *, commit: str, token: str | bool | None = None) -> bytes | None:
-    """Reads a small file of a Hub model at a commit, through the cache; None where it is not there.
-
-    Raises:
-        OSError: As `read_files`.
-        ValueError: It is too large, or its download is damaged.
-    """
-    return _download(repo_id, name, repo_type="model", commit=commit, token=token, max_bytes=MAX_BYTES, required=False)
-
-
-def file_sha256s(repo_id: str, names: Sequence[str], *, commit: str, token: str | bool | None = None) -> dict[str, str]:
-    """SHA-256 of files of a Hub model at a commit: from the cache, else from the Hub's record of its large files.
-
-    Nothing large is downloaded. Files that are not there have no entry.
-
-    Raises:
-        OSError: As `read_files`.
-    """
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.hf_api import RepoFile
-
-    found, unknown = {}, []
-    for name in names:
-        cached = try_to_load_from_cache(repo_id, name, revision=commit)
-        if isinstance(cached, str):
-            found[name] = _cached_sha256(Path(cached))
-        elif cached is None:  # else it is known that there is none
-            unknown.append(name)
-    if not unknown:
-        return found
-
-    def ask() -> list[Any]:
-        return _api(token).get_paths_info(repo_id, list(unknown), revision=commit)
-
-    for entry in _again(ask, repo_id, "model", "read", token, revision=commit):
-        if isinstance(entry, RepoFile) and entry.lfs is not None:
-            found[entry.path] = entry.lfs.sha256
-        elif isinstance(entry, RepoFile):  # small enough to stand in git itself
-            content = read_model_file(repo_id, entry.path, commit=commit, token=token)
-            if content is not None:
-                found[entry.path] = hashlib.sha256(content).hexdigest()
-    return found
 
 
 def _cached_sha256(path: Path) -> str:
@@ -529,92 +574,27 @@ def _cached_sha256(path: Path) -> str:
 
 
 def _read_hub(
-    repo_id: str,
+    repo: Repository,
     names: Sequence[str],
     optional: Sequence[str],
     *,
-    revision: str | None,
-    token: str | bool | None,
     cache_dir: str | os.PathLike[str] | None,
     local_files_only: bool,
     max_bytes: int,
 ) -> Files:
-    commit = resolve_commit(
-        repo_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-    )
+    pinned = repo.resolve(cache_dir=cache_dir, local_files_only=local_files_only)
     contents: dict[str, bytes] = {}
     for name in (*names, *optional):
-        content = _download(
-            repo_id,
+        content = pinned.read(
             name,
-            repo_type="model",
-            commit=commit,
-            token=token,
-            max_bytes=max_bytes,
             required=name in names,
+            max_bytes=max_bytes,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
         if content is not None:
             contents[name] = content
-    return Files(contents, repo_id, commit, f"{repo_id}@{commit}")
-
-
-def _download(
-    repo_id: str,
-    name: str,
-    *,
-    repo_type: str,
-    commit: str,
-    token: str | bool | None,
-    max_bytes: int,
-    required: bool,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-) -> bytes | None:
-    """Reads one file at a commit through the Hub's cache. None: it is not there and not `required`."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    def fetch(dry_run: bool, again: bool = False) -> Any:
-        return hf_hub_download(
-            repo_id,
-            name,
-            repo_type=repo_type,
-            revision=commit,
-            cache_dir=None if cache_dir is None else str(cache_dir),
-            local_files_only=local_files_only,
-            token=token,
-            dry_run=dry_run,
-            force_download=again,
-        )
-
-    def attempt(again: bool = False) -> bytes | None:
-        try:
-            _check_size(fetch(dry_run=True, again=again).file_size, name, repo_id, max_bytes)
-            path = fetch(dry_run=False, again=again)
-        except LocalEntryNotFoundError as error:
-            offline = local_files_only or isinstance(_root(error), OfflineModeIsEnabled)
-            if offline and not required:
-                return None
-            raise
-        except EntryNotFoundError as error:
-            if not required:
-                return None
-            raise FileNotFoundError(
-                f"`{repo_id}` has no `{name}` at commit {commit}; check that it is the right repository and revision"
-            ) from error
-        content = _read_local(Path(path), max_bytes)
-        if _is_damaged(Path(path), content):
-            if again or local_files_only:
-                raise ValueError(
-                    f"the download of `{name}` from `{repo_id}` is damaged: it does not have the hash that the Hub "
-                    f"gives; delete {os.path.realpath(path)!r} and try again with a connection"
-                )
-            return attempt(again=True)
-        return content
-
-    return _again(attempt, repo_id, repo_type, f"read `{name}` of", token, revision=commit)
+    return Files(contents, repo.repo_id, pinned.revision, f"{repo.repo_id}@{pinned.revision}")
 
 
 def _is_damaged(path: Path, content: bytes) -> bool:
@@ -738,15 +718,7 @@ def _api(token: str | bool | None) -> HfApi:
     return HfApi(token=token, library_name="legend_hf", library_version=__version__)
 
 
-def _again(
-    action: Callable[[], T],
-    repo_id: str,
-    repo_type: str,
-    doing: str,
-    token: str | bool | None,
-    *,
-    revision: str | None = None,
-) -> T:
+def _again(action: Callable[[], T], repo: Repository, doing: str) -> T:
     """Runs `action` until it succeeds or it is no use. It must be safe to run twice.
 
     Raises:
@@ -756,6 +728,7 @@ def _again(
     import httpx2
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RevisionResolutionError
 
+    token = repo.token
     if isinstance(token, str) and not re.fullmatch(r"[!-~]*", token):
         # The client would put it into a header, and quote the header where it complains.
         raise ValueError("`token` holds a space, a line end or another character that no token has; copy it anew")
@@ -768,9 +741,9 @@ def _again(
         except faults as error:
             wait = _wait_before_retry(_root(error), attempt)
             if wait is None or wait > LONGEST_WAIT or attempt == ATTEMPTS:
-                raise _refusal(error, repo_id, repo_type, doing, token, revision, attempt) from _cause(error, token)
+                raise _refusal(error, repo, doing, attempt) from _cause(error, token)
             logger.warning(
-                "could not %s `%s` (%s); trying again in %.1f s", doing, repo_id, _reason(error, token), wait
+                "could not %s `%s` (%s); trying again in %.1f s", doing, repo.repo_id, _reason(error, token), wait
             )
         except OSError as error:
             # The client's check of a download's length raises no class of its own.
@@ -805,21 +778,13 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _refusal(
-    error: Exception,
-    repo_id: str,
-    repo_type: str,
-    doing: str,
-    token: str | bool | None,
-    revision: str | None,
-    attempts: int,
-) -> OSError:
+def _refusal(error: Exception, repo: Repository, doing: str, attempts: int) -> OSError:
     """Says in one sentence what the client says in many: what was tried, the Hub's reason, what to do."""
     from huggingface_hub import errors
 
     root = _root(error)
-    reason = _reason(root, token)
-    tried = f"cannot {doing} the {repo_type} repository `{repo_id}`"
+    reason = _reason(root, repo.token)
+    tried = f"cannot {doing} the {repo.repo_type} repository `{repo.repo_id}`"
     status = getattr(getattr(root, "response", None), "status_code", None)
     if isinstance(root, errors.GatedRepoError):
         return PermissionError(
@@ -827,8 +792,8 @@ def _refusal(
         )
     if isinstance(root, errors.RevisionNotFoundError):
         return FileNotFoundError(
-            f"{tried} at revision {revision!r}, which it does not have: {reason}; give one of its branches, tags or "
-            "commits, or leave it out for the newest"
+            f"{tried} at revision {repo.revision!r}, which it does not have: {reason}; give one of its branches, tags "
+            "or commits, or leave it out for the newest"
         )
     if isinstance(root, errors.RepositoryNotFoundError):
         return FileNotFoundError(

@@ -84,25 +84,23 @@ def commit_identity(model: str, commit: str, *, trust_remote_code: bool = False)
     Raises:
         OSError: The Hub cannot be reached and the config is not cached, or it has none.
     """
-    from legend_hf.hub import transfer
+    from legend_hf.hub.transfer import Repository
 
-    def read(name: str) -> bytes | None:
-        return transfer.read_model_file(model, name, commit=commit)
-
-    content = read(CONFIG)
+    repo = Repository(model, revision=commit)
+    content = repo.read(CONFIG)
     if content is None:
         raise FileNotFoundError(f"`{model}` has no `{CONFIG}` at commit {commit}; give the id of a model")
     config = json.loads(content)
     try:
-        names = _weight_names(config, lambda name: bool(transfer.file_sha256s(model, [name], commit=commit)), read)
-        found = transfer.file_sha256s(model, names, commit=commit)
+        names = _weight_names(config, lambda name: bool(repo.sha256s([name])), repo.read)
+        found = repo.sha256s(names)
     except ConnectionError as error:
         logger.warning("which weights `%s` has at %s cannot be told: %s", model, commit, error)
         names, found = [], {}
     weights = _joined(list(found.values())) if names and len(found) == len(names) else None
     code = None
     if trust_remote_code:
-        code = code_sha256(model, commit, config, json.loads(read(TOKENIZER_CONFIG) or b"{}"))
+        code = code_sha256(model, commit, config, json.loads(repo.read(TOKENIZER_CONFIG) or b"{}"))
     return Identity(weights, config_sha256(config), code)
 
 

@@ -780,9 +780,11 @@ def _chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _resolve_commit(model: str, revision: str | None) -> str:
-    from legend_hf.hub.transfer import resolve_commit
+    from legend_hf.hub.transfer import Repository
 
-    return resolve_commit(model, revision=revision)
+    commit = Repository(model, revision=revision).resolve().revision
+    assert commit is not None
+    return commit
 
 
 def _resolve_dtype(dtype: str, device: str | None) -> str:
