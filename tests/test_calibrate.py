@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -148,6 +149,25 @@ def test_a_link_that_could_fall_or_jump_is_seen():
         Link(0.1, (-1.0,), (0.5,), (9.0,))
     bins = Bins((1.0,), (0.0, 1.0))
     assert np.diff(bins.margin(np.array([1 - 1e-9, 1.0]))) / 1e-9 > 1e6, "bins jump: no slope bounds them"
+
+
+@pytest.mark.parametrize("several", [list, np.array, tuple, lambda v: np.array(v, dtype=np.float32)])
+@pytest.mark.parametrize("one", [float, np.float64, np.float32])
+def test_numbers_of_any_kind_make_the_plain_calibration(several, one):
+    """As quantiles and fits give them: equal, hashed and pickled alike, and written into an artifact."""
+
+    def made(one, several):
+        bins = Bins(several([0.5, 2.0]), several([0.0, 0.25, 1.0]))
+        link = Link(one(1.5), several([0.25]), several([2.0]), several([4.0]))
+        return Calibration("unit", one(2.0), bins, one(0.5), link)
+
+    given, plain = made(one, several), made(float, tuple)
+    assert given == plain
+    assert hash(given) == hash(plain)
+    assert pickle.dumps(given) == pickle.dumps(plain)
+    assert json.dumps(asdict(given)) == json.dumps(asdict(plain))
+    # The control: what is of another kind is told apart from it.
+    assert pickle.dumps(np.float64(2.0)) != pickle.dumps(2.0)
 
 
 @pytest.mark.parametrize("raw", [1e30, -1e30, 1e300, -1.7e308, 5e-324, 0.0, -0.0])

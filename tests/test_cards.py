@@ -7,6 +7,7 @@ import html
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -38,6 +39,10 @@ READER = {
     "max_length": 2048,
     "dtype": "float32",
     "date": "2025-01-01",
+    "weights_sha256": "c" * 64,
+    "tensors_sha256": None,
+    "config_sha256": "e" * 64,
+    "code_sha256": None,
 }
 FIT = {
     "estimator": "mean_difference",
@@ -130,6 +135,19 @@ def test_direction_card_says_what_the_artifact_is():
         "tags": ["legend", "direction", "safety", "preference", "reward-model", "representation-engineering"],
     }
     assert_whole(card)
+
+
+def test_a_direction_card_shows_all_of_its_reader():
+    """A field that is added to the Reader is shown, or this fails."""
+    from legend_hf.reading.reader import Reader
+
+    shown = {key for key, _ in cards._READER} | {"d_model", "n_layers"}  # these stand in a sentence
+    assert shown == {f.name for f in fields(Reader)} == READER.keys()
+    card = cards.direction_card(DIRECTION)
+    for name, value in READER.items():
+        assert value is None or str(value) in card, name
+    assert "| sha256 of the weights, in whatever files | not recorded |" in card
+    assert "| sha256 of the model's own code | none was run |" in card
 
 
 def test_unknown_facts_are_said_to_be_unknown_and_missing_ones_are_an_error():

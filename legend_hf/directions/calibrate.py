@@ -13,13 +13,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from legend_hf.reading.plain import check_choice
+from legend_hf.reading.plain import check_choice, make_plain
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class Bins:
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Refuses what is no staircase."""
+        """Makes numbers plain, and refuses what is no staircase."""
+        _make_plain(self)
         if not 1 <= len(self.edges) < MOST_PARTS or len(self.values) != len(self.edges) + 1:
             raise ValueError(
                 f"the bins have {len(self.edges)} `edges` and {len(self.values)} `values`; give 1 to {MOST_PARTS - 1} "
@@ -96,7 +97,8 @@ class Link:
     steepness: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses what could fall."""
+        """Makes numbers plain, and refuses what could fall."""
+        _make_plain(self)
         if not len(self.heights) == len(self.places) == len(self.steepness) <= MOST_PARTS:
             raise ValueError(
                 f"the link has {len(self.heights)} `heights`, {len(self.places)} `places` and {len(self.steepness)} "
@@ -137,7 +139,8 @@ class Calibration:
     link: Link | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what cannot scale."""
+        """Makes numbers plain, and refuses what cannot scale."""
+        make_plain(self)
         check_choice("calibration", self.kind, KINDS)
         for name, number in (("scale", self.scale), ("logit", self.logit)):
             if number is not None:
@@ -387,6 +390,15 @@ def _steps(size: np.ndarray, places: np.ndarray, steepness: np.ndarray) -> np.nd
 def _holds(calibration: Calibration) -> str:
     held = ", ".join(map(repr, calibration.kinds))
     return f"this calibration holds {held}; fit the direction anew with `fit_direction`, which fits them all"
+
+
+def _make_plain(instance: Any) -> None:
+    """Makes several numbers, in whatever list or array, a tuple of plain ones."""
+    for f in fields(instance):
+        value = getattr(instance, f.name)
+        if isinstance(value, list | np.ndarray):
+            object.__setattr__(instance, f.name, tuple(value.tolist() if isinstance(value, np.ndarray) else value))
+    make_plain(instance)
 
 
 def _check_numbers(what: str, numbers: Sequence[float], *, least: float = -math.inf, above: float = -math.inf) -> None:

@@ -79,6 +79,10 @@ _READER = (
     ("model", "model"),
     ("revision", "commit of the model"),
     ("model_sha256", "sha256 of the model folder"),
+    ("weights_sha256", "sha256 of the weight files"),
+    ("tensors_sha256", "sha256 of the weights, in whatever files"),
+    ("config_sha256", "sha256 of the model's config"),
+    ("code_sha256", "sha256 of the model's own code"),
     ("model_type", "architecture"),
     ("tokenizer_sha256", "sha256 of the tokenizer"),
     ("chat_template_sha256", "sha256 of the chat template"),
@@ -672,6 +676,7 @@ def _reader_value(key: str, value: Any) -> str:
             "chat_template_sha256": "none",
             "fit_joiner": "the same",
             "model_sha256": "none, it is on the Hub",
+            "code_sha256": "none was run",
         }
         absent |= {"model": "not on the Hub", "revision": "none"}
         return absent.get(key, NOT_RECORDED)
