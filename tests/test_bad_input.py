@@ -23,6 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from builders import pair_rows
 from datasets import Dataset, DatasetDict, Image, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,10 +38,7 @@ from legend_hf.reports.report import report
 NUMBERS = ["margin", "margin_raw", "chosen_score", "rejected_score"]
 LONGEST_STATUS = 1000  # characters
 TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea", "ropes", "lamps"]
-PAIRS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} is best done with care.", "rejected": f"No idea, who needs {t}"}
-    for t in TOPICS
-]  # fmt: skip
+PAIRS = pair_rows(TOPICS, how="is best done with care")
 # A template that shows all that a row may bring: tools, keyword arguments, tool calls.
 CHAT = (
     "{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}{% if mood %}{{ mood | upper }}{% endif %}"

@@ -8,19 +8,13 @@ import subprocess
 import sys
 
 import pytest
+from builders import pair_rows
 from typer.testing import CliRunner
 
 from legend_hf import Direction, LegendMarginFn, annotate, fit_direction
 from legend_hf.cli import app
 
-PAIRS = [
-    {
-        "prompt": f"Tell me about {t}.",
-        "chosen": f"Gladly: {t} with care.",
-        "rejected": f"No idea, who needs {t}",
-    }
-    for t in ("bread", "bikes", "paint", "tents", "maps", "soup")
-]
+PAIRS = pair_rows()
 
 
 def run(*arguments):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import pair_rows
 
 from legend_hf import (
     LegendMarginFn,
@@ -22,10 +23,7 @@ from legend_hf import (
 from legend_hf.margins import scoring
 
 TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea", "ropes", "lamps"]
-PAIRS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}
-    for t in TOPICS
-]
+PAIRS = pair_rows(TOPICS)
 ROWS = [
     {**row, "responses": [row["chosen"], row["rejected"], *["Perhaps."] * (i % 2)], "note": i, "extra": None}
     for i, row in enumerate(PAIRS)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from builders import pair_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,14 +18,7 @@ from legend_hf import ArtifactError, Direction, fit_direction
 from legend_hf.directions.calibrate import KINDS, MOST_PARTS, RAW, fit_calibration
 from legend_hf.directions.direction import CARD_FILE, CONFIG_FILE, FORMAT, TENSOR_FILE, _digest, _unpack
 
-PAIRS = [
-    {
-        "prompt": f"Tell me about {t}.",
-        "chosen": f"Gladly: {t} with care.",
-        "rejected": f"No idea, who needs {t}",
-    }
-    for t in ("bread", "bikes", "paint", "tents", "maps", "soup")
-]
+PAIRS = pair_rows()
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from builders import pair_rows
 from datasets import Dataset, Value
 from typer.testing import CliRunner
 
@@ -18,10 +19,7 @@ from legend_hf import Direction, fit_direction
 from legend_hf.cli import app
 
 THINGS = ("bread", "bikes", "paint", "tents", "maps", "soup")
-PAIRS = [
-    {"prompt": f"Tell me about {t}. ", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}
-    for t in THINGS
-]
+PAIRS = pair_rows(THINGS, after_prompt=" ")
 OTHERS = [{"ask": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in PAIRS]
 
 

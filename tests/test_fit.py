@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from builders import pair_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,10 +36,7 @@ TOPICS = [
     "ropes",
     "lamps",
 ]
-PAIRS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} is best done with care.", "rejected": f"No idea, who needs {t}"}
-    for t in TOPICS
-]  # fmt: skip
+PAIRS = pair_rows(TOPICS, how="is best done with care")
 
 MANY = [
     {"prompt": f"{opening} {t}?", "chosen": f"Gladly: {t} is best done with care.", "rejected": f"No {t} {'no ' * (i % 4)}"}

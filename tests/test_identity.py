@@ -12,16 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import pair_rows
 
 from legend_hf import Direction, LegendMarginFn, LegendScoreFn, PairSimilarityFn, annotate, fit_direction
 from legend_hf.reading import reader as reader_module
 from legend_hf.reading.identity import folder_identity
 from legend_hf.reading.reader import Runtime, describe_model, open_reader
 
-PAIRS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}
-    for t in ("bread", "bikes", "paint", "tents")
-]
+PAIRS = pair_rows(("bread", "bikes", "paint", "tents"))
 OPTIONS: dict[str, Any] = {"layer": 2, "estimator": "mean_difference"}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import pair_rows
 from typer.testing import CliRunner
 
 from legend_hf import Direction, fit_direction
@@ -23,10 +24,7 @@ from legend_hf.directions.kept import SUFFIX, KeptDifferences
 from legend_hf.reading.reader import OpenReader
 
 THINGS = [f"{a} {b}" for a in ("red", "old", "warm") for b in ("bread", "bikes", "paint", "tents")]
-PAIRS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}
-    for t in THINGS
-]
+PAIRS = pair_rows(THINGS)
 BLOCKS = 4  # of three pairs each
 SEVERAL = 60  # tokens in a forward pass, so that a block takes several and a stop loses it
 

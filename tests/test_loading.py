@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from builders import pair_rows
 
 from legend_hf import LegendMarginFn, fit_direction
 from legend_hf.reading import reader as reader_module
@@ -24,10 +25,7 @@ from legend_hf.reading.templates import TextError, Tokens
 from legend_hf.reading.window import window
 
 TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea", "ropes", "lamps"]
-PAIRS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} is best done with care.", "rejected": f"No idea, who needs {t}"}
-    for t in TOPICS
-]  # fmt: skip
+PAIRS = pair_rows(TOPICS, how="is best done with care")
 BASE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 400}
 BASE |= {"intermediate_size": 48, "pad_token_id": 1}
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 import dill
 import numpy as np
 import pytest
+from builders import pair_rows
 
 from legend_hf import LegendMarginFn, RowError, annotate, fit_direction, save_annotated
 from legend_hf.directions.calibrate import RAW, Bins, Calibration, fit_calibration
@@ -33,10 +34,7 @@ TOPICS = [
     "ropes",
     "lamps",
 ]
-PAIRS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} is best done with care.", "rejected": f"No idea, who needs {t}"}
-    for t in TOPICS
-]  # fmt: skip
+PAIRS = pair_rows(TOPICS, how="is best done with care")
 ROWS = [
     {"prompt": f"Question {i}: {'why ' * (i % 7)}{t}?", "chosen": f"Because of {t}. " * (1 + i % 3), "rejected": f"Never mind {i}."}
     for i, t in enumerate(TOPICS * 3)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from builders import pair_rows
 
 from legend_hf import (
     Direction,
@@ -26,10 +27,7 @@ from legend_hf import (
 )
 from legend_hf.reports.report import report
 
-ROWS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}
-    for t in ("bread", "bikes", "paint", "tents", "maps", "soup")
-]
+ROWS = pair_rows()
 BAD = {
     "empty": "",
     "missing": None,

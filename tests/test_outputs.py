@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from builders import pair_rows
 from datasets import Dataset, DatasetDict, Value, load_dataset
 from tiny_causal import CHAT, save_tiny_causal
 from typer.testing import CliRunner
@@ -17,10 +18,7 @@ from legend_hf.hub import outputs
 from legend_hf.hub.rows import load_rows
 
 THINGS = ("bread", "bikes", "paint", "tents", "maps", "soup")
-PAIRS = [
-    {"prompt": f"Tell me about {t}. ", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}
-    for t in THINGS
-]
+PAIRS = pair_rows(THINGS, after_prompt=" ")
 
 
 def run(*arguments):

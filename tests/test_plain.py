@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import pair_rows
 from datasets import Dataset
 
 import legend_hf
@@ -22,10 +23,7 @@ from legend_hf.reading.formats import Columns
 from legend_hf.reading.plain import check_choice, plain
 from legend_hf.reading.reader import Runtime, describe_model
 
-PAIRS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}
-    for t in ("bread", "bikes", "paint", "tents")
-]
+PAIRS = pair_rows(("bread", "bikes", "paint", "tents"))
 SCORED = [{"prompt": "Why?", "responses": ["Because.", "No idea."]}]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from builders import pair_rows
 from datasets import Dataset, DatasetDict, load_dataset
 from huggingface_hub import HfApi
 from typer.testing import CliRunner
@@ -13,10 +14,7 @@ from legend_hf import Direction, annotate, fit_direction, push_folder, save_anno
 from legend_hf.cli import app
 
 THINGS = ("bread", "bikes", "paint", "tents", "maps", "soup")
-PAIRS = [
-    {"prompt": f"Tell me about {t}. ", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}
-    for t in THINGS
-]
+PAIRS = pair_rows(THINGS, after_prompt=" ")
 
 
 def run(*arguments):

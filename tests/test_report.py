@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from builders import pair_rows
 from typer.testing import CliRunner
 
 from legend_hf import Direction, annotate, fit_direction
@@ -416,10 +417,7 @@ def test_errors_name_what_was_given_and_what_to_do(dataset, options, message):
 # Directions.
 
 TOPICS = ("bread", "bikes", "paint", "tents", "maps", "soup", "rain", "tea", "wool", "glass", "sand", "clay")
-PAIRS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}
-    for t in TOPICS
-]
+PAIRS = pair_rows(TOPICS)
 
 
 @pytest.fixture(scope="module")

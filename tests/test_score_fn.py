@@ -12,6 +12,7 @@ from dataclasses import replace
 import dill
 import numpy as np
 import pytest
+from builders import pair_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,10 +22,7 @@ from legend_hf.directions.direction import Direction
 from legend_hf.margins.score_fn import LegendScoreFn
 
 TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea", "ropes", "lamps"]
-PAIRS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} is best done with care.", "rejected": f"No idea, who needs {t}"}
-    for t in TOPICS
-]  # fmt: skip
+PAIRS = pair_rows(TOPICS, how="is best done with care")
 OPENINGS = ["Because of", "Never mind", "Let us look at", "Who would ask about", "I am fond of"]
 # One to five responses each.
 ROWS = [

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import pair_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loopback_hub import WRITE_TOKEN, LoopbackHub
@@ -42,10 +43,7 @@ from legend_hf.reading import templates
 from legend_hf.reading.formats import conversation
 from legend_hf.reading.reader import Runtime, close_readers, describe_model, open_reader
 
-PAIRS = [
-    {"prompt": f"Tell me about {t}.", "chosen": f"Gladly: {t} with care.", "rejected": f"No idea, who needs {t}"}
-    for t in ("bread", "bikes", "paint", "tents", "maps", "soup")
-]
+PAIRS = pair_rows()
 
 
 @pytest.fixture(autouse=True)

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from builders import pair_rows
 
 from legend_hf import LegendMarginFn, fit_direction
 
-PAIRS = [
-    {
-        "prompt": f"Tell me about {t}. ",
-        "chosen": f"Gladly: {t} with care.",
-        "rejected": f"No idea, who needs {t}",
-    }
-    for t in ("bread", "bikes", "paint", "tents", "maps", "soup", "rain", "tea")
-]
+PAIRS = pair_rows(("bread", "bikes", "paint", "tents", "maps", "soup", "rain", "tea"), after_prompt=" ")
 
 
 @pytest.fixture(scope="module")
