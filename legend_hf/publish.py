@@ -10,54 +10,30 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from legend_hf._version import __version__
-from legend_hf.directions.direction import Direction
 from legend_hf.hub import cards, outputs, transfer
 from legend_hf.hub.layout import Layout, data_files, layout_of
 from legend_hf.hub.rows import load_rows, named_ids, united_sources
-from legend_hf.hub.source import Source, Trace, find_sources, has_commit, loaded_as, traces_of
-from legend_hf.margins.columns import OK, suffixed
-from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS, LegendMarginFn
-from legend_hf.margins.origin import check_made_by, every_scale, marks_of, not_of_this, same
+from legend_hf.hub.source import Source, Trace, find_sources, has_commit, traces_of
+from legend_hf.margins.configs import Config, MadeBy, by_config, inspected, made_by
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
     from huggingface_hub import CommitInfo
 
-    MadeBy: TypeAlias = LegendMarginFn | Direction | Mapping[str, Direction]
-    Annotated: TypeAlias = Dataset | DatasetDict | Mapping[str, DatasetDict]
+    from legend_hf.margins.configs import Annotated
 
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 500_000_000
 """Of Arrow data in one Parquet file, as `datasets` does."""
-_NAME = re.compile(r"\w[\w.-]*")
-_SPLIT = re.compile(r"\w+(\.\w+)*")
-
-
-@dataclass(frozen=True)
-class _Config:
-    """One configuration, ready to be written.
-
-    Attributes:
-        splits: Split name to its rows; none is empty.
-        whole: Whether these are all its splits. A single `Dataset` leaves the config's other splits alone.
-        facts: What `cards.dataset_card` asks of a configuration.
-    """
-
-    splits: Mapping[str, Dataset]
-    whole: bool
-    facts: Mapping[str, Any]
 
 
 def push_annotated(
@@ -111,10 +87,10 @@ def push_annotated(
         PermissionError: The token is missing or may not write there. Nothing was uploaded.
         ConnectionError: The Hub failed again and again. The same push can be run again.
     """
-    directions, arguments = _made_by(direction)
-    splits = _by_config(dataset, config_name)
+    directions, arguments = made_by(direction)
+    splits = by_config(dataset, config_name)
     return _push(
-        _inspected(splits, directions, {name: {"arguments": arguments} for name in splits}),
+        inspected(splits, directions, {name: {"arguments": arguments} for name in splits}),
         transfer.Repository(repo_id, "dataset", revision, token),
         named_sources(source),
         card=None,
@@ -174,14 +150,14 @@ def push_folder(
         config_name = config_name or names[0]
     if source is None and manifest:
         source = named_ids(united_sources(manifest))
-    directions, arguments = _made_by(direction)
-    splits = _by_config(dataset, config_name)
+    directions, arguments = made_by(direction)
+    splits = by_config(dataset, config_name)
     noted = [
         manifest.get("configs", {}).get(name, {}) | ({"arguments": arguments} if arguments else {}) for name in names
     ]
     readme = Path(folder) / transfer.README
     return _push(
-        _inspected(splits, directions, dict(zip(splits, noted, strict=True))),
+        inspected(splits, directions, dict(zip(splits, noted, strict=True))),
         transfer.Repository(repo_id, "dataset", revision, token),
         named_sources(source),
         card=_read_card(readme),
@@ -193,7 +169,7 @@ def push_folder(
 
 
 def _push(
-    configs: Mapping[str, _Config],
+    configs: Mapping[str, Config],
     repo: transfer.Repository,
     named: tuple[str, ...] | None,
     *,
@@ -258,9 +234,9 @@ def save_annotated(
         ValueError: As `push_annotated`, or the folder holds something else, or what is read.
         OSError: The folder cannot be written.
     """
-    directions, arguments = _made_by(direction)
-    splits = _by_config(dataset, config_name)
-    configs = _inspected(splits, directions, {name: {"arguments": arguments} for name in splits})
+    directions, arguments = made_by(direction)
+    splits = by_config(dataset, config_name)
+    configs = inspected(splits, directions, {name: {"arguments": arguments} for name in splits})
     named = named_sources(source)
     sources: tuple[Source, ...] = ()
     source_cards: dict[str, str] = {}
@@ -310,7 +286,7 @@ def save_annotated(
 
 def made_of(sources: Sequence[Mapping[str, str | None]] | None, direction: MadeBy) -> dict[str, Any]:
     """What a saved folder notes of a configuration: the sources of its rows, and which directions made its margins."""
-    digests = {name: hashlib.sha256(d.vector.tobytes()).hexdigest() for name, d in _made_by(direction)[0].items()}
+    digests = {name: hashlib.sha256(d.vector.tobytes()).hexdigest() for name, d in made_by(direction)[0].items()}
     return {"sources": None if sources is None else [*sources], "directions": digests}
 
 
@@ -355,288 +331,6 @@ def check_saved_place(
 def _read_card(readme: Path) -> str | None:
     """A card with its line ends as they are."""
     return outputs.read_text(readme) if readme.is_file() else None
-
-
-def _made_by(direction: MadeBy) -> tuple[Mapping[str, Direction], Mapping[str, Any] | None]:
-    """Directions by name, and the transform's arguments where that was given."""
-    if isinstance(direction, LegendMarginFn):
-        return direction.directions, direction.arguments
-    named = direction if isinstance(direction, Mapping) else {"": direction}
-    for value in named.values():
-        if not isinstance(value, Direction):
-            raise TypeError(
-                f"`direction` is a {type(value).__name__}; give the `Direction` that the margins come from, such as "
-                '`Direction.from_pretrained("you/direction")`, or the `LegendMarginFn` that made them'
-            )
-    return named, None
-
-
-def _by_config(dataset: Annotated, config_name: str | None) -> Mapping[str, tuple[Mapping[str, Dataset], bool]]:
-    """Sorts any accepted input by configuration: its splits, and whether these are all that it has."""
-    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-
-    if isinstance(dataset, IterableDataset | IterableDatasetDict):
-        raise TypeError(
-            "a streaming dataset cannot be pushed with its statistics, which need every row first; save it with "
-            "`Dataset.from_generator(lambda: iter(ds), features=ds.features)` and give that"
-        )
-    if config_name is not None and not (_NAME.fullmatch(config_name) and config_name != "data"):
-        raise ValueError(
-            f"`config_name` is {config_name!r}; give letters, digits and `-_.`, and not 'data', where 'default' lies"
-        )
-    if isinstance(dataset, Dataset):
-        # A slice is called "train[:10]".
-        named = _SPLIT.match(str(dataset.split or ""))
-        return {config_name or "default": ({named[0] if named else "train": dataset}, False)}
-    if isinstance(dataset, DatasetDict):
-        dataset = {config_name or "default": dataset}
-    elif config_name is not None:
-        raise ValueError("`config_name` is given, but `dataset` maps configuration names already; leave one out")
-    if not isinstance(dataset, Mapping) or not dataset:
-        raise TypeError(
-            f"`dataset` is {'empty' if isinstance(dataset, Mapping) else type(dataset).__name__}; give a `Dataset`, a "
-            "`DatasetDict`, or a mapping from configuration names to `DatasetDict`s"
-        )
-    for name, splits in dataset.items():
-        if not isinstance(splits, DatasetDict):
-            raise TypeError(
-                f"`dataset` maps {name!r} to a {type(splits).__name__}; where the keys are splits, make it a "
-                "`DatasetDict`; where they are configurations, give a `DatasetDict` for each"
-            )
-        if not _NAME.fullmatch(name) or name == "data":
-            raise ValueError(
-                f"the configuration name {name!r} cannot be one; give letters, digits and `-_.`, not 'data'"
-            )
-    return {name: ({str(split): rows for split, rows in splits.items()}, True) for name, splits in dataset.items()}
-
-
-def _inspected(
-    by_config: Mapping[str, tuple[Mapping[str, Dataset], bool]],
-    directions: Mapping[str, Direction],
-    noted: Mapping[str, Mapping[str, Any]],
-) -> Mapping[str, _Config]:
-    """Checks all that `load_dataset` and a trainer rely on, and takes the statistics.
-
-    Args:
-        by_config: As `_by_config` gives it.
-        directions: By name.
-        noted: What is known of each configuration: the `arguments` of the transform that made its margins, and how its
-            rows were `loaded`.
-    """
-    return {
-        name: _inspect(name, splits, directions, noted[name], whole=whole)
-        for name, (splits, whole) in by_config.items()
-    }
-
-
-def _inspect(
-    config: str,
-    splits: Mapping[str, Dataset],
-    directions: Mapping[str, Direction],
-    noted: Mapping[str, Any],
-    *,
-    whole: bool,
-) -> _Config:
-    fn = _transform(directions, noted.get("arguments"))
-    first = next(iter(splits.values()), None)
-    for split, rows in splits.items():
-        assert first is not None
-        if not _SPLIT.fullmatch(split) or split.lower() == "all":  # which stands for the union of all splits
-            raise ValueError(f"the split name {split!r} cannot be loaded; give letters, digits, `_` and `.`, not 'all'")
-        if rows.features != first.features:
-            differ = {k for k in {*rows.features, *first.features} if rows.features.get(k) != first.features.get(k)}
-            raise ValueError(
-                f"the splits of config `{config}` differ in {', '.join(f'`{k}`' for k in sorted(differ))}; "
-                "annotate all of them in one call (`annotate(dataset_dict, direction)`), or push them as two "
-                "configurations"
-            )
-    filled = {split: rows for split, rows in splits.items() if len(rows)}
-    if not filled:
-        raise ValueError(f"config `{config}` has no rows, so there is nothing to push; give a dataset with rows")
-    for split in splits.keys() - filled.keys():
-        # `load_dataset` of the whole repository would fail with 'Instruction "test" corresponds to no data!'.
-        logger.warning("left out split `%s` of config `%s`: it has no rows and could not be loaded", split, config)
-    facts: dict[str, Any] = {
-        "directions": {
-            name: {
-                "repo_id": d.repo_id,
-                "revision": d.revision,
-                "reader": asdict(d.reader),
-                "calibration": asdict(d.calibration),
-                "facts": asdict(d.facts),
-            }
-            for name, d in directions.items()
-        },
-        "statistics": [
-            _statistics(rows, f"config `{config}`, split `{split}`", split, name, d)
-            for split, rows in filled.items()
-            for name, d in directions.items()
-        ],
-        "scales": {},
-        "kept_splits": [],
-    }
-    for name in directions:
-        column = suffixed("margin", name)
-        found = [row.pop("scales") for row in facts["statistics"] if row["column"] == column]
-        common = [scale for scale in found[0] if all(scale in others for others in found)]
-        if fn is not None:
-            own = _label(fn, name)
-            if common != ["as annotated"] and own not in common:
-                raise ValueError(
-                    f"`{column}` of config `{config}` is {' or '.join(common) or 'in several ways'}, and the transform "
-                    f"makes it {own}; give the transform that it was annotated with"
-                )
-            common = [own]
-        if not common:
-            raise ValueError(
-                f"`{column}` of config `{config}` is raw in one split and calibrated in another, or calibrated in two "
-                "ways; annotate all splits alike"
-            )
-        facts["scales"][name] = common[0]
-    features = next(iter(filled.values())).features
-    facts["loaded"] = noted.get("loaded") or loaded_as(filled)
-    if fn is not None:
-        facts["dropped"] = [column for column in fn.columns if column not in features]
-        plainest = LegendMarginFn(directions).arguments
-        facts["options"] = {name: value for name, value in fn.arguments.items() if value != plainest[name]}
-        return _Config(filled, whole, facts)
-    facts["options"] = _options(features, directions, facts["scales"])
-    lacking = ["`scale` and `negative`"] if "as annotated" in facts["scales"].values() else []
-    if not {"chosen", "rejected"} <= {*features} and "response_0" not in features:
-        lacking.append("`prompt_column`, `chosen_column` and `rejected_column`")
-    facts["unknown"] = [f"{names} of `LegendMarginFn`" for names in lacking]
-    return _Config(filled, whole, facts)
-
-
-def _transform(directions: Mapping[str, Direction], arguments: Any) -> LegendMarginFn | None:
-    """The transform that made margins, where its arguments are known."""
-    if not arguments:
-        return None
-    known = LegendMarginFn(directions).arguments
-    if not isinstance(arguments, Mapping) or set(arguments) - set(known):
-        raise ValueError(
-            f"the folder's `{outputs.MANIFEST}` notes the options {arguments!r:.200}, which this version does not "
-            "know; upgrade (`pip install -U legend-hf`), or give the transform as `direction`"
-        )
-    return LegendMarginFn(directions, **arguments)
-
-
-def _label(fn: LegendMarginFn, name: str) -> str:
-    """What a transform makes of its raw margins, in the words of a card."""
-    label = fn.directions[name].calibration.label(fn.arguments["scale"])
-    return label + (", below 0 set to 0" if fn.arguments["negative"] == "zero" else "")
-
-
-def _options(features: Any, directions: Mapping[str, Direction], scales: Mapping[str, str]) -> dict[str, Any]:
-    """The arguments of `LegendMarginFn` that give these columns, as far as the columns tell; defaults are left out."""
-    from datasets import Value
-
-    zeroed = any(scale.endswith(", below 0 set to 0") for scale in scales.values())
-    kinds = {
-        name: next((k for k in (d.calibration.kind, *d.calibration.kinds, "raw")
-                    if d.calibration.label(k) == scales[name].removesuffix(", below 0 set to 0")), None)
-        for name, d in directions.items()
-    }  # fmt: skip
-    options: dict[str, Any] = {}
-    if any(kind not in (None, directions[name].calibration.kind) for name, kind in kinds.items()):
-        options["scale"] = next(iter(kinds.values()))
-    first = next(iter(directions))
-    calibration = directions[first].calibration
-    can = {"margin_bin": "bins" in calibration.kinds, "margin_prob": calibration.gives_prob}
-    add = [column for column in ADDED if can[column] and suffixed(column, first) in features]
-    if add:
-        options["add"] = add
-    if zeroed or features.get(suffixed(NEGATIVE, first)) == Value("bool"):
-        options["negative"] = "zero" if zeroed else "flag"
-    if STATUS in features:
-        options["on_error"] = "skip"
-    return options
-
-
-def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Direction) -> dict[str, Any]:
-    """Checks one direction's columns in one split and describes its margins; skipped rows do not count."""
-    from datasets import Value
-
-    calibration = direction.calibration
-    # A column of such a name that this direction cannot have made is somebody else's.
-    can = {"margin_bin": "bins" in calibration.kinds, "margin_prob": calibration.gives_prob}
-    columns = {column: suffixed(column, name) for column in (*COLUMNS, *(column for column in ADDED if can[column]))}
-    if columns["margin"] not in rows.features:
-        raise ValueError(
-            f"{where} has no column `{columns['margin']}`; annotate it first: `annotate(dataset, "
-            "direction)`. It has " + ", ".join(f"`{c}`" for c in list(rows.features)[:20])
-        )
-    if not check_made_by(direction, marks_of(rows, columns["margin"]), columns["margin"], f"{where}: "):
-        logger.warning(
-            "%s: nothing says which direction made `%s`; margins that `annotate` makes now do", where, columns["margin"]
-        )
-    values = {c: _numbers(rows, full, where) for c, full in columns.items() if full in rows.features}
-    read = np.ones(len(rows), dtype=bool)
-    if STATUS in rows.features:
-        read = np.array([status == OK for status in rows.with_format(None)[STATUS][:]], dtype=bool)
-    margin = values["margin"][read].astype(np.float64)
-    sides = margin  # where the raw margins are there, they say which side reads as safer, whatever was made of them
-    scales = ["as annotated"]
-    if "margin_raw" in values:
-        sides = raw = values["margin_raw"][read].astype(np.float64)
-        # Where all margins are 0, every scale fits; the first one is taken.
-        scales = [text for text, expected in every_scale(calibration, raw) if same(margin, expected)]
-        made: dict[str, list[np.ndarray]] = {}
-        if "margin_bin" in values:
-            bins = calibration.apply(raw, "bins")
-            made["margin_bin"] = [bins, np.maximum(bins, 0)]
-        if "margin_prob" in values:
-            made["margin_prob"] = [calibration.prob(raw)]
-        wrong = ["margin"] if not scales else []
-        wrong += [c for c, expected in made.items() if not any(same(values[c][read], e) for e in expected)]
-        if wrong:
-            raise not_of_this(
-                f"{where}: ",
-                columns[wrong[0]],
-                f"`{columns['margin_raw']}`",
-                ", or drop the raw column if the margins were changed on purpose",
-            )
-        flag = suffixed(NEGATIVE, name)
-        if rows.features.get(flag) == Value("bool"):
-            flagged = np.array([bool(value) for value in rows.with_format(None)[flag][:]], dtype=bool)
-            if (flagged[read] != (raw < 0)).any():
-                raise ValueError(
-                    f"{where}: `{flag}` does not say where `{columns['margin_raw']}` is below 0; annotate again, or "
-                    "rename the column if it says something else"
-                )
-    quantiles = np.quantile(margin, [0.05, 0.5, 0.95]).tolist() if len(margin) else [None] * 3
-    return {
-        "split": split,
-        "column": columns["margin"],
-        "scales": scales,
-        "rows": len(rows),
-        "skipped": len(rows) - len(margin),
-        "mean": float(margin.mean()) if len(margin) else None,
-        "sd": float(margin.std()) if len(margin) else None,
-        **dict(zip(("q05", "q50", "q95"), quantiles, strict=True)),
-        "positive": float((sides > 0).mean()) if len(sides) else None,
-    }
-
-
-def _numbers(rows: Dataset, column: str, where: str) -> np.ndarray:
-    """A column `[n]`, float32, of which every value is a finite number."""
-    from datasets import Value
-
-    if rows.features[column] != Value("float32"):
-        raise ValueError(
-            f"{where}: `{column}` is {rows.features[column]}, not float32, which trainers add to their "
-            f'rewards; annotate again, or cast it: `ds.cast_column("{column}", Value("float32"))`'
-        )
-    table = rows.with_format("arrow").select_columns([column])[:]
-    array = table.column(column)
-    values = array.to_numpy()
-    bad = np.flatnonzero(~np.isfinite(values))  # A null arrives as NaN.
-    if len(bad):
-        raise ValueError(
-            f"{where}: `{column}` is not a finite number in {len(bad)} rows, the first is row {bad[0]}; a "
-            "single one makes the training loss NaN. Annotate these rows again, or filter them out"
-        )
-    return values
 
 
 def named_sources(source: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -710,7 +404,7 @@ def _is_same_repository(one: str, other: str) -> bool:
 
 
 def _look_at_sources(
-    configs: Mapping[str, _Config],
+    configs: Mapping[str, Config],
     named: tuple[str, ...] | None,
     target: transfer.Description,
     *,
@@ -727,7 +421,7 @@ def _look_at_sources(
     return sources, _cards_of(others, token)
 
 
-def _traces(configs: Mapping[str, _Config]) -> tuple[Trace, ...]:
+def _traces(configs: Mapping[str, Config]) -> tuple[Trace, ...]:
     return traces_of(rows for config in configs.values() for rows in config.splits.values())
 
 
@@ -745,7 +439,7 @@ def _folder_of(config: str) -> str:
     return "data" if config == "default" else config
 
 
-def _replaced(configs: Mapping[str, _Config]) -> list[str]:
+def _replaced(configs: Mapping[str, Config]) -> list[str]:
     """Patterns of the Parquet files that a push takes the place of: shards of its splits, and of those it ends."""
     shards = "-of-".join(["[0-9]" * 5] * 2)
     return [
@@ -755,12 +449,12 @@ def _replaced(configs: Mapping[str, _Config]) -> list[str]:
     ]
 
 
-def _gone(configs: Mapping[str, _Config], there: Iterable[str]) -> set[str]:
+def _gone(configs: Mapping[str, Config], there: Iterable[str]) -> set[str]:
     """The files that a push takes the place of."""
     return {path for path in there if any(fnmatchcase(path, pattern) for pattern in _replaced(configs))}
 
 
-def _write(configs: Mapping[str, _Config], folder: Path) -> dict[str, dict[str, Any]]:
+def _write(configs: Mapping[str, Config], folder: Path) -> dict[str, dict[str, Any]]:
     """Writes Parquet files as `datasets` lays them out. Returns sizes by configuration and split."""
     import pyarrow.parquet as pq
 
@@ -805,7 +499,7 @@ def _embedded(rows: Dataset) -> Dataset:
 
 
 def _card(
-    configs: Mapping[str, _Config],
+    configs: Mapping[str, Config],
     described: Mapping[str, Mapping[str, Any]],
     existing: str | None,
     repo_id: str | None,
@@ -921,7 +615,7 @@ def _card(
 
 
 def _check_room(
-    configs: Mapping[str, _Config], before: Layout, there: Collection[str], annotated: Collection[str]
+    configs: Mapping[str, Config], before: Layout, there: Collection[str], annotated: Collection[str]
 ) -> None:
     """Refuses to write where another configuration lies, over other people's splits, and beside other kinds of files.
 
@@ -955,7 +649,7 @@ def _check_room(
             )
 
 
-def _kept_splits(config: str, new: _Config, info: Any, there: Mapping[str, Any], features: Any) -> dict[str, Any]:
+def _kept_splits(config: str, new: Config, info: Any, there: Mapping[str, Any], features: Any) -> dict[str, Any]:
     """The splits of a configuration on the Hub that a push of a single one leaves alone, as `SplitInfo`s."""
     if new.whole:
         return {}
