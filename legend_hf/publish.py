@@ -125,10 +125,10 @@ def push_folder(
         private: As for `push_annotated`.
         config_name: Push the only configuration as this one.
         token: As for `push_annotated`.
-        revision: As for `push_annotated`.
-        commit_message: As for `push_annotated`.
-        create_pr: As for `push_annotated`.
-        allow_source: As for `push_annotated`.
+        revision: Branch to push to; made if missing.
+        commit_message: Of the commit.
+        create_pr: Open a pull request instead of committing.
+        allow_source: Allow pushing onto the source repository itself.
 
     Returns:
         The commit; the newest one where nothing had to change.
@@ -294,7 +294,7 @@ def check_saved_place(
     folder: str | os.PathLike[str],
     made: Mapping[str, Any] | None = None,
     *,
-    dataset: str | None = None,
+    dataset: str | os.PathLike[str] | None = None,
     reads: Iterable[str | os.PathLike[str] | None] = (),
     overwrite: bool = False,
 ) -> None:

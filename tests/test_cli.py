@@ -106,7 +106,7 @@ def test_push_and_inspect(files, tiny_llama, tmp_path, hub):
         (["fit", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--layer", "best"], "`layer` is 'best'; allowed are 'auto'"),
         (["fit", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--layer", "9"], "`layer` is 9; this model has 3 blocks"),
         (["fit", "{d}/pairs.txt", "--model", "{m}", "--output", "{o}"], "'.txt'; allowed are .jsonl"),
-        (["annotate", "{d}/pairs.jsonl", "{d}/direction", "--output", "{o}"], "say where it is: `--model FOLDER`"),
+        (["annotate", "{d}/pairs.jsonl", "{d}/direction", "--output", "{o}"], "say where it is: `model=folder`"),
         (["annotate", "{d}/torn.jsonl", "{d}/direction", "--model", "{m}", "--output", "{o}"], "torn.jsonl' cannot be read"),
         (["annotate", "{d}/saved", "{d}/direction", "--model", "{m}", "--output", "{o}", "--split", "dev"], "holds the splits train"),
         (["annotate", "{d}/saved/train", "{d}/direction", "--model", "{m}", "--output", "{o}", "--split", "dev"], "holds one dataset without splits"),

@@ -26,7 +26,7 @@ from legend_hf import (
     select_pairs,
 )
 from legend_hf.cli import app
-from legend_hf.cli.options import IN_SHELL, in_shell, load, save
+from legend_hf.cli.options import Place, load, save
 from legend_hf.directions.calibrate import fit_calibration
 from legend_hf.hub.outputs import write_whole
 from legend_hf.margins.store import open_store
@@ -208,7 +208,7 @@ def test_curriculum_hints_at_global_where_prompts_have_one_pair(tmp_path):
         out = tmp_path / f"{name}{len(options)}"
         return done("curriculum", tmp_path / f"{name}.parquet", *options, "--output", out).stderr
 
-    hint = "most prompts have one pair only, and `--mode per_prompt` orders the pairs of a prompt; `--mode global`"
+    hint = 'most prompts have one pair only, and `mode="per_prompt"` orders the pairs of a prompt; `mode="global"`'
     assert said("single").count(hint) == 1
     assert hint not in said("single", "--mode", "global")
     assert hint not in said("several")
@@ -392,7 +392,7 @@ def test_an_export_is_what_load_dataset_gives_back(trainer, shape, files, tmp_pa
     assert len(written) == len(got) + 1, "and nothing else but"
     assert "legend_hf.json" in written
     for said in (*expected.flags, *expected.notes, ", ".join(expected.columns)):
-        assert in_shell(said) in told.stdout
+        assert said in told.stdout
 
 
 def test_the_digits_of_json_lines_are_those_of_float32(tmp_path):
@@ -459,7 +459,7 @@ def test_from_responses_to_a_checked_export(files, scored, tiny_llama, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["select", "{d}/pairs.jsonl", "--output", "{o}"], "no column `pair_similarity` in the splits train; measure it with `--model`"),
+        (["select", "{d}/pairs.jsonl", "--output", "{o}"], "no column `pair_similarity` in the splits train; measure it with `PairSimilarityFn(model=...)`"),
         (["select", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--keep", "best"], "`keep` is 'best'; allowed are"),
         (["select", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--fraction", "1.5"], "`fraction` is 1.5; it must be"),
         (["select", "{d}/empty.jsonl", "--model", "{m}", "--output", "{o}"], "empty.jsonl' is empty; give rows"),
@@ -471,16 +471,16 @@ def test_from_responses_to_a_checked_export(files, scored, tiny_llama, tmp_path)
         (["check", "{d}/annotated", "--tokenizer", "user/nope"], "Error: user/nope"),
         (["score", "{d}/responses.jsonl", "{d}/direction", "--output", "{o}", "--num-proc", "0"], "'--num-proc': Input should be greater than or equal to 1"),
         (["select", "{d}/annotated", "--output", "{d}/annotated"], "is what is read"),
-        (["score", "{d}/responses.jsonl", "{d}/direction", "--output", "{o}", "--no-store"], "say where it is: `--model FOLDER`"),
+        (["score", "{d}/responses.jsonl", "{d}/direction", "--output", "{o}", "--no-store"], "say where it is: `model=folder`"),
         (["score", "{d}/responses.jsonl", "{d}/direction", "--model", "{m}", "--output", "{o}", "--add", "probs"], "allowed is ['choice_probs']"),
         (["score", "{d}/pairs.jsonl", "{d}/direction", "--model", "{m}", "--output", "{o}", "--no-store"], "responses"),
         (["score", "{d}/pairs.jsonl", "{d}/direction", "--output", "{o}", "--store", "s.sqlite", "--no-store"], "were both given"),
-        (["score", "{s}", "{d}/direction", "--model", "{m}", "--output", "{o}", "--no-store"], "or pass `--overwrite`"),
+        (["score", "{s}", "{d}/direction", "--model", "{m}", "--output", "{o}", "--no-store"], "or pass `overwrite=True`"),
         (["pairs", "{s}", "--output", "{o}"], '`rule="dissimilar"` compares embeddings and needs `model`'),
         (["pairs", "{s}", "--output", "{o}", "--rule", "worst"], "`rule` is 'worst'; allowed are"),
         (["pairs", "{s}", "--output", "{o}", "--rule", "best", "--scores-column", "marks"], "`scores_column='marks'` names no column"),
         (["curriculum", "{d}/annotated", "--output", "{o}"], "have the splits train, test; choose one with `--split`"),
-        (["curriculum", "{d}/annotated", "--output", "{o}", "--split", "dev"], "`--split` is 'dev', and"),
+        (["curriculum", "{d}/annotated", "--output", "{o}", "--split", "dev"], "`split` is 'dev', and"),
         (["curriculum", "{d}/pairs.jsonl", "--output", "{o}"], "`by='margin'` names no column"),
         (["curriculum", "{d}/annotated", "--split", "train", "--output", "{o}", "--order", "easy"], "`order` is 'easy'; allowed are"),
         (["corrections", "{d}/harms.jsonl", "--model", "{d}/causal", "--output", "{o}.txt"], "give a file that ends in `.jsonl`"),
@@ -489,7 +489,7 @@ def test_from_responses_to_a_checked_export(files, scored, tiny_llama, tmp_path)
         (["corr-at-k", "{d}/harms.jsonl", "--model", "{d}/causal", "--k", "0"], "different numbers of words"),
         (["corr-at-k", "{d}/harms.jsonl", "--model", "{d}/causal", "--output", "{o}"], "give a file that ends in `.jsonl`"),
         (["export", "{d}/annotated", "--trainer", "axolotl", "--output", "{o}"], "`trainer` is 'axolotl'; allowed are"),
-        (["export", "{d}/annotated", "--trainer", "openrlhf", "--weights", "--output", "{o}"], "`--weights` is for a subclass of TRL's"),
+        (["export", "{d}/annotated", "--trainer", "openrlhf", "--weights", "--output", "{o}"], "`weights=True` is for a subclass of TRL's"),
         (["export", "{d}/pairs.jsonl", "--trainer", "trl", "--output", "{o}"], "split 'train' has no `margin`"),
         (["check", "{d}/annotated", "--tokenizer", "{m}", "--max-length", "0"], "`max_length` is 0; allowed is at least 1"),
         (["check", "{d}/torn.jsonl", "--tokenizer", "{m}"], "torn.jsonl' cannot be read"),
@@ -512,7 +512,7 @@ def test_what_commands_save_has_every_split_and_feature(tmp_path):
     features = Features(a=Value("int8"), kind=ClassLabel(names=["x", "y"]), turns=[{"role": Value("string")}])
     rows = Dataset.from_dict({"a": [1, 2], "kind": [0, 1], "turns": [[], [{"role": "user"}]]}, features=features)
     splits = DatasetDict({"stage_1": rows, "test": rows.select([1])})
-    save(splits, tmp_path / "out")
+    save(splits, Place(tmp_path / "out"))
     got = load_dataset(str(tmp_path / "out"))
     assert {name: (one.features, one.to_list()) for name, one in got.items()} == {
         name: (one.features, one.to_list()) for name, one in splits.items()
@@ -522,7 +522,7 @@ def test_what_commands_save_has_every_split_and_feature(tmp_path):
         ({"train": rows, "test": rows.remove_columns("a")}, "differ in their columns"),
     ):
         with pytest.raises(ValueError, match=message):
-            save(DatasetDict(broken), tmp_path / "none")
+            save(DatasetDict(broken), Place(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
 
@@ -608,28 +608,27 @@ def test_annotate_and_score_count_what_they_skipped(files, tiny_llama, tmp_path)
     assert "6 rows scored, 1 skipped (scores_status says why)\n" in told.stdout
 
 
-def test_what_the_library_says_in_python_is_said_in_options(files, tiny_llama, tmp_path, caplog):
-    for said in IN_SHELL:
-        assert in_shell(f"use {said} now") == f"use {IN_SHELL[said]} now", "an entry before it takes a part of it"
+def test_what_the_library_says_in_python_is_spelled_for_the_shell(files, tiny_llama, tmp_path):
     Dataset.from_list([{"prompt": "And?", "chosen": "", "rejected": "No."}]).to_json(tmp_path / "pairs.jsonl")
     given = [tmp_path / "pairs.jsonl", files / "direction", "--model", tiny_llama, "--output", tmp_path / "out"]
     told = run("annotate", *given)
-    assert "`--on-error skip`" in told.stderr
-    assert "on_error=" not in told.stderr
+    assert told.stderr.endswith('In the shell, `on_error="skip"` is `--on-error skip`.\n')
     glued = [{"chosen": "Yes.", "rejected": "No.", "prompt": "And?", "margin": 0.5}]
     Dataset.from_list(glued).cast_column("margin", Value("float32")).to_parquet(tmp_path / "glued.parquet")
     told = run("check", tmp_path / "glued.parquet", "--tokenizer", tiny_llama, "--output", tmp_path / "check.md")
-    assert "`legend-hf export --messages`" in told.stdout
-    assert "export_for" not in told.stdout + (tmp_path / "check.md").read_text()
+    assert "`export_for(dataset, messages=True)` is `legend-hf export --messages`" in told.stdout
+    assert told.stdout.startswith((tmp_path / "check.md").read_text()), "what is saved is the library's own"
 
 
-def test_warnings_of_the_library_are_said_in_options(monkeypatch):
+def test_warnings_of_the_library_are_spelled_too(files, monkeypatch):
     def warns(*arguments, **options):
         logging.getLogger("legend_hf.margins").warning("name another with `store=`")
         raise ValueError("enough")
 
     monkeypatch.setattr(Direction, "from_pretrained", warns)
-    assert run("inspect", "there").stderr == "name another with `--store`\nError: enough\n"
+    assert run("inspect", "there").stderr == "name another with `store=`\nError: enough\n", "it has no such option"
+    told = run("annotate", files / "pairs.jsonl", "there", "--output", files / "no-such-folder")
+    assert told.stderr == ("name another with `store=`\nIn the shell, `store=` is `--store STORE`.\nError: enough\n")
     assert not logging.getLogger("legend_hf").handlers
 
 
@@ -641,18 +640,12 @@ def test_ctrl_c_is_answered(files, tmp_path, monkeypatch):
     told = run("inspect", files / "direction")
     assert (told.exit_code, told.stderr) == (130, "Stopped.\n")
     out = tmp_path / "out.jsonl"
-    commands = {
-        "induce": "legend_hf.directions.induce.induce_pairs",
-        "corrections": "legend_hf.preferences.corrections.correction_ladders",
-        "corr-at-k": "legend_hf.preferences.corr_at_k.compute_corr_at_k",
-    }
-    for function in commands.values():
-        monkeypatch.setattr(function, stop)
+    monkeypatch.setattr("legend_hf.cli.options.load", stop)
     for kept in (False, True):
         if kept:
             (tmp_path / "out.jsonl.answers").write_text("")
         line = f"What was generated is kept beside {out}: run the same again to go on.\n" if kept else ""
-        for command in commands:
+        for command in ("induce", "corrections", "corr-at-k"):
             told = run(command, files / "harms.jsonl", "--model", files / "causal", "--output", out)
             assert told.exit_code == 130
             assert told.stderr.endswith("Stopped.\n" + line)

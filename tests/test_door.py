@@ -131,7 +131,7 @@ def test_a_missing_extra_is_named_before_the_work(there, tmp_path, monkeypatch, 
         if name.partition(".")[0] == extra:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, extra, None)
-    monkeypatch.setattr("legend_hf.cli.annotating.load", lambda *a, **k: pytest.fail("rows were read"))
+    monkeypatch.setattr("legend_hf.cli.options.load", lambda *a, **k: pytest.fail("rows were read"))
     told = run(*[a.format(d=there, o=tmp_path / "out") for a in arguments])
     assert told.exit_code == 2
     assert "pip install" in told.stderr

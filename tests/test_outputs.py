@@ -102,12 +102,12 @@ def test_a_folder_of_others_is_refused_before_the_work_and_written_by_the_flag(c
     before = contents(out)
     with monkeypatch.context() as patch:
         patch.setattr("legend_hf.hub.rows.load_rows", lambda *a, **k: pytest.fail("rows were read"))
-        patch.setattr("legend_hf.cli.annotating.load", lambda *a, **k: pytest.fail("rows were read"))
-        patch.setattr("legend_hf.cli.preferences.load", lambda *a, **k: pytest.fail("rows were read"))
+        patch.setattr("legend_hf.cli.options.load", lambda *a, **k: pytest.fail("rows were read"))
         refused = call(command, out)
     assert refused.exit_code == 2, refused.output
     assert "files that were not written by this library" in refused.stderr
-    assert "or pass `--overwrite`" in refused.stderr
+    assert "or pass `overwrite=True`" in refused.stderr
+    assert "`overwrite=True` is `--overwrite`" in refused.stderr
     assert contents(out) == before
     done = call(command, out, "--overwrite")
     assert done.exit_code == 0, done.output
@@ -169,8 +169,7 @@ def test_the_file_that_is_read_is_no_place_to_write(command, call, given, tmp_pa
 
 @pytest.mark.parametrize("command", WRITERS)
 def test_an_output_that_cannot_be_written_is_found_before_the_work(command, call, tmp_path, monkeypatch):
-    monkeypatch.setattr("legend_hf.cli.annotating.load", lambda *a, **k: pytest.fail("rows were read"))
-    monkeypatch.setattr("legend_hf.cli.preferences.load", lambda *a, **k: pytest.fail("rows were read"))
+    monkeypatch.setattr("legend_hf.cli.options.load", lambda *a, **k: pytest.fail("rows were read"))
     (tmp_path / "file").write_text("a file")
     (tmp_path / "folder" / name_of(command)).mkdir(parents=True)
     places = [tmp_path / "file" / name_of(command), Path("/proc/nowhere") / name_of(command)]
@@ -203,7 +202,7 @@ def test_an_earlier_direction_is_replaced_only_by_the_flag(call, tmp_path):
     before = contents(tmp_path)
     told = call("fit", tmp_path / "d", "--layer", "2")
     assert told.exit_code == 2
-    assert "holds an earlier result; give another, or pass `--overwrite`" in told.stderr
+    assert "holds an earlier result; give another, or pass `overwrite=True`" in told.stderr
     assert contents(tmp_path) == before
     assert call("fit", tmp_path / "d", "--layer", "2", "--overwrite").exit_code == 0
     assert Direction.from_pretrained(tmp_path / "d").reader.layer == 2
@@ -285,7 +284,7 @@ def test_the_shell_says_how_a_split_that_cannot_be_saved_is_taken(call, given, t
         told = call(command, tmp_path / command, source=tmp_path / "rows")
         assert told.exit_code == 2, told.output
         assert "a split called 'all' could not be loaded again" in told.stderr
-        assert "`--split all`" in told.stderr
+        assert '`split="all"` is `--split all`' in told.stderr
         done = call(command, tmp_path / command, "--split", "all", source=tmp_path / "rows")
         assert done.exit_code == 0, done.output
         assert list(load_dataset(str(tmp_path / command))) == ["train"]

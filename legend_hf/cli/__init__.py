@@ -1,8 +1,9 @@
 """`legend-hf`: the command line, a door to the library and nothing more.
 
-In: arguments. Out: what one function of the library did, in words. Each command parses, calls that function and prints;
-a user's error ends with exit code 2 and one line that says what to do. No command knows anything that the library does
-not know: `annotating` goes from questions to published margins, `preferences` from margins to what is trained on.
+In: arguments. Out: what one function of the library did, in words. A command is made of that function's signature and
+docstring (`door`), loads what the words name, calls and prints; a user's error ends with exit code 2 and one line that
+says what to do. No command knows anything that the library does not know: `annotating` goes from questions to published
+margins, `preferences` from margins to what is trained on.
 """
 
 from __future__ import annotations

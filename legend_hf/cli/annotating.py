@@ -1,4 +1,4 @@
-"""From questions to published margins: `induce`, `fit`, `annotate`, `score`, `report`, `push`, `inspect`, `store`.
+"""From questions to published margins: `fit`, `annotate`, `report`, `push`, `inspect`; `induce`, `score`, `store`.
 
 In: arguments. Out: what one function of the library did, in words. This file does not know what margins are used for.
 """
@@ -6,460 +6,335 @@ In: arguments. Out: what one function of the library did, in words. This file do
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from legend_hf.cli.options import (
-    BatchTokensOption,
-    ChosenColumnOption,
-    ConfigOption,
-    DatasetArgument,
-    DeviceOption,
-    DirectionArgument,
-    DtypeOption,
-    FolderOption,
-    ModelPathOption,
-    ModelRevisionOption,
-    NoStoreOption,
-    NumProcOption,
-    OnErrorOption,
-    OverwriteOption,
-    PromptColumnOption,
-    RejectedColumnOption,
-    ResponsesColumnOption,
-    RevisionOption,
-    SplitOption,
-    StoreOption,
-    TemplateOption,
-    all_splits,
-    app,
-    chosen_store,
-    load,
-    one_split,
-    public_name,
-    save,
-    say_read,
-    say_saved,
-    user_errors,
-    writer,
+from legend_hf.cli.door import GROUPS, command
+from legend_hf.cli.options import Kept, Named, Place, Reading, Rows, load, one_split, save, say_read, say_saved
+from legend_hf.hub.rows import check_rows_folder, named_ids, note_sources, sources_of
+
+ROAD = "The common road"
+PAIRS = "Before it: contrastive pairs"
+SCORES = "Several responses to a prompt"
+KEPT = "What is kept of readings"
+GROUPS["store"] = "Show, prune and merge stores of scores."
+
+Processes = Annotated[int | None, typer.Option(help="Processes.", min=1)]
+
+
+@command(
+    "legend_hf.directions.fit.fit_direction",
+    under=ROAD,
+    example="fit pairs.jsonl --model HuggingFaceTB/SmolLM2-135M --output direction",
+    without=["pairs_source"],
 )
+def fit(fit_direction: partial[Any], pairs: Rows, *, output: Place, store: Kept) -> None:
+    """Fit a direction on contrastive pairs and save it with its card.
 
-stores = typer.Typer(help="Show, prune and merge stores of scores.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(stores, name="store")
+    A stopped fit goes on where it was.
 
-StoreArgument = Annotated[
-    Path | None, typer.Argument(help="A store; the one that `annotate` uses by itself when left out.", dir_okay=False)
-]
+    Options:
+        output: Folder for the direction.
+        preset: reference: all as in the paper's public code.
+        template: auto (default), chat, dialogue, alpaca, or text with {prompt}.
+        layer: auto (default), or an index into hidden_states; -1 is the last.
+        estimator: auto (default), mean_difference (the paper's), whitened, logistic or pca.
+        debias: length: leave out what length explains.
+        store: Folder that keeps what is read until the fit ends well; in the assets cache when left out.
+    """
+    from legend_hf.directions.direction import check_place
+    from legend_hf.directions.kept import default_folder
 
-
-@app.command(epilog="Example: legend-hf induce questions.jsonl --model you/annotator --output pairs.jsonl")
-def induce(
-    questions: DatasetArgument,
-    model: Annotated[str, typer.Option(help="Hub id or folder of the language model that answers.")],
-    output: Annotated[Path, typer.Option(help="File for the pairs, .jsonl; a stopped run goes on.", dir_okay=False)],
-    model_revision: ModelRevisionOption = None,
-    config: ConfigOption = None,
-    split: SplitOption = None,
-    prompt_column: Annotated[str, typer.Option(help="Name of the questions' column.")] = "prompt",
-    category_column: Annotated[str, typer.Option(help="Name of the categories' column, if any.")] = "category",
-    per_category: Annotated[int | None, typer.Option(help="Draw this many questions of each category.")] = None,
-    refusals: Annotated[
-        Path | None, typer.Option(help="Refusals, one a line; the paper's when left out.", exists=True, dir_okay=False)
-    ] = None,
-    template: TemplateOption = "auto",
-    leave_out: Annotated[
-        list[str] | None,
-        typer.Option("--leave-out", help="refusal, cut or loop: answers to leave out; can be given again."),
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens, 1024 when left out.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Most questions answered together.")] = None,
-    dtype: DtypeOption = "auto",
-    seed: Annotated[int, typer.Option(help="Of the refusals' dealing and of the drawing.")] = 0,
-    device: DeviceOption = None,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Let a model answer questions and put a refusal against each answer: contrastive pairs for `fit`."""
-    with user_errors(questions, model, kept=output):
-        from legend_hf.directions import induce as induction
-        from legend_hf.hub.outputs import read_text
-        from legend_hf.hub.rows import note_sources, sources_of
-        from legend_hf.writing.answers import check_output
-
-        check_output(output, reads=[questions, model, refusals], overwrite=overwrite)
-        lines = read_text(refusals).splitlines() if refusals is not None else None
-        rows = one_split(load(questions, config, split), "questions")
-        if per_category is not None:
-            rows = induction.sample_questions(
-                rows, per_category=per_category, category_column=category_column, seed=seed
-            )
-        pairs = induction.induce_pairs(
-            rows,
-            model=writer(model, model_revision, template, max_new_tokens, batch_size, dtype, device),
-            refusals=induction.REFERENCE_REFUSAL if lines is None else [line for line in lines if line.strip()],
-            prompt_column=prompt_column,
-            category_column=category_column,
-            leave_out=leave_out or (),
-            seed=seed,
-            output=output,
-            overwrite=overwrite,
-        )
-        note_sources(output, sources_of(questions, rows))
-        typer.echo(pairs.info.description)
-        say_saved(output)
+    keeps = store.path(default_folder)
+    reads = [pairs.source, fit_direction.keywords["model"]]
+    check_place(output.output, reads=reads, overwrite=output.overwrite)
+    known = _induced(pairs.source) or pairs.public_name
+    direction = fit_direction(pairs.one("pairs"), pairs_source=known, store=keeps)
+    direction.save_pretrained(output.output, overwrite=output.overwrite)
+    typer.echo(_summary(direction))
+    typer.echo(f"Saved in {output.output}")
 
 
-@app.command(epilog="Example: legend-hf fit pairs.jsonl --model HuggingFaceTB/SmolLM2-135M --output direction")
-def fit(
-    pairs: DatasetArgument,
-    model: Annotated[str, typer.Option(help="Hub id or folder of the model that reads.")],
-    output: Annotated[Path, typer.Option(help="Folder for the direction.", file_okay=False)],
-    model_revision: ModelRevisionOption = None,
-    config: ConfigOption = None,
-    split: SplitOption = None,
-    preset: Annotated[str | None, typer.Option(help="reference: all as in the paper's public code.")] = None,
-    template: Annotated[str | None, typer.Option(help="auto, chat, dialogue, alpaca, or text with {prompt}.")] = None,
-    layer: Annotated[
-        str | None, typer.Option(help="auto, or an index into hidden_states; -1 is the last.", metavar="[auto|INTEGER]")
-    ] = None,
-    estimator: Annotated[
-        str | None, typer.Option(help="auto, mean_difference (the paper's), whitened, logistic or pca.")
-    ] = None,
-    debias: Annotated[str | None, typer.Option(help="length: leave out what length explains.")] = None,
-    calibration: Annotated[str | None, typer.Option(help="What margin is: unit, raw, bins, logit or link.")] = None,
-    pooling: Annotated[str | None, typer.Option(help="mean, last or mean_all.")] = None,
-    eos: Annotated[str | None, typer.Option(help="none, append or template.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    on_error: OnErrorOption = "raise",
-    prompt_column: PromptColumnOption = "prompt",
-    chosen_column: ChosenColumnOption = "chosen",
-    rejected_column: RejectedColumnOption = "rejected",
-    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
-    device: DeviceOption = None,
-    batch_tokens: BatchTokensOption = None,
-    overwrite: OverwriteOption = False,
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that keeps what is read until the fit ends well; in the assets cache when left out.",
-            file_okay=False,
-        ),
-    ] = None,
-    no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing: a stopped fit starts anew.")] = False,
-) -> None:
-    """Fit a direction on contrastive pairs and save it with its card; a stopped fit goes on where it was."""
-    with user_errors(pairs, model):
-        from legend_hf import fit_direction
-        from legend_hf.directions.direction import check_place
-        from legend_hf.directions.kept import default_folder
-
-        keeps = chosen_store(store, no_store, default_folder)
-        check_place(output, reads=[pairs, model], overwrite=overwrite)
-        rows = one_split(load(pairs, config, split), "pairs")
-        direction = fit_direction(
-            rows,
-            model=model,
-            revision=model_revision,
-            preset=preset,
-            template=template,
-            layer=int(layer) if layer is not None and layer.lstrip("-").isdigit() else layer,
-            estimator=estimator,
-            debias=debias,
-            calibration=calibration,
-            pooling=pooling,
-            eos=eos,
-            max_length=max_length,
-            dtype=dtype,
-            on_error=on_error,
-            prompt_column=prompt_column,
-            chosen_column=chosen_column,
-            rejected_column=rejected_column,
-            seed=seed,
-            device=device,
-            batch_tokens=batch_tokens,
-            pairs_source=_induced(pairs) or public_name(pairs),
-            store=keeps,
-        )
-        direction.save_pretrained(output, overwrite=overwrite)
-        typer.echo(_summary(direction))
-        typer.echo(f"Saved in {output}")
-
-
-@app.command(epilog="Example: legend-hf annotate Anthropic/hh-rlhf you/direction --output annotated --on-error skip")
+@command(
+    "legend_hf.margins.margin_fn.LegendMarginFn",
+    "legend_hf.margins.annotate.annotate",
+    under=ROAD,
+    example="annotate Anthropic/hh-rlhf you/direction --output annotated --on-error skip",
+    renamed={},
+)
 def annotate(
-    dataset: DatasetArgument,
-    direction: DirectionArgument,
-    output: Annotated[Path, typer.Option(help="Folder for the annotated dataset.", file_okay=False)],
-    revision: RevisionOption = None,
-    model: ModelPathOption = None,
-    config: ConfigOption = None,
-    split: SplitOption = None,
-    scale: Annotated[str | None, typer.Option(help="What `margin` is: raw, unit, bins, logit or link.")] = None,
-    add: Annotated[list[str] | None, typer.Option(help="margin_bin, margin_prob; can be given twice.")] = None,
-    negative: Annotated[str, typer.Option(help="Margins below 0: keep, zero, or flag in a column.")] = "keep",
-    on_error: OnErrorOption = "raise",
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace existing margin columns, and what stands in the way in the output."),
-    ] = False,
-    prompt_column: PromptColumnOption = "prompt",
-    chosen_column: ChosenColumnOption = "chosen",
-    rejected_column: RejectedColumnOption = "rejected",
-    num_proc: NumProcOption = None,
-    device: DeviceOption = None,
-    batch_tokens: BatchTokensOption = None,
-    store: StoreOption = None,
-    no_store: NoStoreOption = False,
+    make: partial[Any],
+    run: partial[Any],
+    dataset: Rows,
+    direction: Reading,
+    *,
+    output: Place,
+    num_proc: Processes = None,
+    store: Kept,
 ) -> None:
-    """Add margin columns to every split and save the result with its card; a stopped run goes on where it was."""
-    with user_errors(dataset, direction):
-        from legend_hf import Direction, LegendMarginFn, save_annotated
-        from legend_hf import annotate as annotate_dataset
-        from legend_hf.hub.rows import check_splits, named_ids, sources_of
-        from legend_hf.margins.margin_fn import STATUS
-        from legend_hf.publish import check_saved_place, made_of
+    """Add margin columns to every split and save the result with its card.
 
-        check_saved_place(output, dataset=dataset, reads=[direction, model], overwrite=overwrite)
-        keeps = chosen_store(store, no_store)
-        loaded = Direction.from_pretrained(direction, revision=revision, model=model)
-        fn = LegendMarginFn(
-            loaded,
-            scale=scale,
-            add=add or (),
-            negative=negative,
-            on_error=on_error,
-            device=device,
-            batch_tokens=batch_tokens,
-            store=keeps,
-            overwrite=overwrite,
-            prompt_column=prompt_column,
-            chosen_column=chosen_column,
-            rejected_column=rejected_column,
-        )
-        rows = all_splits(load(dataset, config, split))
-        check_splits(rows)
-        sources = sources_of(dataset, rows)
-        check_saved_place(output, {"default": made_of(sources, loaded)}, overwrite=overwrite)
-        annotated = annotate_dataset(rows, fn, num_proc=num_proc)
-        save_annotated(annotated, output, direction=fn, source=named_ids(sources), overwrite=overwrite)
-        say_read(annotated, "annotated", STATUS if fn.skips else None)
-        say_saved(output)
+    A stopped run goes on where it was.
+
+    Options:
+        output: Folder for the annotated dataset.
+        negative: Margins below 0: keep, zero, or flag in a column.
+        on_error: raise at a row that cannot be read, or skip it.
+        overwrite: Replace existing margin columns, and what stands in the way in the output.
+        store: File, .sqlite, that keeps scores; in the assets cache when left out.
+    """
+    from legend_hf import save_annotated
+    from legend_hf.margins.margin_fn import STATUS
+    from legend_hf.margins.store import default_store
+    from legend_hf.publish import check_saved_place, made_of
+
+    reads = [direction.source, direction.model]
+    check_saved_place(output.output, dataset=dataset.source, reads=reads, overwrite=output.overwrite)
+    keeps = store.path(default_store)
+    loaded = direction.load()
+    fn = make(loaded, store=keeps, overwrite=output.overwrite)
+    rows = dataset.splits()
+    sources = sources_of(dataset.source, rows)
+    check_saved_place(output.output, {"default": made_of(sources, loaded)}, overwrite=output.overwrite)
+    annotated = run(rows, fn, num_proc=num_proc)
+    source = named_ids(sources)
+    save_annotated(annotated, output.output, direction=fn, source=source, overwrite=output.overwrite)
+    say_read(annotated, "annotated", STATUS if fn.skips else None)
+    say_saved(output.output)
 
 
-@app.command(
-    epilog="Example: legend-hf score openbmb/UltraFeedback you/direction --output scored --prompt-column instruction "
-    "--responses-column completions"
+@command(
+    "legend_hf.reports.report.report",
+    under=ROAD,
+    example="report annotated --direction you/direction --output report",
+    renamed={"categories": "category"},
 )
-def score(
-    dataset: DatasetArgument,
-    direction: DirectionArgument,
-    output: FolderOption,
-    revision: RevisionOption = None,
-    model: ModelPathOption = None,
-    config: ConfigOption = None,
-    split: SplitOption = None,
-    add: Annotated[list[str] | None, typer.Option(help="choice_probs.")] = None,
-    on_error: OnErrorOption = "raise",
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace existing columns of scores, and what stands in the way in the output."
-        ),
-    ] = False,
-    prompt_column: PromptColumnOption = "prompt",
-    responses_column: ResponsesColumnOption = "responses",
-    num_proc: NumProcOption = None,
-    device: DeviceOption = None,
-    batch_tokens: BatchTokensOption = None,
-    store: StoreOption = None,
-    no_store: NoStoreOption = False,
-) -> None:
-    """Score lists of responses: adds `scores`, `ranking` and `best_response` to every split, for `pairs`."""
-    with user_errors(dataset, direction):
-        from legend_hf import Direction, LegendScoreFn
-        from legend_hf import annotate as annotate_dataset
-        from legend_hf.hub.rows import check_rows_folder, check_splits
-        from legend_hf.margins.score_fn import STATUS
-
-        check_rows_folder(output, rows=dataset, reads=[direction, model], overwrite=overwrite)
-        keeps = chosen_store(store, no_store)
-        fn = LegendScoreFn(
-            Direction.from_pretrained(direction, revision=revision, model=model),
-            add=add or (),
-            on_error=on_error,
-            device=device,
-            batch_tokens=batch_tokens,
-            store=keeps,
-            overwrite=overwrite,
-            prompt_column=prompt_column,
-            responses_column=responses_column,
-        )
-        splits = all_splits(load(dataset, config, split))
-        check_splits(splits)
-        scored = annotate_dataset(splits, fn, num_proc=num_proc)
-        say_read(scored, "scored", STATUS if fn.skips else None)
-        save(scored, output, source=dataset, rows=splits, overwrite=overwrite)
-
-
-@app.command(epilog="Example: legend-hf report annotated --direction you/direction --output report")
 def report(
-    dataset: Annotated[str, typer.Argument(help="An annotated dataset: Hub id, folder or file.")],
-    direction: Annotated[str | None, typer.Option(help="Hub id, folder or fsspec URL of its direction.")] = None,
-    revision: RevisionOption = None,
-    model: ModelPathOption = None,
-    config: ConfigOption = None,
-    split: SplitOption = None,
-    category_column: Annotated[str | None, typer.Option(help="Column of categories, for a table by each.")] = None,
-    category: Annotated[list[str] | None, typer.Option(help="A category to expect; can be given again.")] = None,
-    stability_pairs: Annotated[
-        str | None, typer.Option(help="Pairs to test the direction's stability on, such as those of its fit.")
-    ] = None,
-    ladders: Annotated[
-        str | None, typer.Option(help="Prompts with responses from best to worst, to test the direction's order on.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for report.json, report.md and the plots.", file_okay=False)
-    ] = None,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw PNGs into the folder.")] = True,
-    excerpts: Annotated[
-        bool, typer.Option("--excerpts", help="Show beginnings of suspicious rows' texts, which can be harmful.")
-    ] = False,
-    prompt_column: PromptColumnOption = "prompt",
-    chosen_column: ChosenColumnOption = "chosen",
-    rejected_column: RejectedColumnOption = "rejected",
-    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
-    device: DeviceOption = None,
-    overwrite: OverwriteOption = False,
+    make: partial[Any],
+    dataset: Rows,
+    *,
+    direction: Reading | None = None,
+    stability_pairs: str | os.PathLike[str] | None = None,
+    ladders: str | os.PathLike[str] | None = None,
+    output: Place | None = None,
+    plots: bool = True,
 ) -> None:
-    """Say how good the margins of a dataset are: agreement, length, calibration, suspicious rows."""
-    with user_errors(dataset, direction, stability_pairs, ladders):
-        from legend_hf import Direction
-        from legend_hf.hub.outputs import check_outside
-        from legend_hf.reports.report import check_place
-        from legend_hf.reports.report import report as make_report
+    """Say how good the margins of a dataset are.
 
-        if output is not None:
-            reads = [dataset, direction, model, stability_pairs, ladders]
-            check_place(output, plots=plots, reads=reads, overwrite=overwrite)
-            check_outside(output, [] if overwrite else [dataset])
-        loaded = Direction.from_pretrained(direction, revision=revision, model=model) if direction else None
-        pairs = one_split(load(stability_pairs, None, None), "stability pairs") if stability_pairs else None
-        ranked = one_split(load(ladders, None, None), "ladders") if ladders else None
-        made = make_report(
-            load(dataset, config, split),
-            direction=loaded,
-            category_column=category_column,
-            categories=category or None,
-            prompt_column=prompt_column,
-            chosen_column=chosen_column,
-            rejected_column=rejected_column,
-            stability_pairs=pairs,
-            ladders=ranked,
-            excerpts=excerpts,
-            seed=seed,
-            device=device,
-        )
-        typer.echo(made.to_markdown())
-        if output is not None:
-            typer.echo("Saved " + ", ".join(str(path) for path in made.save(output, plots=plots, overwrite=overwrite)))
+    Agreement with the labels, length, calibration, suspicious rows.
 
+    Options:
+        dataset: An annotated dataset: Hub id, folder or file.
+        direction: Hub id, folder or fsspec URL of its direction.
+        category: A category to expect.
+        stability_pairs: Pairs to test the direction's stability on, such as those of its fit.
+        ladders: Prompts with responses from best to worst, to test the direction's order on.
+        output: Folder for report.json, report.md and the plots.
+        plots: Draw PNGs into the folder.
+    """
+    from legend_hf.hub.outputs import check_outside
+    from legend_hf.reports.report import check_place
 
-@app.command(epilog="Example: legend-hf push annotated you/hh-margins you/direction --source Anthropic/hh-rlhf")
-def push(
-    folder: Annotated[Path, typer.Argument(help="Folder that `annotate` saved.", exists=True, file_okay=False)],
-    repo_id: Annotated[str, typer.Argument(help="Dataset repository on the Hub.")],
-    direction: DirectionArgument,
-    revision: RevisionOption = None,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Hub id of the dataset that was annotated, where the folder does not know; can be given again."
-        ),
-    ] = None,
-    config_name: Annotated[str | None, typer.Option(help="Configuration to push as.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
-) -> None:
-    """Push an annotated dataset to the Hub, every split, with its card."""
-    with user_errors(direction):
-        from legend_hf import Direction, push_folder
-
-        push_folder(
-            folder,
-            repo_id,
-            direction=Direction.from_pretrained(direction, revision=revision),
-            source=source,
-            config_name=config_name,
-            private=not public,
-        )
-        typer.echo(f"Pushed to {repo_id}")
+    if output is not None:
+        reads = [dataset.source, stability_pairs, ladders]
+        reads += [direction.source, direction.model] if direction else []
+        check_place(output.output, plots=plots, reads=reads, overwrite=output.overwrite)
+        check_outside(output.output, [] if output.overwrite else [dataset.source])
+    remedy = "give a file or a folder of one"
+    made = make(
+        direction=direction.load() if direction else None,
+        stability_pairs=one_split(load(stability_pairs), "stability pairs", remedy) if stability_pairs else None,
+        ladders=one_split(load(ladders), "ladders", remedy) if ladders else None,
+        dataset=dataset.load(),
+    )
+    typer.echo(made.to_markdown())
+    if output is not None:
+        saved = made.save(output.output, plots=plots, overwrite=output.overwrite)
+        typer.echo("Saved " + ", ".join(map(str, saved)))
 
 
-@app.command(epilog="Example: legend-hf inspect you/direction --json")
+@command(
+    "legend_hf.publish.push_folder",
+    under=ROAD,
+    example="push annotated you/hh-margins you/direction --source Anthropic/hh-rlhf",
+    without=["token", "private"],
+    renamed={"revision": "branch"},
+)
+def push(push_folder: partial[Any], folder: Path, repo_id: str, direction: Named, *, public: bool = False) -> None:
+    """Push an annotated dataset to the Hub, every split, with its card.
+
+    Options:
+        folder: Folder that `annotate` saved.
+        repo_id: Dataset repository on the Hub.
+        source: Hub id of the dataset that was annotated, where the folder does not know.
+        public: Make a new repository public.
+    """
+    push_folder(folder, repo_id, direction=direction.load(), private=not public)
+    typer.echo(f"Pushed to {repo_id}")
+
+
+@command(under=ROAD, example="inspect you/direction --json")
 def inspect(
-    direction: DirectionArgument,
-    revision: RevisionOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    direction: Named, *, as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False
 ) -> None:
     """Show what a direction is and what is known of its fit."""
-    with user_errors(direction):
-        from legend_hf import Direction
-
-        loaded = Direction.from_pretrained(direction, revision=revision)
-        typer.echo(json.dumps(loaded.to_config(), indent=2, sort_keys=True) if as_json else _summary(loaded))
+    loaded = direction.load()
+    typer.echo(json.dumps(loaded.to_config(), indent=2, sort_keys=True) if as_json else _summary(loaded))
 
 
-@stores.command("show", epilog="Example: legend-hf store show")
-def store_show(path: StoreArgument = None) -> None:
-    """Say what a store holds for each direction."""
-    with user_errors():
-        store, size = _existing_store(path)
-        typer.echo(f"{store.path}, {size / 2**20:.1f} MiB")
-        for kept in store.contents():
-            typer.echo(f"  {kept.scores} scores, last used {kept.used:%Y-%m-%d}: {kept.label} ({kept.digest[:12]})")
+@command(
+    "legend_hf.directions.induce.induce_pairs",
+    under=PAIRS,
+    example="induce questions.jsonl --model you/annotator --output pairs.jsonl",
+)
+def induce(
+    induce_pairs: partial[Any],
+    questions: Rows,
+    *,
+    output: Place,
+    refusals: Path | None = None,
+    per_category: int | None = None,
+) -> None:
+    """Let a model answer questions and put a refusal against each answer: contrastive pairs for `fit`.
+
+    Options:
+        model: Hub id or folder of the language model that answers.
+        max_new_tokens: Longest answer in tokens, 1024 when left out.
+        temperature: Of sampling; the likeliest token is taken when left out.
+        output: File for the pairs, .jsonl; a stopped run goes on.
+        prompt_column: Name of the questions' column.
+        category_column: Name of the categories' column, if any.
+        refusals: Refusals, one a line; the paper's when left out.
+        per_category: Draw this many questions of each category.
+        leave_out: Answers to leave out: refusal, cut or loop.
+        seed: Of the refusals' dealing and of the drawing.
+    """
+    from legend_hf.directions.induce import sample_questions
+    from legend_hf.hub.outputs import read_text
+    from legend_hf.writing.answers import check_output
+
+    options = induce_pairs.keywords
+    check_output(output.output, reads=[questions.source, options["model"].model, refusals], overwrite=output.overwrite)
+    if refusals is not None:
+        lines = read_text(refusals).splitlines()
+        induce_pairs = partial(induce_pairs, refusals=[line for line in lines if line.strip()])
+    rows = questions.one("questions")
+    if per_category is not None:
+        drawn = {name: options[name] for name in ("category_column", "seed")}
+        rows = sample_questions(rows, per_category=per_category, **drawn)
+    pairs = induce_pairs(rows, output=output.output, overwrite=output.overwrite)
+    note_sources(output.output, sources_of(questions.source, rows))
+    typer.echo(pairs.info.description)
+    say_saved(output.output)
 
 
-@stores.command("prune", epilog="Example: legend-hf store prune --unused-days 30")
+@command(
+    "legend_hf.margins.score_fn.LegendScoreFn",
+    "legend_hf.margins.annotate.annotate",
+    under=SCORES,
+    example="score openbmb/UltraFeedback you/direction --output scored --prompt-column instruction "
+    "--responses-column completions",
+    renamed={},
+)
+def score(
+    make: partial[Any],
+    run: partial[Any],
+    dataset: Rows,
+    direction: Reading,
+    *,
+    output: Place,
+    num_proc: Processes = None,
+    store: Kept,
+) -> None:
+    """Score lists of responses: adds `scores`, `ranking` and `best_response` to every split.
+
+    Options:
+        output: New folder for the dataset.
+        overwrite: Replace existing columns of scores, and what stands in the way in the output.
+        store: File, .sqlite, that keeps scores; in the assets cache when left out.
+    """
+    from legend_hf.margins.score_fn import STATUS
+    from legend_hf.margins.store import default_store
+
+    reads = [direction.source, direction.model]
+    check_rows_folder(output.output, rows=dataset.source, reads=reads, overwrite=output.overwrite)
+    keeps = store.path(default_store)
+    fn = make(direction.load(), store=keeps, overwrite=output.overwrite)
+    splits = dataset.splits()
+    scored = run(splits, fn, num_proc=num_proc)
+    say_read(scored, "scored", STATUS if fn.skips else None)
+    save(scored, output, source=dataset, rows=splits)
+
+
+@command(name="store show", under=KEPT, example="store show")
+def store_show(path: Path | None = None) -> None:
+    """Say what a store holds for each direction.
+
+    Options:
+        path: A store; the one that `annotate` uses by itself when left out.
+    """
+    store, size = _existing_store(path)
+    typer.echo(f"{store.path}, {size / 2**20:.1f} MiB")
+    for kept in store.contents():
+        typer.echo(f"  {kept.scores} scores, last used {kept.used:%Y-%m-%d}: {kept.label} ({kept.digest[:12]})")
+
+
+@command(name="store prune", under=KEPT, example="store prune --unused-days 30")
 def store_prune(
-    path: StoreArgument = None,
+    path: Path | None = None,
+    *,
     unused_days: Annotated[float, typer.Option(help="Forget directions that were not used for so long.", min=0)] = 30.0,
     everything: Annotated[bool, typer.Option("--all", help="Forget all.")] = False,
 ) -> None:
-    """Forget the scores of directions that are no longer used, and give their space back."""
-    with user_errors():
-        store, before = _existing_store(path)
-        gone = store.prune(unused_days=0.0 if everything else unused_days)
-        typer.echo(f"Forgot {gone} scores; {store.path} went from {before} to {store.path.stat().st_size} bytes")
+    """Forget the scores of directions that are no longer used, and give their space back.
+
+    Options:
+        path: A store; the one that `annotate` uses by itself when left out.
+    """
+    store, before = _existing_store(path)
+    gone = store.prune(unused_days=0.0 if everything else unused_days)
+    typer.echo(f"Forgot {gone} scores; {store.path} went from {before} to {store.path.stat().st_size} bytes")
 
 
-@stores.command("merge", epilog="Example: legend-hf store merge all.sqlite node-1.sqlite node-2.sqlite")
-def store_merge(
-    into: Annotated[Path, typer.Argument(help="The store that takes over; made if absent.", dir_okay=False)],
-    stores: Annotated[list[Path], typer.Argument(help="Stores to take from.", exists=True, dir_okay=False)],
-) -> None:
-    """Put the scores of several stores into one, such as those of several machines."""
-    with user_errors():
-        from legend_hf.hub.outputs import check_file
-        from legend_hf.margins.store import open_store
+@command(name="store merge", under=KEPT, example="store merge all.sqlite node-1.sqlite node-2.sqlite")
+def store_merge(into: Path, stores: Sequence[Path]) -> None:
+    """Put the scores of several stores into one, such as those of several machines.
 
-        check_file(into, reads=stores, ours=lambda file: True)  # a file that is no store is refused when it is opened
-        store = open_store(into)
-        for path in stores:
-            typer.echo(f"{store.merge(open_store(path))} new scores from {path}")
+    Options:
+        into: The store that takes over; made if absent.
+        stores: Stores to take from.
+    """
+    from legend_hf.hub.outputs import check_file
+    from legend_hf.margins.store import open_store
+
+    for path in stores:
+        _check_there(path)
+    check_file(into, reads=stores, ours=lambda file: True)  # a file that is no store is refused when it is opened
+    store = open_store(into)
+    for path in stores:
+        typer.echo(f"{store.merge(open_store(path))} new scores from {path}")
 
 
 def _existing_store(path: Path | None) -> tuple[Any, int]:
     """A store and its size; showing one that is not there must not make it."""
     from legend_hf.margins.store import check_path, default_store, open_store
 
-    file = check_path(path or default_store())
-    if not file.exists():
-        raise ValueError(f"there is no store {str(file)!r}; `legend-hf annotate` makes one")
+    file = _check_there(check_path(path or default_store()))
     return open_store(file), file.stat().st_size
 
 
-def _induced(source: str) -> str | None:
+def _check_there(file: Path) -> Path:
+    if not file.exists():
+        raise ValueError(f"there is no store {str(file)!r}; `legend-hf annotate` makes one")
+    return file
+
+
+def _induced(source: str | os.PathLike[str]) -> str | None:
     """The provenance that `induce` wrote beside its pairs."""
     from legend_hf.hub.outputs import read_text
 

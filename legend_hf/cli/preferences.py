@@ -10,410 +10,284 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from legend_hf.cli.options import (
-    BatchTokensOption,
-    ChosenColumnOption,
-    ConfigOption,
-    DatasetArgument,
-    DeviceOption,
-    DtypeOption,
-    FolderOption,
-    ModelRevisionOption,
-    OnErrorOption,
-    OneSplitOption,
-    OverwriteOption,
-    PromptColumnOption,
-    RejectedColumnOption,
-    ResponsesColumnOption,
-    RevisionOption,
-    SplitOption,
-    TemplateOption,
-    all_splits,
-    app,
-    in_shell,
-    load,
-    one_split,
-    save,
-    say_saved,
-    user_errors,
-    writer,
-)
+from legend_hf.cli.annotating import SCORES
+from legend_hf.cli.door import command
+from legend_hf.cli.errors import Say
+from legend_hf.cli.options import Named, Place, Rows, save, say_saved
 from legend_hf.hub.outputs import check_file, write_whole
-from legend_hf.hub.rows import check_rows_folder, check_splits, note_sources, sources_of
+from legend_hf.hub.rows import check_rows_folder, note_sources, sources_of
 
-EmbedderOption = Annotated[
-    str | None, typer.Option(help="Hub id or folder of the model whose embeddings say how alike responses are.")
-]
-WriterOption = Annotated[str, typer.Option(help="Hub id or folder of the language model that goes on with responses.")]
-HarmColumnOption = Annotated[str, typer.Option(help="Name of the full harmful responses' column.")]
+TRAINING = "From margins to training data"
+CORRECTIONS = "Responses that turn back"
 
 
-@app.command(
-    epilog="Example: legend-hf select Anthropic/hh-rlhf --model Qwen/Qwen2.5-0.5B --output half --on-error skip"
+@command(
+    "legend_hf.preferences.similarity.PairSimilarityFn",
+    "legend_hf.preferences.pairs.select_measured",
+    under=TRAINING,
+    example="select Anthropic/hh-rlhf --model Qwen/Qwen2.5-0.5B --output half --on-error skip",
 )
 def select(
-    dataset: DatasetArgument,
-    output: FolderOption,
-    model: EmbedderOption = None,
-    model_revision: ModelRevisionOption = None,
-    config: ConfigOption = None,
-    split: SplitOption = None,
-    keep: Annotated[str, typer.Option(help="dissimilar, similar or random.")] = "dissimilar",
-    fraction: Annotated[float, typer.Option(help="Share of the rows to keep, above 0 and at most 1.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of random.")] = 0,
-    on_error: OnErrorOption = "raise",
-    prompt_column: PromptColumnOption = "prompt",
-    chosen_column: ChosenColumnOption = "chosen",
-    rejected_column: RejectedColumnOption = "rejected",
-    device: DeviceOption = None,
-    batch_tokens: BatchTokensOption = None,
-    overwrite: OverwriteOption = False,
+    make: partial[Any],
+    select_measured: partial[Any],
+    dataset: Rows,
+    *,
+    output: Place,
+    model: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Keep the share of the rows whose two responses are least (or most) alike, by the column `pair_similarity`."""
-    with user_errors(dataset, model):
-        from legend_hf import PairSimilarityFn
-        from legend_hf.preferences.pairs import select_measured
+    """Keep the share of the rows whose two responses are least (or most) alike.
 
-        check_rows_folder(output, rows=dataset, reads=[model], overwrite=overwrite)
-        splits = all_splits(load(dataset, config, split))
-        check_splits(splits)
-        fn = None
-        if model is not None and all("pair_similarity" in rows.column_names for rows in splits.values()):
-            typer.echo(f"`pair_similarity` is there already: nothing was measured with {model}")
-        elif model is not None:
-            fn = PairSimilarityFn(
-                model,
-                revision=model_revision,
-                on_error=on_error,
-                device=device,
-                batch_tokens=batch_tokens,
-                prompt_column=prompt_column,
-                chosen_column=chosen_column,
-                rejected_column=rejected_column,
-            )
-        kept, shares = select_measured(splits, fn, keep=keep, fraction=fraction, seed=seed)
-        for name, share in shares.items():
-            typer.echo(
-                f"{name}: kept {share.kept} pairs{_mean(share.kept_mean)}, dropped {share.dropped}"
-                + _mean(share.dropped_mean)
-                + (f", {share.unread} could not be read" if share.unread else "")
-            )
-        save(kept, output, source=dataset, rows=splits, overwrite=overwrite)
+    By the column `pair_similarity`, which `--model` measures where it is missing.
+
+    Options:
+        output: New folder for the dataset.
+        model: Hub id or folder of the model whose embeddings say how alike responses are.
+        keep: dissimilar, similar or random.
+        on_error: raise at a row that cannot be read, or skip it.
+    """
+    check_rows_folder(output.output, rows=dataset.source, reads=[model], overwrite=output.overwrite)
+    splits = dataset.splits()
+    known = all("pair_similarity" in rows.column_names for rows in splits.values())
+    if model is not None and known:
+        typer.echo(f"`pair_similarity` is there already: nothing was measured with {model}")
+    kept, shares = select_measured(splits, None if model is None or known else make(model))
+    for name, share in shares.items():
+        typer.echo(
+            f"{name}: kept {share.kept} pairs{_mean(share.kept_mean)}, dropped {share.dropped}"
+            + _mean(share.dropped_mean)
+            + (f", {share.unread} could not be read" if share.unread else "")
+        )
+    save(kept, output, source=dataset, rows=splits)
 
 
-@app.command(epilog="Example: legend-hf pairs scored --rule best --direction you/direction --output pairs")
+@command(
+    "legend_hf.preferences.pairs.make_pairs",
+    under=SCORES,
+    example="pairs scored --rule best --direction you/direction --output pairs",
+)
 def pairs(
-    dataset: DatasetArgument,
-    output: FolderOption,
-    rule: Annotated[str, typer.Option(help="dissimilar, similar, centroid, random, best or all.")] = "dissimilar",
-    direction: Annotated[
-        str | None, typer.Option(help="The direction whose scores these are: it makes `margin`, which trainers read.")
-    ] = None,
-    revision: RevisionOption = None,
-    model: EmbedderOption = None,
-    model_revision: ModelRevisionOption = None,
-    config: ConfigOption = None,
-    split: SplitOption = None,
-    scores_column: Annotated[str, typer.Option(help="Name of the column with the lists of scores.")] = "scores",
-    responses_column: ResponsesColumnOption = "responses",
-    prompt_column: PromptColumnOption = "prompt",
-    on_error: OnErrorOption = "raise",
-    seed: Annotated[int, typer.Option(help="Of random, and of centroid for many responses.")] = 0,
-    device: DeviceOption = None,
-    batch_tokens: BatchTokensOption = None,
-    overwrite: OverwriteOption = False,
+    make_pairs: partial[Any],
+    dataset: Rows,
+    *,
+    output: Place,
+    direction: Named | None = None,
+    model: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Make preference pairs out of several scored responses per prompt, such as those of `score`."""
-    with user_errors(dataset, model, direction):
-        from legend_hf import Direction, make_pairs
+    """Make preference pairs out of several scored responses per prompt, such as those of `score`.
 
-        check_rows_folder(output, rows=dataset, reads=[model, direction], overwrite=overwrite)
-        splits = all_splits(load(dataset, config, split))
-        check_splits(splits)
-        made = make_pairs(
-            splits,
-            rule=rule,
-            model=model,
-            revision=model_revision,
-            device=device,
-            batch_tokens=batch_tokens,
-            scores_column=scores_column,
-            responses_column=responses_column,
-            prompt_column=prompt_column,
-            direction=Direction.from_pretrained(direction, revision=revision) if direction else None,
-            on_error=on_error,
-            seed=seed,
-        )
-        for name, rows in made.items():
-            typer.echo(f"{name}: {len(rows)} pairs of {len(splits[name])} prompts")
-        save(made, output, source=dataset, rows=splits, overwrite=overwrite)
+    Options:
+        output: New folder for the dataset.
+        rule: dissimilar, similar, centroid, random, best or all.
+        direction: The direction whose scores these are: it makes `margin`, which trainers read.
+        model: Hub id or folder of the model whose embeddings say how alike responses are.
+    """
+    reads = [model, direction.source if direction else None]
+    check_rows_folder(output.output, rows=dataset.source, reads=reads, overwrite=output.overwrite)
+    splits = dataset.splits()
+    made = make_pairs(splits, model=model, direction=direction.load() if direction else None)
+    for name, rows in made.items():
+        typer.echo(f"{name}: {len(rows)} pairs of {len(splits[name])} prompts")
+    save(made, output, source=dataset, rows=splits)
 
 
-@app.command(epilog="Example: legend-hf curriculum annotated --mode global --stages 3 --output stages")
-def curriculum(
-    dataset: DatasetArgument,
-    output: FolderOption,
-    config: ConfigOption = None,
-    split: OneSplitOption = None,
-    by: Annotated[str, typer.Option(help="Column of numbers, the larger the easier.")] = "margin",
-    stages: Annotated[int | None, typer.Option(help="How many; as many as needed, or 3 for global.")] = None,
-    mode: Annotated[str, typer.Option(help="per_prompt or global.")] = "per_prompt",
-    order: Annotated[str, typer.Option(help="easy_first or hard_first.")] = "easy_first",
-    negative: Annotated[str, typer.Option(help="Pairs below 0: hardest, or drop them.")] = "hardest",
-    prompt_column: PromptColumnOption = "prompt",
-    chosen_column: ChosenColumnOption = "chosen",
-    rejected_column: RejectedColumnOption = "rejected",
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Divide pairs into stages to train on one after the other, from clear to close; each stage is a split."""
-    with user_errors(dataset):
-        from legend_hf import curriculum as make_curriculum
+@command(
+    "legend_hf.preferences.curriculum.curriculum",
+    under=TRAINING,
+    example="curriculum annotated --mode global --stages 3 --output stages",
+)
+def curriculum(make: partial[Any], dataset: Rows, *, output: Place) -> None:
+    """Divide pairs into stages to train on one after the other, from clear to close; each stage is a split.
 
-        check_rows_folder(output, rows=dataset, overwrite=overwrite)
-        rows = one_split(load(dataset, config, split, numbers=[by]), "pairs")
-        made = make_curriculum(
-            rows,
-            by=by,
-            stages=stages,
-            mode=mode,
-            order=order,
-            negative=negative,
-            prompt_column=prompt_column,
-            chosen_column=chosen_column,
-            rejected_column=rejected_column,
-        )
-        for name, stage in made.items():
-            typer.echo(f"{name}: {len(stage)} pairs")
-        left_out = len(rows) - sum(map(len, made.values()))
-        if left_out:
-            typer.echo(f"left out: {left_out} of {len(rows)} pairs")
-        save(made, output, source=dataset, rows=rows, overwrite=overwrite)
+    Options:
+        output: New folder for the dataset.
+        stages: How many; as many as needed, or 3 for global.
+        mode: per_prompt or global.
+        order: easy_first or hard_first.
+        negative: Pairs below 0: hardest, or drop them.
+    """
+    check_rows_folder(output.output, rows=dataset.source, overwrite=output.overwrite)
+    rows = dataset.one("pairs", numbers=[make.keywords["by"]])
+    made = make(rows)
+    for name, stage in made.items():
+        typer.echo(f"{name}: {len(stage)} pairs")
+    left_out = len(rows) - sum(map(len, made.values()))
+    if left_out:
+        typer.echo(f"left out: {left_out} of {len(rows)} pairs")
+    save(made, output, source=dataset, rows=rows)
 
 
-@app.command(
-    epilog="Example: legend-hf corrections harms.jsonl --model you/aligned --output ladders.jsonl --pairs pairs.jsonl"
+@command(
+    "legend_hf.preferences.corrections.correction_ladders",
+    under=CORRECTIONS,
+    example="corrections harms.jsonl --model you/aligned --output ladders.jsonl --pairs ranked.jsonl",
+    without=["affirmations", "triggers"],
 )
 def corrections(
-    dataset: DatasetArgument,
-    model: WriterOption,
-    output: Annotated[Path, typer.Option(help="File for the ladders, .jsonl; a stopped run goes on.", dir_okay=False)],
-    pairs: Annotated[
-        Path | None, typer.Option(help="File for the pairs of every two rungs, .jsonl.", dir_okay=False)
-    ] = None,
-    model_revision: ModelRevisionOption = None,
-    config: ConfigOption = None,
-    split: OneSplitOption = None,
-    prompt_column: PromptColumnOption = "prompt",
-    response_column: HarmColumnOption = "response",
-    cuts: Annotated[int | None, typer.Option(help="Corrected rungs of a ladder, 4 when left out.")] = None,
-    on_error: Annotated[str, typer.Option(help="raise at a row that gives no ladder, or skip it.")] = "raise",
-    leave_out: Annotated[
-        list[str] | None,
-        typer.Option("--leave-out", help="no_refusal, silent, cut or loop: ladders to leave out; can be given again."),
-    ] = None,
-    template: TemplateOption = "auto",
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest continuation in tokens, 128 when left out.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Most texts continued together.")] = None,
-    dtype: DtypeOption = "auto",
-    seed: Annotated[int, typer.Option(help="Of phrases and cuts.")] = 0,
-    device: DeviceOption = None,
-    overwrite: OverwriteOption = False,
+    correction_ladders: partial[Any],
+    dataset: Rows,
+    *,
+    output: Place,
+    pairs: Path | None = None,
 ) -> None:
-    """Make ladders of responses out of full harmful ones: the earlier a response turns back, the better its rank."""
-    with user_errors(dataset, model, kept=output):
-        from legend_hf.preferences import corrections as ladders
-        from legend_hf.writing.answers import check_output
+    """Make ladders of responses out of full harmful ones: the earlier a response turns back, the better its rank.
 
-        check_output(output, reads=[dataset, model], overwrite=overwrite)
-        if pairs is not None:
-            if os.path.realpath(pairs) == os.path.realpath(output):
-                raise ValueError(f"`--output` and `--pairs` are both {str(pairs)!r}; give two files")
-            check_file(pairs, suffix=".jsonl", reads=[dataset, model, output], ours=_is_paired, overwrite=overwrite)
-        rows = one_split(load(dataset, config, split), "rows")
-        sources = sources_of(dataset, rows)
-        made = ladders.correction_ladders(
-            rows,
-            model=writer(model, model_revision, template, max_new_tokens, batch_size, dtype, device),
-            cuts=ladders.CUTS if cuts is None else cuts,
-            seed=seed,
-            prompt_column=prompt_column,
-            response_column=response_column,
-            on_error=on_error,
-            leave_out=leave_out or (),
-            output=output,
-            overwrite=overwrite,
-        )
-        note_sources(output, sources)
-        typer.echo(made.info.description)
-        say_saved(output)
-        if pairs is not None:
-            paired = ladders.ladder_pairs(made)
-            write_whole(pairs, paired.to_json)
-            note_sources(pairs, sources)
-            typer.echo(f"{len(paired)} pairs of every two rungs")
-            say_saved(pairs)
+    Options:
+        model: Hub id or folder of the language model that goes on with responses.
+        output: File for the ladders, .jsonl; a stopped run goes on.
+        pairs: File for the pairs of every two rungs, .jsonl.
+        prompt_column: Name of the prompts' column.
+        response_column: Name of the full harmful responses' column.
+        leave_out: Ladders to leave out: no_refusal, silent, cut or loop.
+        max_new_tokens: Longest continuation in tokens, 128 when left out.
+        temperature: Of sampling; the likeliest token is taken when left out.
+        seed: Of phrases and cuts.
+    """
+    from legend_hf.preferences.corrections import ladder_pairs
+    from legend_hf.writing.answers import check_output
+
+    reads, overwrite = [dataset.source, correction_ladders.keywords["model"].model], output.overwrite
+    check_output(output.output, reads=reads, overwrite=overwrite)
+    if pairs is not None:
+        if os.path.realpath(pairs) == os.path.realpath(output.output):
+            raise ValueError(f"`--output` and `--pairs` are both {str(pairs)!r}; give two files")
+        check_file(pairs, suffix=".jsonl", reads=[*reads, output.output], ours=_is_paired, overwrite=overwrite)
+    rows = dataset.one("rows")
+    sources = sources_of(dataset.source, rows)
+    made = correction_ladders(rows, output=output.output, overwrite=overwrite)
+    note_sources(output.output, sources)
+    typer.echo(made.info.description)
+    say_saved(output.output)
+    if pairs is not None:
+        paired = ladder_pairs(made)
+        write_whole(pairs, paired.to_json)
+        note_sources(pairs, sources)
+        typer.echo(f"{len(paired)} pairs of every two rungs")
+        say_saved(pairs)
 
 
-@app.command(
-    "corr-at-k", epilog="Example: legend-hf corr-at-k harms.jsonl --model you/policy --judge my_judges:strict --k 20"
+@command(
+    "legend_hf.preferences.corr_at_k.compute_corr_at_k",
+    name="corr-at-k",
+    under=CORRECTIONS,
+    example="corr-at-k harms.jsonl --model you/policy --judge my_judges:strict --k 20",
+    without=["affirmations"],
+    renamed={"revision": "model_revision", "ks": "k"},
 )
 def corr_at_k(
-    dataset: DatasetArgument,
-    model: WriterOption,
-    model_revision: ModelRevisionOption = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            help="Your judge, `module:function` (modules of this folder, too): judge(requests, prefixes, "
-            "continuations) -> list of bool, called once with all. A rule for English when left out."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="File for every continuation and its verdict, .jsonl; a stopped run goes on.", dir_okay=False
-        ),
-    ] = None,
-    config: ConfigOption = None,
-    split: OneSplitOption = None,
-    prompt_column: PromptColumnOption = "prompt",
-    response_column: HarmColumnOption = "response",
-    k: Annotated[
-        list[int] | None, typer.Option("--k", help="Words to begin with, 10 to 80 when left out; can be given again.")
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Continuations of each text.")] = 1,
-    template: TemplateOption = "auto",
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest continuation in tokens, 32 when left out.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Most texts continued together.")] = None,
-    dtype: DtypeOption = "auto",
-    seed: Annotated[int, typer.Option(help="Of phrases and sampling.")] = 0,
-    device: DeviceOption = None,
-    overwrite: OverwriteOption = False,
+    compute_corr_at_k: partial[Any],
+    dataset: Rows,
+    *,
+    judge: str | None = None,
+    output: Place | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Measure how often a model turns back from a harmful response of which k words were written for it: Corr@k."""
-    with user_errors(dataset, model, kept=output):
-        from legend_hf.hub.cards import FEW_PROMPTS
-        from legend_hf.preferences import corr_at_k as correction
-        from legend_hf.writing.answers import check_output
+    """Measure how often a model turns back from a harmful response of which k words were written for it: Corr@k.
 
-        verdict = correction.refusal_judge if judge is None else _judge(judge, output)
-        if output is not None:
-            check_output(output, reads=[dataset, model], overwrite=overwrite)
-        found, records = correction.compute_corr_at_k(
-            one_split(load(dataset, config, split), "rows"),
-            model=writer(model, model_revision, template, max_new_tokens, batch_size, dtype, device),
-            judge=verdict,
-            ks=k or correction.KS,
-            samples=samples,
-            seed=seed,
-            prompt_column=prompt_column,
-            response_column=response_column,
-            output=output,
-            overwrite=overwrite,
+    Options:
+        model: Hub id or folder of the language model that goes on with responses.
+        judge: Your judge, `module:function` (modules of this folder, too): judge(requests, prefixes, continuations) ->
+            list of bool, called once with all; a rule for English when left out.
+        output: File for every continuation and its verdict, .jsonl; a stopped run goes on.
+        prompt_column: Name of the prompts' column.
+        response_column: Name of the full harmful responses' column.
+        k: Words to begin with.
+        max_new_tokens: Longest continuation in tokens, 32 when left out.
+        temperature: Of sampling, 0.8 when left out.
+        top_p: Of sampling, 0.7 when left out.
+        seed: Of phrases and sampling.
+    """
+    from legend_hf.hub.cards import FEW_PROMPTS
+    from legend_hf.preferences.corr_at_k import refusal_judge
+    from legend_hf.writing.answers import check_output
+
+    file = output.output if output is not None else None
+    verdict = refusal_judge if judge is None else _judge(judge, file)
+    if file is not None:
+        reads = [dataset.source, compute_corr_at_k.keywords["model"].model]
+        check_output(file, reads=reads, overwrite=overwrite)
+    found, records = compute_corr_at_k(dataset.one("rows"), judge=verdict, output=file, overwrite=overwrite)
+    if judge is None:
+        typer.echo(
+            "Judged by a rule for English, which is crude: it knows nothing of what is said (its precision and "
+            "recall: `help(legend_hf.refusal_judge)`). For figures to publish, give `--judge`."
         )
-        if judge is None:
-            typer.echo(
-                "Judged by a rule for English, which is crude: it knows nothing of what is said (its precision and "
-                "recall: `help(legend_hf.refusal_judge)`). For figures to publish, give `--judge`."
-            )
-        each = len(records) // len(found.ks)
-        typer.echo(f"Corr@k with 95 % intervals; requests: {found.requests}, continuations at each k: {each}")
-        if found.requests < FEW_PROMPTS:
-            typer.echo(f"Doubtful: fewer than {FEW_PROMPTS} requests are too few to rely on.")
-        for words, value, interval, short in zip(
-            found.ks, found.values, found.intervals, found.short or [0] * len(found.ks), strict=True
-        ):
-            typer.echo(
-                f"{words:>6}  {_rate(value, interval)}" + (f"  {short} after a text of fewer words" if short else "")
-            )
-        typer.echo(f"  mean  {_rate(found.mean, found.mean_interval)}")
-        if output is not None:
-            write_whole(output, records.to_json)
-            say_saved(output)
-
-
-@app.command(epilog="Example: legend-hf export annotated --trainer trl --messages --output for-trl")
-def export(
-    dataset: DatasetArgument,
-    trainer: Annotated[str, typer.Option(help="trl, openrlhf or ms-swift.")],
-    output: FolderOption,
-    config: ConfigOption = None,
-    split: SplitOption = None,
-    messages: Annotated[
-        bool, typer.Option("--messages", help="Write messages where rows are strings, for chat templates.")
-    ] = False,
-    weights: Annotated[
-        bool, typer.Option("--weights", help="Add margin_prob and weight, for a subclass of TRL's DPOTrainer.")
-    ] = False,
-    prompt_column: PromptColumnOption = "prompt",
-    chosen_column: ChosenColumnOption = "chosen",
-    rejected_column: RejectedColumnOption = "rejected",
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Write the columns that a trainer reads: Parquet for TRL, JSON lines for the others, a file for each split."""
-    with user_errors(dataset):
-        from legend_hf import export_for
-
-        check_rows_folder(output, rows=dataset, overwrite=overwrite)
-        splits = all_splits(load(dataset, config, split))
-        check_splits(splits)
-        made = export_for(
-            splits,
-            trainer=trainer,
-            messages=messages,
-            weights=weights,
-            prompt_column=prompt_column,
-            chosen_column=chosen_column,
-            rejected_column=rejected_column,
+    each = len(records) // len(found.ks)
+    typer.echo(f"Corr@k with 95 % intervals; requests: {found.requests}, continuations at each k: {each}")
+    if found.requests < FEW_PROMPTS:
+        typer.echo(f"Doubtful: fewer than {FEW_PROMPTS} requests are too few to rely on.")
+    shorts = found.short or [0] * len(found.ks)
+    for words, value, interval, short in zip(found.ks, found.values, found.intervals, shorts, strict=True):
+        typer.echo(
+            f"{words:>6}  {_rate(value, interval)}" + (f"  {short} after a text of fewer words" if short else "")
         )
-        typer.echo(f"Columns: {', '.join(made.columns)}")
-        if made.flags:
-            typer.echo(f"Flags: {' '.join(made.flags)}")
-        for note in made.notes:
-            typer.echo(f"- {in_shell(note)}")
-        kind = "parquet" if trainer == "trl" else "jsonl"
-        save(made.dataset, output, kind, source=dataset, rows=splits, overwrite=overwrite)
+    typer.echo(f"  mean  {_rate(found.mean, found.mean_interval)}")
+    if file is not None:
+        write_whole(file, records.to_json)
+        say_saved(file)
 
 
-@app.command(epilog="Example: legend-hf check for-trl --tokenizer Qwen/Qwen2.5-0.5B-Instruct --output check.md")
+@command(
+    "legend_hf.preferences.export.export_for",
+    under=TRAINING,
+    example="export annotated --trainer trl --messages --output for-trl",
+)
+def export(export_for: partial[Any], dataset: Rows, *, trainer: str, output: Place, say: Say) -> None:
+    """Write the columns that a trainer reads: Parquet for TRL, JSON lines for the others, a file for each split.
+
+    Options:
+        trainer: trl, openrlhf or ms-swift.
+        output: New folder for the dataset.
+        messages: Write messages where rows are strings, for chat templates.
+        weights: Add margin_prob and weight, for a subclass of TRL's DPOTrainer.
+    """
+    check_rows_folder(output.output, rows=dataset.source, overwrite=output.overwrite)
+    splits = dataset.splits()
+    made = export_for(splits, trainer=trainer)
+    typer.echo(f"Columns: {', '.join(made.columns)}")
+    if made.flags:
+        typer.echo(f"Flags: {' '.join(made.flags)}")
+    if made.notes:
+        say("\n".join(f"- {note}" for note in made.notes))
+    save(made.dataset, output, "parquet" if trainer == "trl" else "jsonl", source=dataset, rows=splits)
+
+
+@command(
+    "legend_hf.reports.trl_check.check_for_trl",
+    under=TRAINING,
+    example="check for-trl --tokenizer Qwen/Qwen2.5-0.5B-Instruct --output check.md",
+)
 def check(
-    dataset: DatasetArgument,
-    tokenizer: Annotated[str, typer.Option(help="Hub id or folder of the model to train.")],
-    config: ConfigOption = None,
-    split: SplitOption = None,
-    max_length: Annotated[int | None, typer.Option(help="As in RewardConfig, 1024 when left out.")] = None,
-    model_revision: ModelRevisionOption = None,
-    output: Annotated[Path | None, typer.Option(help="File for the same text.", dir_okay=False)] = None,
-    overwrite: OverwriteOption = False,
+    check_for_trl: partial[Any],
+    dataset: Rows,
+    *,
+    tokenizer: str | os.PathLike[str],
+    output: Place | None = None,
+    say: Say,
 ) -> None:
-    """Say what TRL's RewardTrainer would do with a dataset; exit code 1 if it would not train on it as it is."""
-    with user_errors(dataset, tokenizer):
-        from legend_hf.reports import trl_check as checking
+    """Say what TRL's RewardTrainer would do with a dataset; exit code 1 if it would not train on it as it is.
 
-        if output is not None:
-            check_file(output, reads=[dataset, tokenizer], ours=_is_checked, overwrite=overwrite)
-        found = checking.check_for_trl(
-            load(dataset, config, split),
-            tokenizer,
-            max_length=checking.MAX_LENGTH if max_length is None else max_length,
-            revision=model_revision,
-        )
-        said = in_shell(found.to_markdown())
-        typer.echo(said)
-        if output is not None:
-            write_whole(output, said)
-            typer.echo(f"Saved in {output}")
-        if not found.ok:
-            raise typer.Exit(1)
+    Options:
+        tokenizer: Hub id or folder of the model to train.
+        max_length: Longest text in tokens, as in RewardConfig.
+        output: File for the same text.
+    """
+    if output is not None:
+        reads = [dataset.source, tokenizer]
+        check_file(output.output, reads=reads, ours=_is_checked, overwrite=output.overwrite)
+    found = check_for_trl(dataset.load(), tokenizer)
+    said = found.to_markdown()
+    say(said)
+    if output is not None:
+        write_whole(output.output, said)
+        typer.echo(f"Saved in {output.output}")
+    if not found.ok:
+        raise typer.Exit(1)
 
 
 def _mean(similarity: float | None) -> str:

@@ -85,7 +85,7 @@ def fit_direction(
     Args:
         pairs: A `Dataset` or rows, in any shape that `LegendMarginFn` takes; `chosen` is the harmless side.
         model: Hub id or folder of the model that reads.
-        revision: Of a Hub model; resolved to a commit.
+        revision: Branch, tag or commit of a Hub model; resolved to a commit.
         preset: `"reference"` sets everything to what the paper's public code does; a `Recipe` to what it holds.
         template: `"auto"` (default), `"chat"`, `"dialogue"`, `"alpaca"` or a string with `{prompt}`.
         joiner: What stands between a plain template and the response; None takes the template's own.

@@ -204,7 +204,11 @@ def united_sources(manifest: Mapping[str, Any]) -> list[dict[str, str | None]] |
 
 
 def check_rows_folder(
-    folder: str | os.PathLike[str], *, rows: str | None = None, reads: Iterable[Any] = (), overwrite: bool = False
+    folder: str | os.PathLike[str],
+    *,
+    rows: str | os.PathLike[str] | None = None,
+    reads: Iterable[Any] = (),
+    overwrite: bool = False,
 ) -> None:
     """Refuses, before any work, a folder that rows cannot be saved into by `save_rows`.
 
@@ -255,7 +259,7 @@ def save_rows(
     if any(rows.features != first for rows in filled.values()):
         raise ValueError(
             f"the splits {', '.join(filled)} differ in their columns, and could not be loaded from one folder; do them "
-            "one at a time with `--split`"
+            "one at a time by `split=`"
         )
     check_splits(filled)
     check_rows_folder(folder, overwrite=overwrite)

@@ -327,7 +327,7 @@ class Store:
             )
         return StoreError(
             f"the store {str(self.path)!r} cannot be used: {error}; name a file in a folder that may be written to "
-            "with `store=`, or go without one"
+            "with `store=`, or go without one (`store=None`)"
         )
 
 

@@ -255,7 +255,9 @@ def _prompts(dataset: Dataset, rows: np.ndarray, columns: Columns) -> np.ndarray
         for pair in pairs_from_batch(batch, columns, first_row=len(keys)):
             if isinstance(pair, RowError):
                 refusal = RowError(int(rows[pair.row]), pair.column, pair.reason).unskippable
-                refusal.add_note('`on_error="skip"` is an option of `LegendMarginFn`: rows it skips are left out here')
+                refusal.add_note(
+                    'or make margins by `LegendMarginFn(direction, on_error="skip")`: rows it skips are left out here'
+                )
                 raise refusal
             said = json.dumps(pair.chosen.prompt, sort_keys=True, default=str)
             keys.append(hashlib.sha256(said.encode()).digest()[:16])

@@ -212,14 +212,13 @@ def make_pairs(
         rule: One of those above.
         model: As in `PairSimilarityFn`; `"dissimilar"`, `"similar"` and `"centroid"` need it. With the other rules it
             only adds `pair_similarity`.
-        revision: As in `PairSimilarityFn`; so are `layer`, `max_length`, `device`, `batch_tokens`, `dtype` and
-            `trust_remote_code`.
-        layer: See there.
-        max_length: See there.
-        device: See there.
-        batch_tokens: See there.
-        dtype: See there.
-        trust_remote_code: See there.
+        revision: Branch, tag or commit of a Hub model; resolved to a commit.
+        layer: Index into `hidden_states` whose mean is the embedding; -1 is the last.
+        max_length: Most tokens of a response that are read.
+        device: Where to run; None takes a GPU when there is one.
+        batch_tokens: Most tokens in one forward pass; None takes the device's default.
+        dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
+        trust_remote_code: Run code that comes with the model.
         scores_column: Name of the scores' column.
         responses_column: Name of the responses' column.
         prompt_column: Name of the prompts' column, which is called `prompt` in the result; there need not be one.

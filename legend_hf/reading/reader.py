@@ -457,12 +457,12 @@ def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedMo
     if source is None:
         raise ValueError(
             f"this direction was fitted on a model folder (sha256 {reader.model_sha256}) that is not on the Hub; say "
-            "where it is: `Direction.from_pretrained(..., model=path)`"
+            "where it is: `model=folder`"
         )
     if runtime.path is None and os.path.exists(source):
         raise ValueError(
             f"`{source}` is a model on the Hub, and something here is called the same, which would be read in its "
-            "place; run from another folder, or give the model's folder: `Direction.from_pretrained(..., model=path)`"
+            "place; run from another folder, or give the model's folder: `model=folder`"
         )
     config = load_config(source, commit, runtime.trust_remote_code)
     tokenizer = load_tokenizer(source, commit, runtime.trust_remote_code)

@@ -133,7 +133,7 @@ def check_for_trl(
         dataset: Rows as they would be given to the trainer.
         tokenizer: Of the model to train: the object, or the model's folder or Hub id.
         max_length: As in `RewardConfig`; None for no limit.
-        revision: Of a model on the Hub.
+        revision: Branch, tag or commit of a model on the Hub.
         trust_remote_code: Run code that comes with the tokenizer.
 
     Returns:
@@ -246,7 +246,7 @@ def _split(
     if unnamed is not None:
         warnings.append(
             f"its column {cards.as_code(unnamed)} seems to hold the prompts, which TRL reads as `prompt` only; name it "
-            "to `export_for(dataset, prompt_column=)`, or use `rename_column`"
+            "to `export_for(dataset, prompt_column=...)`, or use `rename_column`"
         )
     margins = _margins(split, errors, warnings)
     of_margins = _at_the_start(None if margins is None else margins[trained], warnings)

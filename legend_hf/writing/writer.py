@@ -57,8 +57,9 @@ class Writer:
     Attributes:
         model: Hub id or folder of a causal language model with its head.
         revision: Branch, tag or commit of a Hub model; resolved to a commit.
-        template: As in `fit_direction`. The model sees what a Reader sees up to the response, without trailing spaces;
-            a chat template opens the assistant's turn as it does for generation.
+        template: `"auto"`, `"chat"`, `"dialogue"`, `"alpaca"` or a string with `{prompt}`, as in `fit_direction`. The
+            model sees what a Reader sees up to the response, without trailing spaces; a chat template opens the
+            assistant's turn as it does for generation.
         joiner: What stands between a plain template and the response; None takes the template's own.
         chat_template_kwargs: Passed to the chat template; `{"enable_thinking": False}`, say.
         max_new_tokens: Longest answer; where the model's window ends sooner, that is the limit.
