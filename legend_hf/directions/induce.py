@@ -230,19 +230,12 @@ def pairs_from_labels(
     pairs: list[dict[str, Any]] = []
     one_kind, both_ways = 0, 0
     for key, (row, kinds) in groups.items():
-        said = {text: labels for text, labels in kinds.items() if not _blank(json.loads(text))}
-        both_ways += sum(len(labels) > 1 for labels in said.values())
-        harmless = [json.loads(text) for text, labels in said.items() if labels == {False}]
-        harmful_ones = [json.loads(text) for text, labels in said.items() if labels == {True}]
-        if not harmless or not harmful_ones:
-            one_kind += 1
-            continue
-        deal = random.Random(f"{seed}:{key}")  # of each prompt alone: another prompt does not change its pairs
-        deal.shuffle(harmless)
-        deal.shuffle(harmful_ones)
-        prompt = {"prompt": row[prompt_column]}
-        for chosen, rejected in _matched(harmless, harmful_ones, per_prompt):
-            pairs.append({**prompt, "chosen": chosen, "rejected": rejected, **_kept(row, category_column)})
+        sides, both = _sides(kinds, random.Random(f"{seed}:{key}"))  # of each prompt alone: others change nothing
+        both_ways += both
+        one_kind += not all(sides)
+        for chosen, rejected in _matched(*sides, per_prompt) if all(sides) else ():
+            pair = {"prompt": row[prompt_column], "chosen": chosen, "rejected": rejected}
+            pairs.append({**pair, **_kept(row, category_column)})
     if not pairs:
         raise ValueError(
             f"none of the {len(groups)} prompts has both a harmless and a harmful response, by `{label_column}` of at "
@@ -477,6 +470,16 @@ def _deal(items: Sequence[str], count: int, rng: random.Random) -> list[str]:
     while len(dealt) < count:
         dealt += rng.sample(items, len(items))
     return dealt[:count]
+
+
+def _sides(kinds: Mapping[str, set[bool]], deal: random.Random) -> tuple[tuple[list[Any], list[Any]], int]:
+    """A prompt's harmless and harmful responses in an order that is drawn, and how many are labelled both ways."""
+    said = {text: labels for text, labels in kinds.items() if not _blank(json.loads(text))}
+    harmless = [json.loads(text) for text, labels in said.items() if labels == {False}]
+    harmful = [json.loads(text) for text, labels in said.items() if labels == {True}]
+    deal.shuffle(harmless)
+    deal.shuffle(harmful)
+    return (harmless, harmful), sum(len(labels) > 1 for labels in said.values())
 
 
 def _matched(harmless: Sequence[Any], harmful: Sequence[Any], count: int | None) -> Iterator[tuple[Any, Any]]:
