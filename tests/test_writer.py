@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import sys
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError, asdict, fields
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from legend_hf import Writer
 from legend_hf.directions.induce import induce_pairs
 from legend_hf.preferences.corr_at_k import compute_corr_at_k
 from legend_hf.preferences.corrections import correction_ladders
+from legend_hf.reading.reader import describe_model
 from legend_hf.writing import writer as writing
 from legend_hf.writing.writer import _read_answer, open_writer
 
@@ -255,6 +257,16 @@ def test_a_models_name_is_a_writer_that_says_nothing_else(plain, tmp_path, task)
         assert run[name] == getattr(said, name)
     with pytest.raises(ValueError, match="holds the answers of another run: `max_new_tokens` is 4 there"):
         TASKS[task](str(plain), output=tmp_path / "other.jsonl")
+
+
+def test_what_a_writer_says_is_no_argument_of_a_task():
+    own = {field.name for field in fields(Writer)} - {"model", "seed"}
+    for task in (induce_pairs, correction_ladders, compute_corr_at_k):
+        names = set(inspect.signature(task).parameters)
+        assert len(names) <= 12
+        assert not names & own, task
+    # The control: a model that reads is described by arguments of the same names.
+    assert {"revision", "template", "joiner", "dtype"} <= own & set(inspect.signature(describe_model).parameters)
 
 
 def test_what_a_task_draws_and_what_a_writer_draws_are_two_seeds(plain):
