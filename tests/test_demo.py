@@ -48,8 +48,26 @@ def test_the_quickstart_leaves_what_it_says(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Margins: 62 rows" in done.stderr
-    for name in ("direction/direction.safetensors", "direction/README.md", "annotated/README.md"):
+    assert "scripts/quickstart --real" in done.stderr
+    for name in ("direction/direction.safetensors", "direction/README.md", "annotated/README.md", "report/report.md"):
         assert (tmp_path / "out" / name).is_file()
+
+
+@pytest.mark.real
+def test_the_quickstart_on_the_real_model_beats_length_and_reports_both_directions(real_llm, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(DEMO / "quickstart.py"), "--real", "--output", str(tmp_path / "out")],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for what in ("the direction of these pairs", "the ready one, of hh-rlhf alone"):
+        (line,) = [line for line in done.stderr.splitlines() if line.strip().startswith(what)]
+        assert "62 rows, mean +" in line
+    facts = json.loads((tmp_path / "out" / "direction" / "config.json").read_text())["facts"]
+    assert facts["accuracy_interval"][0] > facts["length_accuracy"] + 0.1
+    report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
+    assert {split["column"] for split in report["splits"]} == {"margin_fitted", "margin_ready"}
+    assert {f.name for f in (tmp_path / "out" / "report").glob("*.png")} >= {"layers-fitted.png", "layers-ready.png"}
 
 
 def test_a_direction_on_the_annotator_tells_refusals_it_was_not_trained_on(demo, shared_data):

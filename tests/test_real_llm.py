@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-SCRIPT = ROOT / "scripts" / "demo" / "real_llm.py"
+DEMO = ROOT / "scripts" / "demo"
+SCRIPT = DEMO / "real_llm.py"
+READY = DEMO / "real_direction"
 
 
 def run_script(*arguments):
@@ -63,7 +66,7 @@ def test_every_way_of_reading_it_gives_the_same_margins(real_llm):
 
     from legend_hf import LegendMarginFn, fit_direction
 
-    pairs = load_dataset("json", data_files=str(ROOT / "scripts" / "demo" / "contrast_pairs.jsonl"), split="train")
+    pairs = load_dataset("json", data_files=str(DEMO / "contrast_pairs.jsonl"), split="train")
     direction = fit_direction(pairs.select(range(24)), model=str(real_llm), layer=22, estimator="mean_difference")
     rows = pairs.select(range(24, 48))
     read = {
@@ -76,3 +79,51 @@ def test_every_way_of_reading_it_gives_the_same_margins(real_llm):
     other = fit_direction(pairs.select(range(24)), model=str(real_llm), layer=21, estimator="mean_difference")
     margins = np.array(rows.map(LegendMarginFn(other), batched=True)["margin_raw"][:])
     assert np.abs(read["tree"] - margins).max() > 0.01 * read["tree"].std()
+
+
+def test_the_ready_direction_is_small_and_its_card_says_what_it_is_of():
+    from legend_hf import Direction
+
+    direction = Direction.from_pretrained(READY)
+    assert (direction.reader.model, direction.reader.revision) == (None, None), "never the Hub model's name or commit"
+    assert (direction.reader.d_model, direction.facts.pairs_source) == (576, "Anthropic/hh-rlhf")
+    assert direction.facts.accuracy_interval[0] > direction.facts.length_accuracy
+    assert {f.name for f in READY.iterdir()} == {"direction.safetensors", "config.json", "README.md"}
+    assert sum(f.stat().st_size for f in READY.iterdir()) < 40_000
+    card = (READY / "README.md").read_text(encoding="utf-8")
+    for said in ("dequantised from 4\nbits", "not the Hub's model", "MIT", f"{100 * direction.facts.accuracy:.1f} %"):
+        assert said in card
+
+
+@pytest.mark.real
+def test_the_ready_direction_is_of_exactly_these_weights(real_llm, tmp_path):
+    from legend_hf import Direction
+
+    Direction.from_pretrained(READY, model=real_llm)
+    other = tmp_path / "other"
+    shutil.copytree(real_llm, other)
+    with open(other / "model.safetensors", "r+b") as file:
+        file.seek(-4, 2)
+        last = file.read(4)
+        file.seek(-4, 2)
+        file.write(bytes([last[0] ^ 1]) + last[1:])
+    with pytest.raises(ValueError, match="is another one: its weights"):
+        Direction.from_pretrained(READY, model=other)
+
+
+@pytest.mark.real
+def test_the_ready_direction_orders_mild_rows_better_than_length(real_llm):
+    from datasets import concatenate_datasets, load_dataset
+
+    from legend_hf import Direction, LegendMarginFn
+
+    files = [DEMO / "contrast_pairs.jsonl", DEMO / "preferences" / "explicit.jsonl"]
+    rows = concatenate_datasets([load_dataset("json", data_files=str(f), split="train") for f in files])
+    direction = Direction.from_pretrained(READY, model=real_llm)
+    right = np.array(rows.map(LegendMarginFn(direction), batched=True)["margin"][:]) > 0
+    shorter = np.mean([len(row["chosen"]) < len(row["rejected"]) for row in rows])
+    assert right.mean() > max(shorter, 1 - shorter) + 0.03
+    # Turned round, the same rows are as often wrong.
+    turned = rows.rename_columns({"chosen": "rejected", "rejected": "chosen"})
+    margins = np.array(turned.map(LegendMarginFn(direction), batched=True)["margin"][:])
+    assert ((margins > 0) == ~right).all()
