@@ -13,7 +13,15 @@ import pytest
 from loopback_hub import LoopbackHub
 from test_publish import readme
 
-from legend_hf import LegendMarginFn, annotate, fit_direction, push_annotated, push_folder, save_annotated
+from legend_hf import (
+    LegendMarginFn,
+    LegendScoreFn,
+    annotate,
+    fit_direction,
+    push_annotated,
+    push_folder,
+    save_annotated,
+)
 from legend_hf.hub import transfer
 
 TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea"]
@@ -103,16 +111,18 @@ def check_again(text: str, data: Any, fn: LegendMarginFn, model: Path, folder: P
         assert again[split][:] == rows[:]
 
 
-@pytest.mark.parametrize("way", ["direction", "transform", "folder"])
-@pytest.mark.parametrize("case", CASES)
+# A direction knows no names of columns: the card says so, as another test holds.
+KNOWN = [(way, case) for case, (_, options) in CASES.items() for way in ("direction", "transform", "folder")
+         if way != "direction" or not options.keys() & ODD.keys()]  # fmt: skip
+
+
+@pytest.mark.parametrize(("way", "case"), KNOWN)
 def test_what_the_card_says_gives_the_same_columns(
     hub: LoopbackHub, direction: Any, source: str, tiny_llama: Path, tmp_path: Path, case: str, way: str
 ):
     from datasets import load_dataset
 
     arguments, options = CASES[case]
-    if way == "direction" and options.keys() & ODD.keys():
-        pytest.skip("a direction knows no names of columns: the card says so, as another test holds")
     fn = LegendMarginFn(direction, overwrite=True, **options)
     data = annotate(load_dataset(source, **arguments), fn)
     text = program(readme(hub, pushed_by(way, data, fn, tmp_path)))
@@ -147,6 +157,21 @@ def test_what_was_taken_out_is_taken_out_again_and_a_scale_that_columns_do_not_t
         check_again(text, data, fn, tiny_llama, tmp_path)
     # The control: a direction does not know.
     assert "Not recorded: `scale` and `negative`" in program(readme(hub, pushed_by("direction", data, fn, tmp_path)))
+
+
+def test_columns_of_other_transforms_are_said_not_to_be_computed_again(
+    hub: LoopbackHub, direction: Any, source: str, tiny_llama: Path, tmp_path: Path
+):
+    from datasets import load_dataset
+
+    from legend_hf.preferences.similarity import PairSimilarityFn
+
+    both = load_dataset(source, "two").map(lambda r: {"responses": [r["chosen"], r["rejected"]]})
+    fn = LegendMarginFn(direction, overwrite=True)
+    both = annotate(annotate(both, LegendScoreFn(direction)), fn)
+    both = annotate(both, PairSimilarityFn(str(tiny_llama)))
+    text = program(readme(hub, pushed_by("transform", both, fn, tmp_path)))
+    assert "# Not recorded: the columns of `LegendScoreFn`.\n# Not recorded: the columns of `PairSimilarityFn`." in text
 
 
 def test_another_transform_than_the_one_that_made_the_margins_is_refused(

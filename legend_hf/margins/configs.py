@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,7 +20,7 @@ from legend_hf.hub.outputs import MANIFEST
 from legend_hf.hub.source import loaded_as
 from legend_hf.margins.columns import OK, suffixed
 from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS, LegendMarginFn
-from legend_hf.margins.origin import check_made_by, every_scale, marks_of, not_of_this, same
+from legend_hf.margins.origin import SCORES, check_made_by, every_scale, marks_of, not_of_this, same
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 MadeBy: TypeAlias = LegendMarginFn | Direction | Mapping[str, Direction]
 
+# Other transforms of this library, and a column by which theirs are known: no program computes them again.
+_OTHERS = {"LegendScoreFn": SCORES, "PairSimilarityFn": "pair_similarity"}
 _NAME = re.compile(r"\w[\w.-]*")
 _SPLIT = re.compile(r"\w+(\.\w+)*")
 
@@ -143,6 +145,38 @@ def _inspect(
     whole: bool,
 ) -> Config:
     fn = _transform(directions, noted.get("arguments"))
+    filled = _filled(config, splits)
+    statistics = [
+        _statistics(rows, f"config `{config}`, split `{split}`", split, name, d)
+        for split, rows in filled.items()
+        for name, d in directions.items()
+    ]
+    provenance = {
+        name: {
+            "repo_id": d.repo_id,
+            "revision": d.revision,
+            "reader": asdict(d.reader),
+            "calibration": asdict(d.calibration),
+            "facts": asdict(d.facts),
+        }
+        for name, d in directions.items()
+    }
+    scales = _scales(config, directions, statistics, fn)
+    features = next(iter(filled.values())).features
+    facts: dict[str, Any] = {
+        "directions": provenance,
+        "statistics": statistics,
+        "scales": scales,
+        "kept_splits": [],
+        "loaded": noted.get("loaded") or loaded_as(filled),
+        **(_options_of(fn, features) if fn is not None else _options_by_columns(features, directions, scales)),
+    }
+    facts["unknown"] += [f"the columns of `{name}`" for name, column in _OTHERS.items() if column in features]
+    return Config(filled, whole, facts)
+
+
+def _filled(config: str, splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """The splits that have rows, all of which must have the same columns and names that can be loaded."""
     first = next(iter(splits.values()), None)
     for split, rows in splits.items():
         assert first is not None
@@ -161,56 +195,55 @@ def _inspect(
     for split in splits.keys() - filled.keys():
         # `load_dataset` of the whole repository would fail with 'Instruction "test" corresponds to no data!'.
         logger.warning("left out split `%s` of config `%s`: it has no rows and could not be loaded", split, config)
-    facts: dict[str, Any] = {
-        "directions": {
-            name: {
-                "repo_id": d.repo_id,
-                "revision": d.revision,
-                "reader": asdict(d.reader),
-                "calibration": asdict(d.calibration),
-                "facts": asdict(d.facts),
-            }
-            for name, d in directions.items()
-        },
-        "statistics": [
-            _statistics(rows, f"config `{config}`, split `{split}`", split, name, d)
-            for split, rows in filled.items()
-            for name, d in directions.items()
-        ],
-        "scales": {},
-        "kept_splits": [],
-    }
+    return filled
+
+
+def _scales(
+    config: str,
+    directions: Mapping[str, Direction],
+    statistics: Sequence[dict[str, Any]],
+    fn: LegendMarginFn | None,
+) -> dict[str, str]:
+    """What each direction's `margin` is, in words, the same in all splits; takes `scales` out of the statistics."""
+    scales = {}
     for name in directions:
         column = suffixed("margin", name)
-        found = [row.pop("scales") for row in facts["statistics"] if row["column"] == column]
+        found = [row.pop("scales") for row in statistics if row["column"] == column]
         common = [scale for scale in found[0] if all(scale in others for others in found)]
-        if fn is not None:
-            own = _label(fn, name)
-            if common != ["as annotated"] and own not in common:
-                raise ValueError(
-                    f"`{column}` of config `{config}` is {' or '.join(common) or 'in several ways'}, and the transform "
-                    f"makes it {own}; give the transform that it was annotated with"
-                )
-            common = [own]
+        own = None if fn is None else _label(fn, name)
+        if own is not None and own not in common and common != ["as annotated"]:
+            raise ValueError(
+                f"`{column}` of config `{config}` is {' or '.join(common) or 'in several ways'}, and the transform "
+                f"makes it {own}; give the transform that it was annotated with"
+            )
         if not common:
             raise ValueError(
                 f"`{column}` of config `{config}` is raw in one split and calibrated in another, or calibrated in two "
                 "ways; annotate all splits alike"
             )
-        facts["scales"][name] = common[0]
-    features = next(iter(filled.values())).features
-    facts["loaded"] = noted.get("loaded") or loaded_as(filled)
-    if fn is not None:
-        facts["dropped"] = [column for column in fn.columns if column not in features]
-        plainest = LegendMarginFn(directions).arguments
-        facts["options"] = {name: value for name, value in fn.arguments.items() if value != plainest[name]}
-        return Config(filled, whole, facts)
-    facts["options"] = _options(features, directions, facts["scales"])
-    lacking = ["`scale` and `negative`"] if "as annotated" in facts["scales"].values() else []
+        scales[name] = own or common[0]
+    return scales
+
+
+def _options_of(fn: LegendMarginFn, features: Any) -> dict[str, Any]:
+    """How to compute the columns again: the transform's own arguments, and what was taken out since."""
+    plainest = LegendMarginFn(fn.directions).arguments
+    return {
+        "options": {name: value for name, value in fn.arguments.items() if value != plainest[name]},
+        "dropped": [column for column in fn.columns if column not in features],
+        "unknown": [],
+    }
+
+
+def _options_by_columns(
+    features: Any, directions: Mapping[str, Direction], scales: Mapping[str, str]
+) -> dict[str, Any]:
+    """The same as far as the columns tell, and what they do not."""
+    lacking = ["`scale` and `negative`"] if "as annotated" in scales.values() else []
     if not {"chosen", "rejected"} <= {*features} and "response_0" not in features:
         lacking.append("`prompt_column`, `chosen_column` and `rejected_column`")
-    facts["unknown"] = [f"{names} of `LegendMarginFn`" for names in lacking]
-    return Config(filled, whole, facts)
+    unknown = [f"{names} of `LegendMarginFn`" for names in lacking]
+    return {"options": _options(features, directions, scales), "unknown": unknown}
 
 
 def _transform(directions: Mapping[str, Direction], arguments: Any) -> LegendMarginFn | None:
@@ -233,7 +266,7 @@ def _label(fn: LegendMarginFn, name: str) -> str:
 
 
 def _options(features: Any, directions: Mapping[str, Direction], scales: Mapping[str, str]) -> dict[str, Any]:
-    """The arguments of `LegendMarginFn` that give these columns, as far as the columns tell; defaults are left out."""
+    """The arguments of `LegendMarginFn` that give these columns; defaults are left out."""
     from datasets import Value
 
     zeroed = any(scale.endswith(", below 0 set to 0") for scale in scales.values())
