@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from legend_hf.hub import outputs
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
+from legend_hf.reading.rows import plain_rows
 from legend_hf.writing.answers import Answer, check_leave_out, counted, key_of
 from legend_hf.writing.refusals import refuses
 from legend_hf.writing.writer import OpenWriter, Writer, open_writer
@@ -149,7 +150,7 @@ def pairs_with_refusal(
     Raises:
         ValueError: A row lacks one of the two columns, or there is no refusal.
     """
-    rows = list(rows)
+    rows = _checked_rows(rows, "rows")
     pairs = _against(rows, _refusals(refusals), prompt_column, harmful_column, category_column, seed)
     refusing = sum(refuses(_text_of(row[harmful_column])) for row in rows)
     if refusing:
@@ -513,7 +514,7 @@ def _checked_rows(given: Any, name: str) -> list[Any]:
         raise ValueError(
             f"`{name}` is a mapping with the keys {', '.join(map(repr, given))}; give one split, or a list"
         )
-    return list(given)
+    return list(plain_rows(given))
 
 
 def _check_columns(row: Mapping[str, Any], number: int, **columns: str) -> None:

@@ -31,6 +31,7 @@ from legend_hf.preferences.corrections import (
     check_text,
     opened,
 )
+from legend_hf.reading.rows import plain_rows
 from legend_hf.writing.answers import key_of
 from legend_hf.writing.refusals import turns_away
 from legend_hf.writing.writer import Writer, open_writer
@@ -92,7 +93,7 @@ def corr_at_k(verdicts: Dataset | Iterable[Mapping[str, Any]], *, seed: int = 0)
     """
     cells: dict[str, dict[int, list[bool]]] = {}
     short: dict[int, int] | None = {}
-    for i, row in enumerate(verdicts):
+    for i, row in enumerate(plain_rows(verdicts)):
         lacking = [f"`{name}`" for name in ("k", "request", "corrected") if name not in row]
         if lacking:
             raise ValueError(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -60,6 +61,8 @@ def ladder_check(
     seed: int = 0,
     device: str | None = None,
     batch_tokens: int | None = None,
+    store: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> LadderCheck:
     """Scores every response of ranked ones and compares the order of the scores with that of the ranks.
 
@@ -75,6 +78,8 @@ def ladder_check(
         seed: Changes nothing: no interval here needs draws.
         device: Where to run; None takes a GPU when there is one.
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
+        store: File, ending in `.sqlite`, that keeps every score as soon as it is read, as for `LegendMarginFn`.
+        trust_remote_code: Run code that comes with the model.
 
     Returns:
         The check; its numbers are None where no ladder can be read.
@@ -98,7 +103,13 @@ def ladder_check(
     responses_from_batch(plain[:0], columns)  # refuses other columns before anything is loaded
     if not isinstance(direction, Direction):
         direction = Direction.from_pretrained(direction)
-    scorer = Scorer((("", direction),), device=device, batch_tokens=batch_tokens)
+    scorer = Scorer(
+        (("", direction),),
+        device=device,
+        batch_tokens=batch_tokens,
+        trust_remote_code=trust_remote_code,
+        store=None if store is None else os.fspath(store),
+    )
     (scoring,) = scorer.open().readings
     batches: Iterable[list[_Encoded | RowError]] = _encoded(plain, columns, scoring.opened)
     if on_error == "raise":
@@ -124,7 +135,7 @@ def ladder_check(
                 own = [next(following) for _ in ladder.lengths]
                 if not np.isfinite(own).all():
                     if on_error == "raise":
-                        raise RowError(number, None, direction.reader.not_finite)
+                        raise RowError(number, None, scorer.not_finite(""))
                     continue
                 row.append(number)
                 scores.append(own)

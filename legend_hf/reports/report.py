@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,6 +24,8 @@ from legend_hf.hub import outputs
 from legend_hf.margins.columns import suffixed
 from legend_hf.margins.origin import check_made_by, every_scale, not_of_this, same
 from legend_hf.reading.formats import Columns
+from legend_hf.reading.rows import plain_rows
+from legend_hf.reading.stopping import stopping_in_order
 from legend_hf.reports import judge
 from legend_hf.reports.findings import DirectionReport, Findings, Margins
 from legend_hf.reports.gather import categories_of, expected_names, read_margins
@@ -196,16 +199,13 @@ def report(
         )
     ]
     unsaid = _check_origins(measured, directions)
-    pairs = None if stability_pairs is None else list(stability_pairs)
+    pairs = None if stability_pairs is None else list(plain_rows(stability_pairs))
     spread = None
     if pairs is not None and category_column is not None and any(category_column in row for row in pairs):
         feature = (getattr(stability_pairs, "features", None) or {}).get(category_column)
         spread = coverage(*categories_of(pairs, columns, category_column, feature), expected=expected)
-    return Report(
-        library=f"legend_hf {__version__}",
-        seed=seed,
-        splits=tuple(judge.split_report(m, seed=seed, expected=expected, unsaid=m in unsaid) for m in measured),
-        directions=tuple(
+    with _reading():
+        judged = tuple(
             judge.direction_report(
                 d,
                 name=name,
@@ -216,9 +216,26 @@ def report(
                 else ladder_check(d, ladders, prompt_column=prompt_column, on_error="skip", seed=seed, device=device),
             )
             for name, d in directions.items()
-        ),
+        )
+    return Report(
+        library=f"legend_hf {__version__}",
+        seed=seed,
+        splits=tuple(judge.split_report(m, seed=seed, expected=expected, unsaid=m in unsaid) for m in measured),
+        directions=judged,
         measured=tuple(measured),
     )
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What reads for a report has options that `report` has not: whoever stops it or is refused is told so."""
+    with stopping_in_order("nothing was kept: the next report reads all of it again", workers=False):
+        try:
+            yield
+        except ValueError as refusal:
+            if "trust_remote_code" in str(refusal):
+                refusal.add_note("`report` has no `trust_remote_code`; `ladder_check` and `stability_of` have, alone")
+            raise
 
 
 def _check_origins(measured: Sequence[Margins], directions: Mapping[str, Direction]) -> list[Margins]:

@@ -43,6 +43,7 @@ def stability_of(
     columns: Columns | None = None,
     seed: int = 0,
     device: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Stability:
     """Reads pairs as the direction's fit reads them, and tests how much a direction fitted like it depends on the draw.
 
@@ -54,8 +55,10 @@ def stability_of(
         columns: Names of the columns, where they are not the usual ones.
         seed: Of the draws.
         device: Where to run; None takes a GPU when there is one.
+        trust_remote_code: Run code that comes with the model.
     """
-    opened = open_reader(direction.reader, Runtime(path=direction.model_path, device=device))
+    runtime = Runtime(path=direction.model_path, device=device, trust_remote_code=trust_remote_code)
+    opened = open_reader(direction.reader, runtime)
     texts: list[tuple[Tokens, Tokens]] = []
     keys: list[str] = []
     lengths: list[float] = []
