@@ -27,7 +27,7 @@ import numpy as np
 from legend_hf.directions.direction import Direction
 from legend_hf.hub.cards import FEW_PROMPTS
 from legend_hf.margins.columns import kind_of
-from legend_hf.margins.scoring import GivenDirection, Scorer
+from legend_hf.margins.scoring import GivenDirection, Scorer, Scoring
 from legend_hf.reading.formats import (
     Columns,
     RowError,
@@ -90,7 +90,6 @@ def ladder_check(
         OSError: The direction cannot be loaded.
     """
     from datasets import Dataset
-    from datasets.utils import tqdm
 
     check_on_error(on_error)
     if not isinstance(ladders, Dataset):
@@ -120,34 +119,15 @@ def ladder_check(
                     raise entry
             kept.append(encoded)
         batches = kept
-    row: list[int] = []
-    scores: list[list[float]] = []
-    lengths: list[list[int]] = []
-    keys: list[str] = []
-    first = 0
-    with tqdm(total=len(plain), desc="Scoring ladders", unit="row") as bar:
-        for encoded in batches:
-            good = [(first + i, entry) for i, entry in enumerate(encoded) if not isinstance(entry, RowError)]
-            # Together, so that a prompt is read once for all its responses and a response that stands twice once.
-            read = scoring.score([text for _, ladder in good for text in ladder.texts()])[""]
-            following = iter(read.tolist())
-            for number, ladder in good:
-                own = [next(following) for _ in ladder.lengths]
-                if not np.isfinite(own).all():
-                    if on_error == "raise":
-                        raise RowError(number, None, scorer.not_finite(""))
-                    continue
-                row.append(number)
-                scores.append(own)
-                lengths.append(ladder.lengths)
-                keys.append(ladder.prompt)
-            first += len(encoded)
-            bar.update(len(encoded))
+    unread = scorer.not_finite("") if on_error == "raise" else None
+    read = list(_scored(batches, scoring, len(plain), unread))
+    row = [number for number, _, _, _ in read]
     if len(row) < len(plain):
         lost = np.setdiff1d(np.arange(len(plain)), row).tolist()
         logger.warning("left out %d of %d ladders that cannot be read: rows %s", len(lost), len(plain), lost[:_NAMED])
-    groups = renumbered(np.array(keys, dtype=np.str_))
-    return measure_ladders(_padded(scores), _padded(lengths), groups, row=np.array(row, int), rows=len(plain))
+    groups = renumbered(np.array([prompt for _, prompt, _, _ in read], dtype=np.str_))
+    lengths, scores = _padded([own for _, _, own, _ in read]), _padded([own for _, _, _, own in read])
+    return measure_ladders(scores, lengths, groups, row=np.array(row, int), rows=len(plain))
 
 
 def measure_ladders(
@@ -236,6 +216,35 @@ def _encoded(ladders: Dataset, columns: Columns, opened: OpenReader) -> Iterator
                 lengths = [response_length(response) for response in row]
                 entries.append(_Encoded(prompt_key(row[0]), lengths, packed))
         yield entries
+
+
+def _scored(
+    batches: Iterable[Sequence[_Encoded | RowError]], scoring: Scoring, rows: int, unread: str | None
+) -> Iterator[tuple[int, str, list[int], list[float]]]:
+    """Row number, prompt, lengths and scores of each ladder whose scores are finite.
+
+    Args:
+        batches: Of ladders, in their order.
+        scoring: What scores texts.
+        rows: How many ladders there are.
+        unread: Why a row without finite scores is refused; None leaves it out.
+    """
+    from datasets.utils import tqdm
+
+    first = 0
+    with tqdm(total=rows, desc="Scoring ladders", unit="row") as bar:
+        for encoded in batches:
+            good = [(first + i, entry) for i, entry in enumerate(encoded) if not isinstance(entry, RowError)]
+            # Together, so that a prompt is read once for all its responses and a response that stands twice once.
+            read = iter(scoring.score([text for _, ladder in good for text in ladder.texts()])[""].tolist())
+            for number, ladder in good:
+                scores = [next(read) for _ in ladder.lengths]
+                if np.isfinite(scores).all():
+                    yield number, ladder.prompt, ladder.lengths, scores
+                elif unread is not None:
+                    raise RowError(number, None, unread)
+            first += len(encoded)
+            bar.update(len(encoded))
 
 
 def _padded(ladders: Sequence[Sequence[float]]) -> np.ndarray:
