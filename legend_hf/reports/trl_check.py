@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.hub import cards
-from legend_hf.margins.columns import OK, kind_of, numbers_of, one_size, remedy_for, splits_of
+from legend_hf.margins.columns import kind_of, numbers_of, ok_rows, one_size, remedy_for, splits_of
 from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
 from legend_hf.margins.origin import MARGINS
 from legend_hf.reading.formats import UnnamedPrompt, pairs_from_batch
@@ -322,14 +322,12 @@ def _margins(split: Dataset, errors: list[str], warnings: list[str]) -> np.ndarr
             f"`margin` is {kind}; TRL makes float32 of it, and splits must agree: `cast_column` it to float32, and if "
             "whole numbers were not meant, annotate anew"
         )
-    if STATUS in split.column_names:
-        status = split.select_columns(STATUS)[:][STATUS]
-        skipped = np.array([said != OK for said in status], dtype=bool)
-        if skipped.any():
-            warnings.append(
-                f"{_some(skipped)} have a `margin_status` that is not ok: their margin of 0.0 was not measured; "
-                "`export_for(dataset)` leaves them out"
-            )
+    skipped = ~np.isin(np.arange(len(split)), ok_rows(split, STATUS))
+    if skipped.any():
+        warnings.append(
+            f"{_some(skipped)} have a `margin_status` that is not ok: their margin of 0.0 was not measured; "
+            "`export_for(dataset)` leaves them out"
+        )
     return values
 
 
