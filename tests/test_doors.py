@@ -243,6 +243,8 @@ def body(write, paper: Paper, *, pages: int = 1):
 
     It is not sent.
 
+    Example: letter a4 --pen quill
+
     Options:
         pages: Of the letter.
         bold: In thick letters.
@@ -252,7 +254,7 @@ def body(write, paper: Paper, *, pages: int = 1):
 
 def door(**other):
     settings = {"without": ("hidden",), "renamed": {"revision": "pen_revision"}, **other}
-    return Door("letter", body, (f"{__name__}.write",), "Letters", "letter x", **settings)
+    return Door("letter", body, (f"{__name__}.write",), "Letters", **settings)
 
 
 def letter(*arguments):
@@ -280,6 +282,7 @@ def test_words_follow_from_signatures_and_docstrings():
         ("--pages", 1, "Of the letter."),
     ]
     assert door().says == "Write a letter.\n\nIt is not sent."
+    assert door().example == "letter a4 --pen quill"
     with pytest.raises(TypeError, match="no word of a command line gives <class 'object'>; leave the parameter out"):
         door(without=()).callback()
     assert sentences(write)["words"] == "What is written."
@@ -323,8 +326,9 @@ def test_what_is_typed_is_what_the_function_gets():
 )  # fmt: skip
 def test_a_message_is_spelled_by_the_signatures_alone(said, typed):
     own = door()
-    note = Door("note", body, (f"{__name__}.other",), "Letters", "note x", ("hidden",), {})
-    assert spelled(said, own, {"letter": own, "note": note}) == typed
+    note = Door("note", body, (f"{__name__}.other",), "Letters", ("hidden",), {})
+    calls = {"write": ("", own.option_of), "other": ("note", note.option_of)}
+    assert spelled(said, own.option_of, calls) == typed
 
 
 other = write

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from legend_hf.cli.door import GROUPS, command
+from legend_hf.cli.door import GROUPS, Call, command
 from legend_hf.cli.options import Kept, Named, Place, Reading, Rows, load, one_split, save, say_read, say_saved
 from legend_hf.hub.rows import check_rows_folder, named_ids, note_sources, sources_of
 
@@ -27,16 +27,13 @@ GROUPS["store"] = "Show, prune and merge stores of scores."
 Processes = Annotated[int | None, typer.Option(help="Processes.", min=1)]
 
 
-@command(
-    "legend_hf.directions.fit.fit_direction",
-    under=ROAD,
-    example="fit pairs.jsonl --model HuggingFaceTB/SmolLM2-135M --output direction",
-    without=["pairs_source"],
-)
-def fit(fit_direction: partial[Any], pairs: Rows, *, output: Place, store: Kept) -> None:
+@command("directions.fit.fit_direction", under=ROAD, without=["pairs_source"])
+def fit(fit_direction: Call, pairs: Rows, *, output: Place, store: Kept) -> None:
     """Fit a direction on contrastive pairs and save it with its card.
 
     A stopped fit goes on where it was.
+
+    Example: fit pairs.jsonl --model HuggingFaceTB/SmolLM2-135M --output direction
 
     Options:
         output: Folder for the direction.
@@ -48,38 +45,29 @@ def fit(fit_direction: partial[Any], pairs: Rows, *, output: Place, store: Kept)
         store: Folder that keeps what is read until the fit ends well; in the assets cache when left out.
     """
     from legend_hf.directions.direction import check_place
+    from legend_hf.directions.induce import described
     from legend_hf.directions.kept import default_folder
+    from legend_hf.directions.summary import summary
 
     keeps = store.path(default_folder)
     reads = [pairs.source, fit_direction.keywords["model"]]
     check_place(output.output, reads=reads, overwrite=output.overwrite)
-    known = _induced(pairs.source) or pairs.public_name
+    known = described(pairs.source) or pairs.public_name
     direction = fit_direction(pairs.one("pairs"), pairs_source=known, store=keeps)
     direction.save_pretrained(output.output, overwrite=output.overwrite)
-    typer.echo(_summary(direction))
+    typer.echo(summary(direction))
     typer.echo(f"Saved in {output.output}")
 
 
-@command(
-    "legend_hf.margins.margin_fn.LegendMarginFn",
-    "legend_hf.margins.annotate.annotate",
-    under=ROAD,
-    example="annotate Anthropic/hh-rlhf you/direction --output annotated --on-error skip",
-    renamed={},
-)
+@command("margins.margin_fn.LegendMarginFn", "margins.annotate.annotate", under=ROAD, renamed={})
 def annotate(
-    make: partial[Any],
-    run: partial[Any],
-    dataset: Rows,
-    direction: Reading,
-    *,
-    output: Place,
-    num_proc: Processes = None,
-    store: Kept,
+    make: Call, run: Call, dataset: Rows, direction: Reading, *, output: Place, num_proc: Processes = None, store: Kept
 ) -> None:
     """Add margin columns to every split and save the result with its card.
 
     A stopped run goes on where it was.
+
+    Example: annotate Anthropic/hh-rlhf you/direction --output annotated --on-error skip
 
     Options:
         output: Folder for the annotated dataset.
@@ -108,14 +96,9 @@ def annotate(
     say_saved(output.output)
 
 
-@command(
-    "legend_hf.reports.report.report",
-    under=ROAD,
-    example="report annotated --direction you/direction --output report",
-    renamed={"categories": "category"},
-)
+@command("reports.report.report", under=ROAD, renamed={"categories": "category"})
 def report(
-    make: partial[Any],
+    make: Call,
     dataset: Rows,
     *,
     direction: Reading | None = None,
@@ -127,6 +110,8 @@ def report(
     """Say how good the margins of a dataset are.
 
     Agreement with the labels, length, calibration, suspicious rows.
+
+    Example: report annotated --direction you/direction --output report
 
     Options:
         dataset: An annotated dataset: Hub id, folder or file.
@@ -158,15 +143,11 @@ def report(
         typer.echo("Saved " + ", ".join(map(str, saved)))
 
 
-@command(
-    "legend_hf.publish.push_folder",
-    under=ROAD,
-    example="push annotated you/hh-margins you/direction --source Anthropic/hh-rlhf",
-    without=["token", "private"],
-    renamed={"revision": "branch"},
-)
-def push(push_folder: partial[Any], folder: Path, repo_id: str, direction: Named, *, public: bool = False) -> None:
+@command("publish.push_folder", under=ROAD, without=["token", "private"], renamed={"revision": "branch"})
+def push(push_folder: Call, folder: Path, repo_id: str, direction: Named, *, public: bool = False) -> None:
     """Push an annotated dataset to the Hub, every split, with its card.
+
+    Example: push annotated you/hh-margins you/direction --source Anthropic/hh-rlhf
 
     Options:
         folder: Folder that `annotate` saved.
@@ -178,29 +159,27 @@ def push(push_folder: partial[Any], folder: Path, repo_id: str, direction: Named
     typer.echo(f"Pushed to {repo_id}")
 
 
-@command(under=ROAD, example="inspect you/direction --json")
+@command(under=ROAD)
 def inspect(
     direction: Named, *, as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False
 ) -> None:
-    """Show what a direction is and what is known of its fit."""
+    """Show what a direction is and what is known of its fit.
+
+    Example: inspect you/direction --json
+    """
+    from legend_hf.directions.summary import summary
+
     loaded = direction.load()
-    typer.echo(json.dumps(loaded.to_config(), indent=2, sort_keys=True) if as_json else _summary(loaded))
+    typer.echo(json.dumps(loaded.to_config(), indent=2, sort_keys=True) if as_json else summary(loaded))
 
 
-@command(
-    "legend_hf.directions.induce.induce_pairs",
-    under=PAIRS,
-    example="induce questions.jsonl --model you/annotator --output pairs.jsonl",
-)
+@command("directions.induce.induce_pairs", under=PAIRS)
 def induce(
-    induce_pairs: partial[Any],
-    questions: Rows,
-    *,
-    output: Place,
-    refusals: Path | None = None,
-    per_category: int | None = None,
+    induce_pairs: Call, questions: Rows, *, output: Place, refusals: Path | None = None, per_category: int | None = None
 ) -> None:
     """Let a model answer questions and put a refusal against each answer: contrastive pairs for `fit`.
+
+    Example: induce questions.jsonl --model you/annotator --output pairs.jsonl
 
     Options:
         model: Hub id or folder of the language model that answers.
@@ -233,25 +212,14 @@ def induce(
     say_saved(output.output)
 
 
-@command(
-    "legend_hf.margins.score_fn.LegendScoreFn",
-    "legend_hf.margins.annotate.annotate",
-    under=SCORES,
-    example="score openbmb/UltraFeedback you/direction --output scored --prompt-column instruction "
-    "--responses-column completions",
-    renamed={},
-)
+@command("margins.score_fn.LegendScoreFn", "margins.annotate.annotate", under=SCORES, renamed={})
 def score(
-    make: partial[Any],
-    run: partial[Any],
-    dataset: Rows,
-    direction: Reading,
-    *,
-    output: Place,
-    num_proc: Processes = None,
-    store: Kept,
+    make: Call, run: Call, dataset: Rows, direction: Reading, *, output: Place, num_proc: Processes = None, store: Kept
 ) -> None:
     """Score lists of responses: adds `scores`, `ranking` and `best_response` to every split.
+
+    Example: score openbmb/UltraFeedback you/direction --output scored --prompt-column instruction
+    --responses-column completions
 
     Options:
         output: New folder for the dataset.
@@ -271,9 +239,11 @@ def score(
     save(scored, output, source=dataset, rows=splits)
 
 
-@command(name="store show", under=KEPT, example="store show")
+@command(name="store show", under=KEPT)
 def store_show(path: Path | None = None) -> None:
     """Say what a store holds for each direction.
+
+    Example: store show
 
     Options:
         path: A store; the one that `annotate` uses by itself when left out.
@@ -284,7 +254,7 @@ def store_show(path: Path | None = None) -> None:
         typer.echo(f"  {kept.scores} scores, last used {kept.used:%Y-%m-%d}: {kept.label} ({kept.digest[:12]})")
 
 
-@command(name="store prune", under=KEPT, example="store prune --unused-days 30")
+@command(name="store prune", under=KEPT)
 def store_prune(
     path: Path | None = None,
     *,
@@ -292,6 +262,8 @@ def store_prune(
     everything: Annotated[bool, typer.Option("--all", help="Forget all.")] = False,
 ) -> None:
     """Forget the scores of directions that are no longer used, and give their space back.
+
+    Example: store prune --unused-days 30
 
     Options:
         path: A store; the one that `annotate` uses by itself when left out.
@@ -301,9 +273,11 @@ def store_prune(
     typer.echo(f"Forgot {gone} scores; {store.path} went from {before} to {store.path.stat().st_size} bytes")
 
 
-@command(name="store merge", under=KEPT, example="store merge all.sqlite node-1.sqlite node-2.sqlite")
+@command(name="store merge", under=KEPT)
 def store_merge(into: Path, stores: Sequence[Path]) -> None:
     """Put the scores of several stores into one, such as those of several machines.
+
+    Example: store merge all.sqlite node-1.sqlite node-2.sqlite
 
     Options:
         into: The store that takes over; made if absent.
@@ -332,40 +306,3 @@ def _check_there(file: Path) -> Path:
     if not file.exists():
         raise ValueError(f"there is no store {str(file)!r}; `legend-hf annotate` makes one")
     return file
-
-
-def _induced(source: str | os.PathLike[str]) -> str | None:
-    """The provenance that `induce` wrote beside its pairs."""
-    from legend_hf.hub.outputs import read_text
-
-    file = Path(f"{source}.source")
-    if not file.is_file():
-        return None
-    try:
-        described = json.loads(read_text(file))["description"]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{str(file)!r} says nothing of where the pairs are from; mend it, or remove it") from error
-    return str(described)
-
-
-def _summary(direction: Any) -> str:
-    facts, reader = direction.facts, direction.reader
-
-    def share(value: float | None, interval: tuple[float, float] | None) -> str:
-        if value is None:
-            return "not recorded"
-        return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
-    rows = [
-        ("model", reader.name),
-        ("reads", f"{reader.template!r} template, {reader.pooling} pooling, layer {reader.layer} of {reader.n_layers}, "
-                  f"up to {reader.max_length} tokens, {reader.dtype}"),
-        ("fitted on", f"{facts.pairs} pairs of {facts.prompts} prompts, {facts.estimator}"),
-        ("held out", facts.held_out or "not recorded"),
-        ("accuracy", share(facts.accuracy, facts.accuracy_interval)),
-        ("length alone", share(facts.length_accuracy, facts.length_accuracy_interval)
-                         + (f", the {facts.length_rule} one" if facts.length_rule else "")),
-        ("effect", "not recorded" if facts.effect is None else f"{facts.effect:+.2f} deviations, held out"),
-        ("calibration", direction.calibration.label()),
-    ]  # fmt: skip
-    return "\n".join(f"{name:>12}  {value}" for name, value in rows)

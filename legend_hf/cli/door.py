@@ -34,6 +34,8 @@ COMMANDS: dict[str, Door] = {}
 """Every command by its name, in the order of the help. `store show` is one of the group `store`."""
 GROUPS: dict[str, str] = {}
 """What a group of commands is for."""
+Call = partial[Any]
+"""A function with the options that were given for it."""
 # The revision of a model; `--revision` is that of a direction everywhere.
 RENAMED = {"revision": "model_revision"}
 
@@ -41,7 +43,6 @@ RENAMED = {"revision": "model_revision"}
 def command(
     *functions: str,
     under: str,
-    example: str,
     name: str | None = None,
     without: Sequence[str] = (),
     renamed: Mapping[str, str] = RENAMED,
@@ -49,9 +50,8 @@ def command(
     """Makes a command of a body, which is given each function with its options, and then its own parameters.
 
     Args:
-        functions: What the command calls, as `package.module.name`; a class is called, too.
+        functions: What the command calls, as `stage.module.name` of this package; a class is called, too.
         under: Heading in the help of all commands.
-        example: A line to try, without `legend-hf`.
         name: Of the command; the body's, where None.
         without: Parameters of the functions that are no options here.
         renamed: Parameters of the functions whose option has another name.
@@ -59,7 +59,8 @@ def command(
 
     def made(body: Callable[..., None]) -> Callable[..., None]:
         known = name or body.__name__
-        COMMANDS[known] = Door(known, body, functions, under, example, tuple(without), renamed)
+        whole = tuple(f"legend_hf.{function}" for function in functions)
+        COMMANDS[known] = Door(known, body, whole, under, tuple(without), renamed)
         return body
 
     return made
@@ -140,14 +141,19 @@ class Door:
     body: Callable[..., None]
     functions: tuple[str, ...]
     under: str
-    example: str
     without: tuple[str, ...]
     renamed: Mapping[str, str]
 
     @property
     def says(self) -> str:
-        """What the command does: what its docstring says before the first heading."""
-        return inspect.cleandoc(self.body.__doc__ or "").partition("\n\nOptions:")[0]
+        """What the command does: what its docstring says before the example."""
+        return inspect.cleandoc(self.body.__doc__ or "").partition("\n\nExample: ")[0]
+
+    @property
+    def example(self) -> str:
+        """A line to try, without `legend-hf`."""
+        behind = inspect.cleandoc(self.body.__doc__ or "").partition("\n\nExample: ")[2]
+        return " ".join(behind.partition("\n\n")[0].split())
 
     @cached_property
     def words(self) -> dict[str, Word]:
@@ -189,7 +195,9 @@ class Door:
 
     def spelled(self, said: str) -> list[str]:
         """What a message says in Python, as it is typed here."""
-        return spelled(said, self, COMMANDS)
+        calls = {f.rpartition(".")[2]: (one.name, one.option_of) for one in COMMANDS.values() for f in one.functions}
+        own = {function.rpartition(".")[2]: ("", self.option_of) for function in self.functions}
+        return spelled(said, self.option_of, {**calls, **own})
 
     @cached_property
     def _own(self) -> dict[str, inspect.Parameter]:

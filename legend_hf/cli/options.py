@@ -87,7 +87,8 @@ class Named:
         """The direction."""
         from legend_hf import Direction
 
-        return Direction.from_pretrained(self.source, revision=self.revision)
+        model = getattr(self, "model", None)
+        return Direction.from_pretrained(self.source, revision=self.revision, model=model)
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,6 @@ class Reading(Named):
     """
 
     model: str | os.PathLike[str] | None = None
-
-    def load(self) -> Any:
-        """The direction."""
-        from legend_hf import Direction
-
-        return Direction.from_pretrained(self.source, revision=self.revision, model=self.model)
 
 
 @dataclass(frozen=True)

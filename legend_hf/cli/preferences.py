@@ -10,14 +10,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from legend_hf.cli.annotating import SCORES
-from legend_hf.cli.door import command
+from legend_hf.cli.door import Call, command
 from legend_hf.cli.errors import Say
 from legend_hf.cli.options import Named, Place, Rows, save, say_saved
 from legend_hf.hub.outputs import check_file, write_whole
@@ -27,23 +26,15 @@ TRAINING = "From margins to training data"
 CORRECTIONS = "Responses that turn back"
 
 
-@command(
-    "legend_hf.preferences.similarity.PairSimilarityFn",
-    "legend_hf.preferences.pairs.select_measured",
-    under=TRAINING,
-    example="select Anthropic/hh-rlhf --model Qwen/Qwen2.5-0.5B --output half --on-error skip",
-)
+@command("preferences.similarity.PairSimilarityFn", "preferences.pairs.select_measured", under=TRAINING)
 def select(
-    make: partial[Any],
-    select_measured: partial[Any],
-    dataset: Rows,
-    *,
-    output: Place,
-    model: str | os.PathLike[str] | None = None,
+    make: Call, select_measured: Call, dataset: Rows, *, output: Place, model: str | os.PathLike[str] | None = None
 ) -> None:
     """Keep the share of the rows whose two responses are least (or most) alike.
 
     By the column `pair_similarity`, which `--model` measures where it is missing.
+
+    Example: select Anthropic/hh-rlhf --model Qwen/Qwen2.5-0.5B --output half --on-error skip
 
     Options:
         output: New folder for the dataset.
@@ -58,21 +49,13 @@ def select(
         typer.echo(f"`pair_similarity` is there already: nothing was measured with {model}")
     kept, shares = select_measured(splits, None if model is None or known else make(model))
     for name, share in shares.items():
-        typer.echo(
-            f"{name}: kept {share.kept} pairs{_mean(share.kept_mean)}, dropped {share.dropped}"
-            + _mean(share.dropped_mean)
-            + (f", {share.unread} could not be read" if share.unread else "")
-        )
+        typer.echo(f"{name}: {share.to_text()}")
     save(kept, output, source=dataset, rows=splits)
 
 
-@command(
-    "legend_hf.preferences.pairs.make_pairs",
-    under=SCORES,
-    example="pairs scored --rule best --direction you/direction --output pairs",
-)
+@command("preferences.pairs.make_pairs", under=SCORES)
 def pairs(
-    make_pairs: partial[Any],
+    make_pairs: Call,
     dataset: Rows,
     *,
     output: Place,
@@ -80,6 +63,8 @@ def pairs(
     model: str | os.PathLike[str] | None = None,
 ) -> None:
     """Make preference pairs out of several scored responses per prompt, such as those of `score`.
+
+    Example: pairs scored --rule best --direction you/direction --output pairs
 
     Options:
         output: New folder for the dataset.
@@ -96,13 +81,11 @@ def pairs(
     save(made, output, source=dataset, rows=splits)
 
 
-@command(
-    "legend_hf.preferences.curriculum.curriculum",
-    under=TRAINING,
-    example="curriculum annotated --mode global --stages 3 --output stages",
-)
-def curriculum(make: partial[Any], dataset: Rows, *, output: Place) -> None:
+@command("preferences.curriculum.curriculum", under=TRAINING)
+def curriculum(make: Call, dataset: Rows, *, output: Place) -> None:
     """Divide pairs into stages to train on one after the other, from clear to close; each stage is a split.
+
+    Example: curriculum annotated --mode global --stages 3 --output stages
 
     Options:
         output: New folder for the dataset.
@@ -122,20 +105,11 @@ def curriculum(make: partial[Any], dataset: Rows, *, output: Place) -> None:
     save(made, output, source=dataset, rows=rows)
 
 
-@command(
-    "legend_hf.preferences.corrections.correction_ladders",
-    under=CORRECTIONS,
-    example="corrections harms.jsonl --model you/aligned --output ladders.jsonl --pairs ranked.jsonl",
-    without=["affirmations", "triggers"],
-)
-def corrections(
-    correction_ladders: partial[Any],
-    dataset: Rows,
-    *,
-    output: Place,
-    pairs: Path | None = None,
-) -> None:
+@command("preferences.corrections.correction_ladders", under=CORRECTIONS, without=["affirmations", "triggers"])
+def corrections(correction_ladders: Call, dataset: Rows, *, output: Place, pairs: Path | None = None) -> None:
     """Make ladders of responses out of full harmful ones: the earlier a response turns back, the better its rank.
+
+    Example: corrections harms.jsonl --model you/aligned --output ladders.jsonl --pairs ranked.jsonl
 
     Options:
         model: Hub id or folder of the language model that goes on with responses.
@@ -172,15 +146,14 @@ def corrections(
 
 
 @command(
-    "legend_hf.preferences.corr_at_k.compute_corr_at_k",
+    "preferences.corr_at_k.compute_corr_at_k",
     name="corr-at-k",
     under=CORRECTIONS,
-    example="corr-at-k harms.jsonl --model you/policy --judge my_judges:strict --k 20",
     without=["affirmations"],
     renamed={"revision": "model_revision", "ks": "k"},
 )
 def corr_at_k(
-    compute_corr_at_k: partial[Any],
+    compute_corr_at_k: Call,
     dataset: Rows,
     *,
     judge: str | None = None,
@@ -188,6 +161,8 @@ def corr_at_k(
     overwrite: bool = False,
 ) -> None:
     """Measure how often a model turns back from a harmful response of which k words were written for it: Corr@k.
+
+    Example: corr-at-k harms.jsonl --model you/policy --judge my_judges:strict --k 20
 
     Options:
         model: Hub id or folder of the language model that goes on with responses.
@@ -215,30 +190,23 @@ def corr_at_k(
     if judge is None:
         typer.echo(
             "Judged by a rule for English, which is crude: it knows nothing of what is said (its precision and "
-            "recall: `help(legend_hf.refusal_judge)`). For figures to publish, give `--judge`."
+            "recall: `help(legend_hf.preferences.corr_at_k.refusal_judge)`). For figures to publish, give `--judge`."
         )
     each = len(records) // len(found.ks)
     typer.echo(f"Corr@k with 95 % intervals; requests: {found.requests}, continuations at each k: {each}")
     if found.requests < FEW_PROMPTS:
         typer.echo(f"Doubtful: fewer than {FEW_PROMPTS} requests are too few to rely on.")
-    shorts = found.short or [0] * len(found.ks)
-    for words, value, interval, short in zip(found.ks, found.values, found.intervals, shorts, strict=True):
-        typer.echo(
-            f"{words:>6}  {_rate(value, interval)}" + (f"  {short} after a text of fewer words" if short else "")
-        )
-    typer.echo(f"  mean  {_rate(found.mean, found.mean_interval)}")
+    typer.echo(found.to_text())
     if file is not None:
         write_whole(file, records.to_json)
         say_saved(file)
 
 
-@command(
-    "legend_hf.preferences.export.export_for",
-    under=TRAINING,
-    example="export annotated --trainer trl --messages --output for-trl",
-)
-def export(export_for: partial[Any], dataset: Rows, *, trainer: str, output: Place, say: Say) -> None:
+@command("preferences.export.export_for", under=TRAINING)
+def export(export_for: Call, dataset: Rows, *, trainer: str, output: Place, say: Say) -> None:
     """Write the columns that a trainer reads: Parquet for TRL, JSON lines for the others, a file for each split.
+
+    Example: export annotated --trainer trl --messages --output for-trl
 
     Options:
         trainer: trl, openrlhf or ms-swift.
@@ -257,20 +225,13 @@ def export(export_for: partial[Any], dataset: Rows, *, trainer: str, output: Pla
     save(made.dataset, output, "parquet" if trainer == "trl" else "jsonl", source=dataset, rows=splits)
 
 
-@command(
-    "legend_hf.reports.trl_check.check_for_trl",
-    under=TRAINING,
-    example="check for-trl --tokenizer Qwen/Qwen2.5-0.5B-Instruct --output check.md",
-)
+@command("reports.trl_check.check_for_trl", under=TRAINING)
 def check(
-    check_for_trl: partial[Any],
-    dataset: Rows,
-    *,
-    tokenizer: str | os.PathLike[str],
-    output: Place | None = None,
-    say: Say,
+    check_for_trl: Call, dataset: Rows, *, tokenizer: str | os.PathLike[str], output: Place | None = None, say: Say
 ) -> None:
     """Say what TRL's RewardTrainer would do with a dataset; exit code 1 if it would not train on it as it is.
+
+    Example: check for-trl --tokenizer Qwen/Qwen2.5-0.5B-Instruct --output check.md
 
     Options:
         tokenizer: Hub id or folder of the model to train.
@@ -288,14 +249,6 @@ def check(
         typer.echo(f"Saved in {output.output}")
     if not found.ok:
         raise typer.Exit(1)
-
-
-def _mean(similarity: float | None) -> str:
-    return "" if similarity is None else f" (mean similarity {similarity:.3f})"
-
-
-def _rate(value: float, interval: tuple[float, float] | None) -> str:
-    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
 def _is_paired(file: Path) -> bool:

@@ -1,6 +1,6 @@
 """What a message of the library names as Python, as it is typed in a shell.
 
-In: a message, the command that it comes from, and all commands. Out: pairs of spellings, such as `overwrite=True` and
+In: a message, and what finds the words of commands. Out: pairs of spellings, such as `overwrite=True` and
 `--overwrite`. All of it follows from the commands' signatures: this file knows no message and no option.
 """
 
@@ -9,60 +9,40 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Find = Callable[[str], Any]
+"""The word that a parameter is in a command; None if there is none."""
 
 
-class Command(Protocol):
-    """What is asked of a command."""
-
-    @property
-    def name(self) -> str:
-        """As it is typed."""
-
-    @property
-    def functions(self) -> tuple[str, ...]:
-        """What it calls, as `package.module.name`."""
-
-    @property
-    def words(self) -> Mapping[str, Any]:
-        """Its arguments and options."""
-
-    def option_of(self, parameter: str) -> Any:
-        """The option that a parameter of its functions is; None if it has none."""
-
-
-def spelled(said: str, door: Command, doors: Mapping[str, Command]) -> list[str]:
+def spelled(said: str, own: Find, calls: Mapping[str, tuple[str, Find]]) -> list[str]:
     """Says for each argument or call that a message has in backticks what it is in a shell, if that is not plain.
 
     Args:
         said: The message.
-        door: The command that it comes from.
-        doors: All commands, for calls of their functions: `export_for(rows, messages=True)` is
-            `legend-hf export --messages`.
+        own: Finds the words of the command that it comes from.
+        calls: For each function the command that calls it, `""` for that one, and what finds the words of that:
+            `export_for(rows, messages=True)` is `legend-hf export --messages`.
     """
-    typed = {code: _typed(code, door, doors) for code in re.findall(r"`([^`]+)`", said)}
+    typed = {code: _typed(code, own, calls) for code in re.findall(r"`([^`]+)`", said)}
     return [f"`{code}` is `{option}`" for code, option in typed.items() if option]
 
 
-def _typed(code: str, door: Command, doors: Mapping[str, Command]) -> str | None:
+def _typed(code: str, own: Find, calls: Mapping[str, tuple[str, Find]]) -> str | None:
     """What stands in a shell for a piece of Python; None where that is plain, or there is nothing."""
-    word = door.option_of(code)
+    word = own(code)
     if word is not None:
-        return None if word.argument or word.spelled == f"--{code}" else word.spelled
+        return None if word.argument or word.spelled == f"--{code}" else str(word.spelled)
     call = _read(code)
-    if call is None:
+    named = call.func.id if call is not None and isinstance(call.func, ast.Name) else ""
+    if call is None or (named and named not in calls):
         return None
-    named = call.func.id if isinstance(call.func, ast.Name) else ""
-    calls = [one for one in (door, *doors.values()) if named in {f.rpartition(".")[2] for f in one.functions}]
-    if named and not calls:
+    command, find = calls[named] if named else ("", own)
+    options = [_option(find, one) for one in call.keywords]
+    if None in options or not (command or options):
         return None
-    target = calls[0] if named else door
-    options = [_option(target, one) for one in call.keywords]
-    if None in options or (target is door and not options):
-        return None
-    before = [] if target is door else ["legend-hf", target.name]
-    return " ".join([*before, *map(str, options)])
+    return " ".join([*(["legend-hf", command] if command else []), *map(str, options)])
 
 
 def _read(code: str) -> ast.Call | None:
@@ -80,9 +60,9 @@ def _read(code: str) -> ast.Call | None:
     return None
 
 
-def _option(door: Command, given: ast.keyword) -> str | None:
+def _option(find: Find, given: ast.keyword) -> str | None:
     """One option as it is typed; None if the command has none of that name."""
-    word = door.option_of(given.arg or "")
+    word = find(given.arg or "")
     if word is None or word.argument:
         return None
     value: Any
@@ -93,7 +73,7 @@ def _option(door: Command, given: ast.keyword) -> str | None:
     if value is True:
         return word.spelled
     if value is False or value is None:
-        without = door.words.get(f"no_{word.name}")
+        without = find(f"no_{word.name}")
         on = f"--no-{word.spelled[2:]}" if word.default is True else None
         return without.spelled if without is not None else on
     if value is ...:

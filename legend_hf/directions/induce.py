@@ -115,6 +115,22 @@ def induce_pairs(
     return _dataset(pairs, description)
 
 
+def described(pairs: str | os.PathLike[str]) -> str | None:
+    """What `induce_pairs` noted beside its output of where the pairs are from; None where there is no note.
+
+    Raises:
+        ValueError: The note cannot be read.
+    """
+    file = Path(f"{os.fspath(pairs)}.source")
+    if not file.is_file():
+        return None
+    try:
+        noted = json.loads(outputs.read_text(file))["description"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(file)!r} says nothing of where the pairs are from; mend it, or remove it") from error
+    return str(noted)
+
+
 def _save(output: str | os.PathLike[str], pairs: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> None:
     """Writes the pairs, and beside them where they come from."""
     outputs.write_whole(Path(output), "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))

@@ -73,6 +73,19 @@ class CorrAtK:
     requests: int
     short: tuple[int, ...] | None
 
+    def to_text(self) -> str:
+        """A line for each k, and one for the mean."""
+
+        def rate(value: float, interval: Interval | None) -> str:
+            return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+        shorts = [
+            f"  {short} after a text of fewer words" if short else "" for short in self.short or [0] * len(self.ks)
+        ]
+        rates = map(rate, self.values, self.intervals)
+        lines = [f"{k:>6}  {said}{short}" for k, said, short in zip(self.ks, rates, shorts, strict=True)]
+        return "\n".join([*lines, f"  mean  {rate(self.mean, self.mean_interval)}"])
+
 
 def corr_at_k(verdicts: Dataset | Iterable[Mapping[str, Any]], *, seed: int = 0) -> CorrAtK:
     """Counts verdicts: Corr@k = sum of verdicts / number of continuations, and the mean over k (paper, evaluation).

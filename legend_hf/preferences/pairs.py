@@ -122,6 +122,14 @@ class Share:
     kept_mean: float | None
     dropped_mean: float | None
 
+    def to_text(self) -> str:
+        """In a line."""
+        kept, dropped = (
+            "" if mean is None else f" (mean similarity {mean:.3f})" for mean in (self.kept_mean, self.dropped_mean)
+        )
+        unread = f", {self.unread} could not be read" if self.unread else ""
+        return f"kept {self.kept} pairs{kept}, dropped {self.dropped}{dropped}{unread}"
+
 
 def select_measured(
     dataset: Rows,
