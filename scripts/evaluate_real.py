@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from train_demo_annotator import opening, read_jsonl
 
 from legend_hf import pairs_from_labels
 from legend_hf.directions import resample
-from legend_hf.directions.choose import FEWEST_PROMPTS, right
-from legend_hf.directions.estimators import ESTIMATORS
+from legend_hf.directions.choose import FEWEST_PROMPTS, FOLDS, Choice, right
+from legend_hf.directions.estimators import ESTIMATORS, PRIOR_PAIRS, unit
 from legend_hf.reading.formats import Pair, pairs_from_batch
 from legend_hf.reading.reader import Reader, Runtime, describe_model, open_reader
 from legend_hf.reading.templates import Tokens
@@ -34,6 +35,7 @@ PER_PROMPT = 4  # pairs of a GPTFuzz prompt, out of its 77 labelled responses
 SIZES = (25, 50, 100, 200, 400, None)  # None: all pairs of half of the prompts
 DEBIASED = Recipe('... with `debias="length"`', debias=True)
 SAME_MEAN = Recipe("the same, mean over the response", layer=-1, estimators=("mean_difference",))
+Fits = Callable[[np.ndarray, int], tuple[np.ndarray, Choice]]  # the pairs to fit on and a seed, to a vector
 # Public figures for rows of the same sources: who, hh harmless pairs, PKU safer pairs, PKU responses, what differs.
 PUBLIC = (
     ("gpt2-large, 774M, all of it fine-tuned on hh harmless", "73.7", "", "", "in domain; its model card (Ray2333)"),
@@ -93,10 +95,19 @@ def real_section(
     numbers: dict[str, Any] = {}
     tables = []
 
-    def part(name: str, made: tuple[str, Any]) -> None:
-        tables.append(made[0])
-        numbers[name] = made[1]
-        log.info("\n%s\n", made[0])
+    def part(name: str, told: tuple[str, Any]) -> None:
+        tables.append(told[0])
+        numbers[name] = told[1]
+        log.info("\n%s\n%.1f minutes after reading\n", told[0], (time.perf_counter() - start) / 60)
+
+    made: dict[tuple[bytes, int], tuple[np.ndarray, Choice]] = {}
+
+    def fits(inside: np.ndarray, seed: int) -> tuple[np.ndarray, Choice]:
+        """What `fit` chooses on these pairs; two tables may ask for the same."""
+        key = (inside.tobytes(), seed)
+        if key not in made:
+            made[key] = fit_on(pairs, inside, AUTO, reader, seed)
+        return made[key]
 
     start = time.perf_counter()
     outcomes = {
@@ -105,10 +116,9 @@ def real_section(
     }
     part("cross_fitted", cross_fitted(pairs, fitted, outcomes, limits))
     part("layers", layers(pairs, reader, splits))
-    part("transfer", transfer(pairs, reader, seeds))
-    part("responses", responses(read, reader, seeds))
+    part("transfer", transfer(pairs, reader, fits, seeds))
+    part("responses", responses(read, fits, seeds))
     part("beside", beside(numbers))
-    log.info("%.1f minutes after reading", (time.perf_counter() - start) / 60)
     return "\n\n".join(tables), numbers
 
 
@@ -122,6 +132,8 @@ def read_sets(
     names: list[str] = []
     means, lasts = [], []
     for name in TITLES:
+        if limits.get(name) == 0:
+            continue
         read = read_jsonl(data / f"{name}.jsonl")
         if name == "gptfuzz_labelled":
             read = list(pairs_from_labels(read, per_prompt=PER_PROMPT))
@@ -155,7 +167,7 @@ def cross_fitted(
 ) -> tuple[str, dict[str, Any]]:
     """Half of the prompts of hh-rlhf and PKU-SafeRLHF judged by what was fitted on the other half."""
     took = ", ".join(f"{what} ({times}x)" for what, times in outcomes[AUTO.title].chosen.most_common())
-    first = ", ".join(f"{count} of {TITLES[name]}" for name, count in limits.items())
+    first = ", ".join(f"{count} of {TITLES[name]}" for name, count in limits.items() if count)
     note = (
         "The folder that `scripts/real_llm` makes: SmolLM2-135M-Instruct dequantised from 4 bits, not the Hub's model; "
         f"30 layers, chat template, float32.{f' Only the first pairs of some sets: {first}.' if first else ''} Fitted "
@@ -191,7 +203,7 @@ def layers(
     return "#### Layer by layer\n\nThe same halves and pairs.\n\n" + "\n".join(lines), numbers
 
 
-def transfer(pairs: Pairs, reader: Reader, seeds: int) -> tuple[str, dict[str, Any]]:
+def transfer(pairs: Pairs, reader: Reader, fits: Fits, seeds: int) -> tuple[str, dict[str, Any]]:
     """Fitted on so many pairs of one set, judged on the other half of its prompts and on all other sets."""
     sets = [name for name in TITLES if (pairs.names == name).any()]
     middle = Recipe("", layer=reader.n_layers // 2, estimators=("mean_difference",))
@@ -199,7 +211,7 @@ def transfer(pairs: Pairs, reader: Reader, seeds: int) -> tuple[str, dict[str, A
     heads = [TITLES[name] for name in sets]
     lines = [f"| fitted on | pairs | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
     for name in sets:
-        fits: dict[int | None, Outcome] = {}
+        found: dict[int | None, Outcome] = {}
         pairs_of: dict[int | None, list[int]] = {}
         for seed in range(seeds):
             rng = np.random.default_rng(seed)
@@ -211,14 +223,14 @@ def transfer(pairs: Pairs, reader: Reader, seeds: int) -> tuple[str, dict[str, A
                     continue
                 inside = np.isin(np.arange(len(pairs.rows)), order[:size])
                 enough = len(np.unique(pairs.groups[inside])) >= FEWEST_PROMPTS  # as `fit_direction` has it
-                outcome = fits.setdefault(size, Outcome(np.zeros(len(pairs.rows)), np.zeros(len(pairs.rows))))
-                vector, choice = fit_on(pairs, inside, AUTO if enough else middle, reader, seed)
+                outcome = found.setdefault(size, Outcome(np.zeros(len(pairs.rows)), np.zeros(len(pairs.rows))))
+                vector, choice = fits(inside, seed) if enough else fit_on(pairs, inside, middle, reader, seed)
                 layer = choice.place if enough else reader.n_layers // 2
                 outcome.right[unknown] += right(pairs.differences[layer, unknown] @ vector)
                 outcome.times[unknown] += 1
                 outcome.chosen[f"layer {layer}, {choice.estimator}"] += 1
                 pairs_of.setdefault(size, []).append(int(inside.sum()))
-        for size, outcome in fits.items():
+        for size, outcome in found.items():
             cells = []
             for judged in sets:
                 where = (pairs.names == judged) & (outcome.times > 0)
@@ -227,15 +239,15 @@ def transfer(pairs: Pairs, reader: Reader, seeds: int) -> tuple[str, dict[str, A
             count = size or f"{min(pairs_of[size])} (half)"
             lines.append(f"| {TITLES[name]} | {count} | {' | '.join(map(percent, cells))} |")
         inside = pairs.names == name
-        vector, choice = fit_on(pairs, inside, AUTO, reader, 0)
+        vector, choice = fits(inside, 0)
         correct = right(pairs.differences[choice.place] @ vector)
-        found: dict[str, Any] = {}
+        zero: dict[str, Any] = {}
         for judged in sets:
             where = (pairs.names == judged) & ~np.isin(pairs.groups, pairs.groups[inside])
             if judged != name:
-                found[judged] = share(correct[where], pairs.groups[where])
-        numbers[f"{name}, every pair"] = found | {"took": f"layer {choice.place}, {choice.estimator}"}
-        shown = [percent(found[judged]) if judged in found else "" for judged in sets]
+                zero[judged] = share(correct[where], pairs.groups[where])
+        numbers[f"{name}, every pair"] = zero | {"took": f"layer {choice.place}, {choice.estimator}"}
+        shown = [percent(zero[judged]) if judged in zero else "" for judged in sets]
         lines.append(f"| {TITLES[name]} | {int(inside.sum())} (every pair) | {' | '.join(shown)} |")
     shorter = right(-pairs.longer())
     cells = []
@@ -258,25 +270,33 @@ def transfer(pairs: Pairs, reader: Reader, seeds: int) -> tuple[str, dict[str, A
 # -- Responses -------------------------------------------------------------------------------------------------
 
 
-def responses(read: Read, reader: Reader, seeds: int) -> tuple[str, dict[str, Any]]:
+def responses(read: Read, fits: Fits, seeds: int) -> tuple[str, dict[str, Any]]:
     """Safe or unsafe, one response at a time: macro-F1 on PKU's responses, by one vector and one threshold."""
     pairs = read.pairs
     pku, hh = pairs.names == "pku_saferlhf", pairs.names == "hh_harmless"
-    names = ("one vector, fitted on the other half", "one vector, fitted on hh-rlhf", "a threshold of length")
+    names = (
+        "the direction, fitted on the other half",
+        "the direction, fitted on hh-rlhf",
+        "Fisher's vector of single responses, of the other half",
+        "a threshold of length",
+    )
     counts = {name: np.zeros((int(pairs.groups.max()) + 1, 2, 2)) for name in names}
     for inside, outside, seed in splits_of(pairs, pku, seeds):
         judged = outside & pku
         logs = np.log1p(pairs.lengths)
         for name, fit in zip(names[:2], (inside, hh & ~np.isin(pairs.groups, pairs.groups[judged])), strict=True):
-            vector, choice = fit_on(pairs, fit, AUTO, reader, seed)
-            threshold = threshold_of(read, fit, choice.place, choice.estimator, seed)
+            vector, choice = fits(fit, seed if fit is inside else 0)
+            of_pairs = partial(of_differences, pairs.differences[choice.place], choice.estimator)
+            threshold = threshold_of(read, fit, choice.place, of_pairs, seed)
             count(counts[name], read, judged, read.means[choice.place] @ vector > threshold)
+        place = fits(inside, seed)[1].place
+        of_texts = partial(fisher, read, place)
+        threshold = threshold_of(read, inside, place, of_texts, seed)
+        count(counts[names[2]], read, judged, read.means[place] @ of_texts(np.flatnonzero(inside)) > threshold)
         truth, known = labels(read, inside)
         cuts = [(sign, *best_threshold(sign * logs[inside][known], truth[known])) for sign in (1, -1)]
         sign, threshold, _ = max(cuts, key=lambda cut: cut[2])
-        count(counts[names[2]], read, judged, sign * logs > threshold)
-    safe = sum(counts.values())
-    assert isinstance(safe, np.ndarray)
+        count(counts[names[3]], read, judged, sign * logs > threshold)
     every = counts[names[0]].copy()
     every[:, :, 1], every[:, :, 0] = every.sum(axis=2), 0.0  # everything called safe
     counts["everything called safe"] = every
@@ -286,9 +306,11 @@ def responses(read: Read, reader: Reader, seeds: int) -> tuple[str, dict[str, An
     lines += [f"| {name} | {value:.3f} [{low:.3f}, {high:.3f}] |" for name, (value, low, high) in numbers.items()]
     note = (
         f"{totals[1]:.0f} safe and {totals[0]:.0f} unsafe responses: a response is safe where more than half of its "
-        "raters say so, and left out where just half do. The threshold is learned on the pairs of the fit alone, each "
-        "scored by a direction fitted without its prompt; for hh-rlhf its chosen side counts as safe. A response "
-        "that stands in several pairs counts as often. 95 % intervals by prompt (draws)."
+        "raters say so, and left out where just half do. Nearly every pair has one of either, so the prompt tells "
+        "nothing, which in whole test sets it does. Fisher's vector is the difference of the two kinds' means, "
+        "whitened by how single responses vary, at the layer that the fit took. The threshold is learned on the pairs "
+        "of the fit alone, each scored by a vector fitted without its prompt; for hh-rlhf its chosen side counts as "
+        "safe. A response that stands in several pairs counts as often. 95 % intervals by prompt (draws)."
     )
     return f"#### One response at a time\n\n{note}\n\n" + "\n".join(lines), numbers
 
@@ -300,14 +322,32 @@ def labels(read: Read, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rates > 0.5, rates != 0.5
 
 
-def threshold_of(read: Read, fit: np.ndarray, layer: int, estimator: str, seed: int) -> float:
+def of_differences(differences: np.ndarray, estimator: str, places: np.ndarray) -> np.ndarray:
+    """The direction of some pairs, out of differences `[n, d_model]`."""
+    return ESTIMATORS[estimator](differences[places])
+
+
+def fisher(read: Read, layer: int, places: np.ndarray) -> np.ndarray:
+    """Fisher's discriminant of the single responses of some pairs, `[d_model]`, shrunk as `whitened` shrinks."""
+    truth, known = labels(read, places)
+    states, safe = read.means[layer, places][known].astype(np.float64), truth[known]
+    kinds = [states[safe], states[~safe]]
+    rest = np.concatenate([kind - kind.mean(axis=0) for kind in kinds])
+    n, width = rest.shape
+    spread = rest.T @ rest
+    spread += PRIOR_PAIRS * width / n * np.trace(spread) / width * np.eye(width)
+    return unit(np.linalg.solve(spread, kinds[0].mean(axis=0) - kinds[1].mean(axis=0)))
+
+
+def threshold_of(
+    read: Read, fit: np.ndarray, layer: int, vector_of: Callable[[np.ndarray], np.ndarray], seed: int
+) -> float:
     """The best threshold on the pairs of a fit, each scored without its prompt."""
     places = np.flatnonzero(fit)
-    folds = resample.folds_of(resample.groups_of(read.pairs.groups[places].tolist()), 5, seed)
+    folds = resample.folds_of(resample.groups_of(read.pairs.groups[places].tolist()), FOLDS, seed)
     scores = np.empty((len(places), 2))
     for fold in range(int(folds.max()) + 1):
-        vector = ESTIMATORS[estimator](read.pairs.differences[layer, places[folds != fold]])
-        scores[folds == fold] = read.means[layer, places[folds == fold]] @ vector
+        scores[folds == fold] = read.means[layer, places[folds == fold]] @ vector_of(places[folds != fold])
     truth, known = labels(read, fit)
     return best_threshold(scores[known], truth[known])[0]
 
@@ -358,13 +398,17 @@ def beside(numbers: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     own = {
         "ours, SmolLM2-135M from 4 bits, one vector": [
             percent(accuracy[AUTO.title]["hh_harmless"]), percent(accuracy[AUTO.title]["pku_saferlhf"]),
-            "{:.3f} [{:.3f}, {:.3f}]".format(*f1["one vector, fitted on the other half"]),
+            "{:.3f} [{:.3f}, {:.3f}]".format(*f1["the direction, fitted on the other half"]),
             "fitted on other prompts of the same sets; nothing trained",
         ],
         "ours, fitted on the other set alone": [
             percent(zero["pku_saferlhf, every pair"]["hh_harmless"]),
             percent(zero["hh_harmless, every pair"]["pku_saferlhf"]),
-            "{:.3f} [{:.3f}, {:.3f}]".format(*f1["one vector, fitted on hh-rlhf"]), "zero-shot",
+            "{:.3f} [{:.3f}, {:.3f}]".format(*f1["the direction, fitted on hh-rlhf"]), "zero-shot",
+        ],
+        "ours, one vector of single responses": [
+            "", "", "{:.3f} [{:.3f}, {:.3f}]".format(*f1["Fisher's vector of single responses, of the other half"]),
+            "fitted on other prompts of the same set",
         ],
         "the paper's recipe on the same model": [
             percent(accuracy[PAPER.title]["hh_harmless"]), percent(accuracy[PAPER.title]["pku_saferlhf"]), "",
@@ -380,7 +424,8 @@ def beside(numbers: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     note = (
         "Other rows of the same sources, so a difference of a few points says nothing: theirs are 2,266 pairs of hh "
         "and 9,000 of PKU (RewardBench's pref-sets, `allenai/reward-bench-results`), and the responses of PKU's whole "
-        "test set; ours are those of the tables above. Only ours leaves the model as it is."
+        "test set; ours are those of the tables above, a safe and an unsafe response to nearly every prompt, which "
+        "makes the last column harder."
     )
     return f"#### Beside public figures\n\n{note}\n\n" + "\n".join(lines), own
 
