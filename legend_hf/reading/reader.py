@@ -291,8 +291,9 @@ class OpenReader:
             else:
                 rendered.append(one)
                 result.append(None)
+        size = self.model.get_input_embeddings().num_embeddings
         read = (
-            self._known(text)
+            self._known(text, size)
             for text in templates.tokenize(
                 rendered, self.tokenizer, eos=reader.eos, pooling=reader.pooling, max_length=reader.max_length
             )
@@ -305,9 +306,8 @@ class OpenReader:
         eos = self.tokenizer.eos_token_id
         return eos != self.tokenizer.sep_token_id and self.tokenizer("a")["input_ids"][-1] == eos
 
-    def _known(self, text: Tokens | TextError) -> Tokens | TextError:
+    def _known(self, text: Tokens | TextError, size: int) -> Tokens | TextError:
         """Refuses a token that the tokenizer has and the model has not: reading it would end the whole run."""
-        size = self.model.get_input_embeddings().num_embeddings
         if isinstance(text, TextError) or max(text.ids) < size:
             return text
         token = self.tokenizer.convert_ids_to_tokens(max(text.ids))
