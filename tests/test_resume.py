@@ -18,7 +18,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from legend_hf import Direction, LegendMarginFn, annotate, fit_direction
-from legend_hf.margins.store import close_stores, open_store
+from legend_hf.margins.store import _all, close_stores, open_store
 from legend_hf.reading.reader import OpenReader, close_readers
 
 ROWS = 90
@@ -246,7 +246,9 @@ def test_twenty_kills(direction, rows, tmp_path, record_property):
 def _scores(run: Run) -> dict[bytes, float]:
     store = open_store(run.store)
     (kept,) = store.contents()
-    return {key: score for part in store._all(bytes.fromhex(kept.digest)) for key, score in part.items()}
+    with store._reading() as connection:
+        assert connection is not None
+        return {key: score for part in _all(connection, bytes.fromhex(kept.digest)) for key, score in part.items()}
 
 
 def test_without_a_store_a_killed_run_starts_anew(direction, rows, tmp_path):
