@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.directions import resample
-from legend_hf.margins.columns import OK, kind_of
+from legend_hf.margins.columns import OK, kind_of, ok_rows
 from legend_hf.margins.margin_fn import STATUS
 from legend_hf.margins.origin import check_one, marks_of
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
@@ -209,15 +209,13 @@ def _check_arguments(dataset: Any, by: str, stages: int | None, **choices: str) 
 
 def _annotated_rows(dataset: Dataset) -> np.ndarray:
     """Numbers of the rows that were not skipped when margins were made, rising."""
-    if STATUS not in dataset.column_names:
-        return np.arange(len(dataset))
-    ok = np.array([status == OK for status in _column(dataset, STATUS).to_pylist()], dtype=bool)
-    if not ok.all():
+    good = ok_rows(dataset, STATUS)
+    if len(good) < len(dataset):
         logger.warning(
             "left out %d of %d rows, whose `%s` is not %r; to keep them, remove that column",
-            (~ok).sum(), len(ok), STATUS, OK,
+            len(dataset) - len(good), len(dataset), STATUS, OK,
         )  # fmt: skip
-    return np.flatnonzero(ok)
+    return good
 
 
 def _numbers(dataset: Dataset, by: str, rows: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from legend_hf.margins.columns import OK, numbers_of, one_size, remedy_for, splits_of
+from legend_hf.margins.columns import numbers_of, ok_rows, one_size, remedy_for, splits_of
 from legend_hf.margins.margin_fn import STATUS
 from legend_hf.margins.scoring import edition
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
@@ -234,10 +234,7 @@ def _missing(name: str, split: Dataset, column: str) -> str:
 
 def _kept(split: Dataset) -> np.ndarray:
     """The row numbers `[k]` of the rows whose margin was measured."""
-    if STATUS not in split.column_names:
-        return np.arange(len(split))
-    status = split.select_columns(STATUS)[:][STATUS]
-    return np.array([row for row, said in enumerate(status) if said == OK], dtype=np.int64)
+    return ok_rows(split, STATUS)
 
 
 # -- Rows ----------------------------------------------------------------------------------------------------

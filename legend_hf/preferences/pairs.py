@@ -25,7 +25,7 @@ import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.annotate import annotate
-from legend_hf.margins.columns import OK, one_size, shown_as, splits_of
+from legend_hf.margins.columns import OK, numbers_of, ok_rows, one_size, shown_as, splits_of
 from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
 from legend_hf.margins.origin import MARGINS, beside, check_made_by, check_one, marks_of
 from legend_hf.margins.score_fn import STATUS as SCORES_STATUS
@@ -372,13 +372,10 @@ def _check_share(keep: str, fraction: float) -> None:
 
 def _readable(split: Dataset) -> np.ndarray:
     """Rows of a split that could be read, by what those who read it say, ascending."""
-    plain = split.with_format(None)
-    good = np.ones(len(plain), dtype=bool)
-    for status in {STATUS, MARGIN_STATUS} & set(plain.column_names):
-        good &= np.array([said == OK for said in plain[status]], dtype=bool)
-    if not good.all():
-        logger.warning("%d of %d rows could not be read and are left out", (~good).sum(), len(plain))
-    return np.flatnonzero(good)
+    good = ok_rows(split, STATUS, MARGIN_STATUS)
+    if len(good) < len(split):
+        logger.warning("%d of %d rows could not be read and are left out", len(split) - len(good), len(split))
+    return good
 
 
 def _selected(split: Dataset, rows: np.ndarray, keep: str, fraction: float, by: str | None, seed: int) -> list[int]:
@@ -398,11 +395,10 @@ def _selected(split: Dataset, rows: np.ndarray, keep: str, fraction: float, by: 
 
 def _finite(split: Dataset, by: str, rows: np.ndarray) -> np.ndarray:
     """The numbers of some rows, all of them finite."""
-    plain = split.with_format(None)
-    try:
-        values = np.array(plain[by][:], dtype=np.float64)[rows]  # None becomes NaN
-    except (TypeError, ValueError):
-        raise ValueError(f"`{by}` is {plain.features[by]}; allowed is a column of numbers; name another") from None
+    column = numbers_of(split, by)
+    if column is None:
+        raise ValueError(f"`{by}` is {split.features[by]}; allowed is a column of numbers; name another")
+    values = column[rows]
     bad = rows[~np.isfinite(values)]
     if len(bad):
         raise ValueError(f"row {bad[0]}, column `{by}`: no finite number; allowed is one in each row; drop such rows")
