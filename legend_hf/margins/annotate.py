@@ -38,9 +38,10 @@ def annotate(
 
     Beyond `map` with the transform: checks every row of every split before the first one is read and names the row
     that cannot be, gives empty splits their columns, sets the columns' types, and finds its cached result again when
-    only device, token budget or store changed. SIGINT (Ctrl-C) and SIGTERM wait for the forward pass at hand, then stop
-    the run and its workers; if this process is killed, its workers end by themselves. A streaming dataset is annotated,
-    and checked, as it is consumed.
+    only device, token budget or store changed. Where columns may be overwritten it removes those that an earlier run
+    wrote and this one does not; it says when most margins are of one size. SIGINT (Ctrl-C) and SIGTERM wait for the
+    forward pass at hand, then stop the run and its workers; if this process is killed, its workers end by themselves. A
+    streaming dataset is annotated, and checked, as it is consumed.
 
     Args:
         dataset: A `Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`.
