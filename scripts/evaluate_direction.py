@@ -133,6 +133,8 @@ def real_first(given: argparse.Namespace) -> dict[str, Any] | None:
         model, given.data, given.kept, seeds=given.seeds, most=given.first, device=given.device
     )
     intro = introduction(given.seeds).replace("## Directions", "## Directions on a real chat LLM", 1)
+    first = f" --first {' '.join(given.first)}" if given.first else ""
+    intro = intro.replace("direction.py --results", f"direction.py --only real{first} --results")
     if given.results:
         replace_section(given.results, f"{intro}\n\n{section}", REAL_BEGIN, REAL_END)
     return numbers

@@ -424,8 +424,8 @@ def beside(numbers: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     note = (
         "Other rows of the same sources, so a difference of a few points says nothing: theirs are 2,266 pairs of hh "
         "and 9,000 of PKU (RewardBench's pref-sets, `allenai/reward-bench-results`), and the responses of PKU's whole "
-        "test set; ours are those of the tables above, a safe and an unsafe response to nearly every prompt, which "
-        "makes the last column harder."
+        "test set; ours are those of the tables above, a safe and an unsafe response to nearly every prompt, so "
+        "that the prompt tells nothing there."
     )
     return f"#### Beside public figures\n\n{note}\n\n" + "\n".join(lines), own
 
