@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import shlex
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 
 import pytest
 import typer
@@ -16,6 +18,7 @@ from datasets import Dataset
 from tiny_causal import CHAT, save_tiny_causal
 from typer.testing import CliRunner
 
+import legend_hf
 from legend_hf.cli import app
 from legend_hf.cli.door import COMMANDS, Door, sentences
 from legend_hf.cli.spelling import spelled
@@ -332,6 +335,29 @@ def test_a_message_is_spelled_by_the_signatures_alone(said, typed):
 
 
 other = write
+# What messages name and no command takes: arguments of `datasets`, a token, which has no place in a shell's history,
+# and `private`, which is how `push` is without `--public`.
+NOT_TYPED = {"batched", "with_rank", "streaming", "token", "private"}
+
+
+def named_in_messages(source):
+    """Every argument that a module's messages name with a value, as in `overwrite=True`; docstrings are no messages."""
+    tree = ast.parse(source)
+    parents = (ast.Module, ast.FunctionDef, ast.ClassDef)
+    first = [node.body[0] for node in ast.walk(tree) if isinstance(node, parents) and node.body]
+    docs = {id(node.value) for node in first if isinstance(node, ast.Expr)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return {name for text in texts if id(text) not in docs for name in re.findall(r"`(\w+)=[^`]*`", text.value)}
+
+
+def test_what_messages_advise_can_be_typed():
+    files = [file for file in Path(legend_hf.__file__).parent.rglob("*.py") if file.parent.name != "cli"]
+    named = set().union(*(named_in_messages(file.read_text(encoding="utf-8")) for file in files))
+    typed = {word for door in COMMANDS.values() for word in (*door.words, *door.renamed)}
+    assert named - typed == NOT_TYPED
+    assert {"overwrite", "on_error", "trust_remote_code", "store", "allow_source"} <= named & typed
+    control = '"""`doc=1`"""\nraise ValueError(f"{x}; pass `nowhere=True` or `y`")'
+    assert named_in_messages(control) - typed == {"nowhere"}
 
 
 # -- The examples --------------------------------------------------------------------------------------------
