@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 import legend_hf
 from legend_hf.cli import app
-from legend_hf.cli.door import COMMANDS, Door, sentences
+from legend_hf.cli.door import COMMANDS, Door
 from legend_hf.cli.spelling import spelled
+from legend_hf.cli.words import sentences
 
 NEEDED = "it must be given"
 COLUMNS = {"--prompt-column": "prompt", "--chosen-column": "chosen", "--rejected-column": "rejected"}

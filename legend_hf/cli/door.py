@@ -2,33 +2,25 @@
 
 In: the functions that a command calls, by name, and a body that says what a shell adds to them: which words are loaded,
 what is saved and printed. Out: a command for typer. Nothing is imported for a command before it is asked for. This file
-knows no command and no function.
-
-A parameter that only names can give is an option, one that a place can give is an argument; `snake_case` becomes
-`--snake-case`. The help is the first sentence of the parameter's entry in `Args:`; where its words make no sense in a
-shell, the body's docstring has others under `Options:`. A parameter whose class one word makes, such as `Rows`, is
-flattened: the word has the parameter's own name, and the class's other fields are options beside it.
+knows no command and no function; what becomes of a parameter, `words` says.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
-import os
-import re
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property, partial
 from importlib import import_module
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from itertools import chain
+from typing import Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
 from legend_hf.cli.errors import Say, say, user_errors
 from legend_hf.cli.spelling import spelled
+from legend_hf.cli.words import Part, Word, function_of, one_word, sentences
 
 COMMANDS: dict[str, Door] = {}
 """Every command by its name, in the order of the help. `store show` is one of the group `store`."""
@@ -67,73 +59,6 @@ def command(
 
 
 @dataclass(frozen=True)
-class Word:
-    """One word of a command line: an argument or an option.
-
-    Attributes:
-        name: Of the option, as a parameter.
-        kind: Its type, as the function says.
-        default: Its default; `MISSING` where it must be given.
-        says: Its help.
-        argument: Whether its place says what it is.
-    """
-
-    name: str
-    kind: Any
-    default: Any
-    says: str
-    argument: bool = False
-
-    @property
-    def spelled(self) -> str:
-        """As it is typed."""
-        return self.name if self.argument else f"--{self.name.replace('_', '-')}"
-
-    @property
-    def looked_for(self) -> bool:
-        """Whether it names something that is looked for here first, and then on the Hub."""
-        return any(get_origin(kind) is os.PathLike for kind in _members(self.kind))
-
-    def parameter(self) -> inspect.Parameter:
-        """What typer makes of it."""
-        kind, given = _typed(self.kind), self.default
-        plain = typer.Argument if self.argument else partial(typer.Option, *self._names())
-        says = self.says.removesuffix(".")
-        if get_origin(kind) is list and not self.argument:
-            says += "; can be given again"
-        if any(get_origin(one) is Mapping for one in _members(self.kind)):
-            says = f"{says.partition(';')[0]}; an object, as JSON"
-        if given is MISSING:
-            given = inspect.Parameter.empty
-        elif get_origin(kind) is list:
-            kind, given = kind | None, list(given) if given else None
-        elif given is None:
-            kind = kind | None
-        said = self.kind if get_origin(self.kind) is Annotated else Annotated[kind, plain(help=f"{says}.")]
-        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=given, annotation=said)
-
-    def value(self, given: Any) -> Any:
-        """What the function gets of what was typed."""
-        members = {get_origin(kind) or kind for kind in _members(self.kind)}
-        if given is None or not isinstance(given, str):
-            return self.default if given is None and self.default is not MISSING else given
-        if Mapping in members:
-            try:
-                read = json.loads(given)
-            except ValueError:
-                read = None
-            if not isinstance(read, dict):
-                raise ValueError(f"`{self.spelled}` is {given!r}; give an object as JSON, such as '{{\"key\": true}}'")
-            return read
-        return int(given) if {int, str} <= members and re.fullmatch(r"-?\d+", given) else given
-
-    def _names(self) -> list[str]:
-        if _typed(self.kind) is not bool:
-            return [self.spelled]
-        return [f"{self.spelled}/--no-{self.spelled[2:]}" if self.default is True else self.spelled]
-
-
-@dataclass(frozen=True)
 class Door:
     """One command. Attributes are those of `command`."""
 
@@ -156,21 +81,26 @@ class Door:
         return " ".join(behind.partition("\n\n")[0].split())
 
     @cached_property
+    def parts(self) -> dict[str, list[Part]]:
+        """What the body (`""`) and each function get that is typed; a word of the body's is no function's."""
+        parameters = list(inspect.signature(self.body, eval_str=True).parameters.values())
+        found = {"": [self._part(one, "") for one in parameters[len(self.functions) :]]}
+        taken = {*self.without, *(word.name for part in found[""] for word in part.words.values())}
+        for function in self.functions:
+            several = inspect.signature(function_of(function)).parameters.values()
+            offered = [one for one in several if one.kind is one.KEYWORD_ONLY and one.name not in self.without]
+            free = [one for one in offered if self.renamed.get(one.name, one.name) not in taken]
+            found[function] = [self._part(one, function) for one in free]
+        return found
+
+    @cached_property
     def words(self) -> dict[str, Word]:
         """Every word that can be typed: arguments, what must be given, then the functions' options, then the rest."""
-        own = self._own_words
-        called = [
-            word
-            for function in self.functions
-            for parameter in self._offered(function)
-            for word in self._words_of(parameter, function)
-        ]
-        ordered = sorted(
-            [*(word for word in own if word.argument or word.default is MISSING), *called, *own],
-            key=lambda word: (not word.argument, word.default is not MISSING),
-        )
+        own, *called = [[word for part in parts for word in part.words.values()] for parts in self.parts.values()]
+        needed = [word for word in own if word.argument or word.default is MISSING]
+        ordered = [*needed, *chain(*called), *own]
         names: dict[str, Word] = {}
-        for word in ordered:
+        for word in sorted(ordered, key=lambda word: (not word.argument, word.default is not MISSING)):
             names.setdefault(word.name, word)
         return names
 
@@ -185,8 +115,11 @@ class Door:
             looked_for = [given[word.name] for word in self.words.values() if word.looked_for]
             with user_errors(looked_for, self.spelled, kept=given.get("output")):
                 values = {name: word.value(given[name]) for name, word in self.words.items()}
-                own = {name: self._filled(parameter, None, values) for name, parameter in self._own.items()}
-                calls = [self._called(function, values) for function in self.functions]
+                own, *options = [
+                    {part.name: self._say if part.makes is Say else part.filled(values) for part in parts}
+                    for parts in self.parts.values()
+                ]
+                calls = [partial(function_of(name), **some) for name, some in zip(self.functions, options, strict=True)]
                 self.body(*calls, **own)
 
         called.__signature__ = inspect.Signature([word.parameter() for word in self.words.values()])  # type: ignore[attr-defined]
@@ -199,15 +132,9 @@ class Door:
         own = {function.rpartition(".")[2]: ("", self.option_of) for function in self.functions}
         return spelled(said, self.option_of, {**calls, **own})
 
-    @cached_property
-    def _own(self) -> dict[str, inspect.Parameter]:
-        """The body's parameters behind the functions."""
-        parameters = inspect.signature(self.body, eval_str=True).parameters
-        return dict(list(parameters.items())[len(self.functions) :])
-
-    @cached_property
-    def _own_words(self) -> list[Word]:
-        return [word for parameter in self._own.values() for word in self._words_of(parameter)]
+    @property
+    def _say(self) -> Say:
+        return partial(say, spell=self.spelled)
 
     @cached_property
     def _docs(self) -> dict[str, str]:
@@ -215,120 +142,32 @@ class Door:
         said = [pair for function in reversed(self.functions) for pair in sentences(function_of(function)).items()]
         return {self.renamed.get(name, name): sentence for name, sentence in said}
 
-    def _offered(self, function: str) -> list[inspect.Parameter]:
-        """A function's parameters that only names can give, but for those whose name is one of the body's words."""
-        left_out = {*self.without, *(word.name for word in self._own_words)}
-        found = inspect.signature(function_of(function)).parameters.values()
-        offered = [one for one in found if one.kind is one.KEYWORD_ONLY and one.name not in self.without]
-        return [one for one in offered if self.renamed.get(one.name, one.name) not in left_out]
-
-    def _words_of(self, parameter: inspect.Parameter, function: str | None = None) -> Iterator[Word]:
-        """The words of a parameter: one, or one for each field of its class."""
-        kind = _kind_of(parameter, function)
+    def _part(self, parameter: inspect.Parameter, function: str) -> Part:
+        """A parameter with its words: one, none for what is no word, or one for each field of its class."""
+        kind, named = parameter.annotation, self.renamed if function else {}
+        beside: Collection[str] = ()
+        if function:
+            kind = eval(kind, vars(import_module(function.rpartition(".")[0]))) if isinstance(kind, str) else kind
+            beside = inspect.signature(function_of(function)).parameters
         if kind is Say:
-            return
-        argument = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            return Part(parameter.name, Say, {})
         default = MISSING if parameter.default is parameter.empty else parameter.default
-        flat, shell = _one_word(kind), sentences(self.body)
+        argument = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        flat, shell = one_word(kind), sentences(self.body)
         if flat is None:
-            name = self._name_of(parameter.name, function)
-            yield Word(name, kind, default, shell.get(name) or self._docs.get(name, ""), argument)
-            return
-        hints, said = get_type_hints(flat), sentences(flat)
-        for field in self._asked(flat, function):
+            name = named.get(parameter.name, parameter.name)
+            word = Word(name, kind, default, shell.get(name) or self._docs.get(name, ""), argument)
+            return Part(parameter.name, None, {parameter.name: word})
+        hints, said, words = get_type_hints(flat), sentences(flat), {}
+        for field in fields(flat):
             first = field.default is MISSING
-            name = parameter.name if first else self._name_of(field.name, function)
+            if not first and field.name in beside:
+                continue  # what a function asks for itself is its own to pass on
+            name = parameter.name if first else named.get(field.name, field.name)
             says = shell.get(name) or said.get(field.name, "")
-            yield Word(name, hints[field.name], default if first else field.default, says, argument and first)
-
-    def _asked(self, flat: Any, function: str | None) -> list[Field[Any]]:
-        """The fields of a class that make words; what a function asks for itself is its own to pass on."""
-        own = inspect.signature(function_of(function)).parameters if function is not None else {}
-        return [field for field in fields(flat) if field.default is MISSING or field.name not in own]
-
-    def _name_of(self, parameter: str, function: str | None) -> str:
-        return parameter if function is None else self.renamed.get(parameter, parameter)
-
-    def _filled(self, parameter: inspect.Parameter, function: str | None, values: Mapping[str, Any]) -> Any:
-        """What the body, or a function, gets for a parameter: a value, or an object of several."""
-        if parameter.annotation is Say:
-            return partial(say, spell=self.spelled)
-        flat = _one_word(_kind_of(parameter, function))
-        if flat is None:
-            return values[self._name_of(parameter.name, function)]
-        if any(f.default is MISSING for f in fields(flat)) and values[parameter.name] is None:
-            return None
-        asked = self._asked(flat, function)
-        names = {f.name: parameter.name if f.default is MISSING else self._name_of(f.name, function) for f in asked}
-        return flat(**{name: values[word] for name, word in names.items()})
-
-    def _called(self, function: str, values: Mapping[str, Any]) -> Callable[..., Any]:
-        options = {}
-        for parameter in self._offered(function):
-            options[parameter.name] = self._filled(parameter, function, values)
-        return partial(function_of(function), **options)
-
-
-def function_of(name: str) -> Any:
-    """A function or class by its name, imported when it is needed."""
-    module, _, function = name.rpartition(".")
-    return getattr(import_module(module), function)
-
-
-def _kind_of(parameter: inspect.Parameter, function: str | None) -> Any:
-    """A parameter's type, by the names of its function's module."""
-    kind = parameter.annotation
-    return eval(kind, vars(import_module(function.rpartition(".")[0]))) if function and isinstance(kind, str) else kind
-
-
-def sentences(what: Any) -> dict[str, str]:
-    """The first sentence on each parameter, without the marks of code: from `Args:`, `Attributes:` or `Options:`."""
-    found: dict[str, str] = {}
-    for one in reversed(inspect.getmro(what)) if inspect.isclass(what) else [what]:
-        entries = re.search(
-            r"^(?:Args|Attributes|Options):\n((?: +.*\n?|\n)+)", inspect.cleandoc(one.__doc__ or ""), re.M
-        )
-        for entry in re.finditer(r"^    (\w+): (.*(?:\n {5,}.*)*)", entries[1] if entries else "", re.M):
-            said = " ".join(entry[2].split())
-            sentence = re.match(r".*?[.](?=\s+[A-Z`\"]|$)", said)
-            plain = re.sub(r"[`\"]", "", sentence[0] if sentence else said)
-            found[entry[1]] = re.sub(r"\bNone (?=[a-z]+s\b)", "left out, it ", plain)
-    return found
-
-
-def _members(kind: Any) -> tuple[Any, ...]:
-    """The members of a union but None; a kind that is none is its own only one."""
-    if get_origin(kind) is Annotated:
-        return _members(get_args(kind)[0])
-    several = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    return tuple(one for one in several if one is not type(None))
-
-
-def _one_word(kind: Any) -> Any:
-    """The class that a word makes, if the parameter's kind is or allows one: all its fields but one have defaults."""
-    members = _members(kind)
-    for one in members:
-        required = [f.default for f in fields(one)].count(MISSING) if is_dataclass(one) else 2
-        if required == 1 or (required == 0 and len(members) == 1):
-            return one
-    return None
-
-
-def _typed(kind: Any) -> Any:
-    """The type that typer reads a word as."""
-    members = _members(kind)
-    for one in members:
-        if get_origin(one) in (list, Sequence):
-            return list[_typed(get_args(one)[0])]  # type: ignore[misc]
-    origins = {get_origin(one) or one for one in members}
-    for plain in (bool, float, Path) if str not in origins else ():
-        if plain in origins:
-            return plain
-    if str not in origins and int in origins:
-        return int
-    if origins & {str, os.PathLike, Mapping, Literal}:
-        return str
-    raise TypeError(f"no word of a command line gives {kind}; leave the parameter out by `without`")
+            value = default if first else field.default
+            words[field.name] = Word(name, hints[field.name], value, says, argument and first)
+        return Part(parameter.name, flat, words)
 
 
 class Doors(TyperGroup):
