@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
@@ -80,3 +81,39 @@ def test_no_threshold_is_better_than_the_best(rows):
     value, low, high = f1_interval(table)
     assert value == pytest.approx(max(cuts))
     assert low <= high
+
+
+def test_the_section_has_every_table_and_a_second_run_reads_nothing(demo, tmp_path, monkeypatch):
+    from evaluate_real import real_section
+
+    lines = (ROOT / "scripts" / "demo" / "contrast_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    files = {
+        "hh_harmless": rows[:40],
+        "pku_saferlhf": [{**row, "chosen_safe_rate": 1.0, "rejected_safe_rate": 0.0} for row in rows[40:80]],
+        "refuse_vs_comply": rows[80:],
+        "gptfuzz_labelled": [
+            {"prompt": row["prompt"] + " Please.", "response": row[side], "harm": float(side == "rejected")}
+            for row in rows[:24]
+            for side in ("chosen", "rejected")
+        ],
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    text, numbers = real_section(demo, tmp_path, tmp_path / "kept", seeds=1)
+    for told in ("mean difference", "How many pairs", "macro-F1", "Beside public figures", "zero-shot", "0.915"):
+        assert told in text
+    assert numbers["cross_fitted"]["pairs"] == {**{n: len(files[n]) for n in list(files)[:3]}, "gptfuzz_labelled": 24}
+    # This annotator was trained on these rows: a table that mixed up sides or sets would not show it.
+    assert all(
+        cell[0] > 0.7 for cell in numbers["cross_fitted"]["accuracy"]["**what `fit` chooses by itself**"].values()
+    )
+    assert numbers["responses"]["everything called safe"][0] == pytest.approx(1 / 3)
+
+    def never(*_, **__):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(OpenReader, "read", never)
+    assert real_section(demo, tmp_path, tmp_path / "kept", seeds=1) == (text, numbers)
+    with pytest.raises(AssertionError, match="read again"):  # the control: other pairs
+        real_section(demo, tmp_path, tmp_path / "kept", seeds=1, most=["hh_harmless=39"])
