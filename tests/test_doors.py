@@ -155,6 +155,8 @@ def test_the_help_of_all_begins_with_the_common_road():
     told = CliRunner(env={"COLUMNS": "80", "TERM": "dumb"}).invoke(app, ["--help"])
     assert max(map(len, told.output.splitlines())) <= 80
     assert "..." not in told.output.partition("\n")[2], "no sentence is cut"
+    stores = CliRunner(env={"COLUMNS": "80", "TERM": "dumb"}).invoke(app, ["store", "--help"])
+    assert "..." not in stores.output.partition("\n")[2]
     first = [line.split()[0] for line in told.output.splitlines() if re.match(r"  \w[\w-]*  +\w", line)]
     assert first[:5] == ["fit", "annotate", "report", "push", "inspect"]
     assert {*first} == {name.split()[0] for name in ONCE}

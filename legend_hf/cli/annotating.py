@@ -261,7 +261,7 @@ def store_prune(
     unused_days: Annotated[float, typer.Option(help="Forget directions that were not used for so long.", min=0)] = 30.0,
     everything: Annotated[bool, typer.Option("--all", help="Forget all.")] = False,
 ) -> None:
-    """Forget the scores of directions that are no longer used, and give their space back.
+    """Forget the scores of directions that are no longer used. Their space is given back.
 
     Example: store prune --unused-days 30
 
@@ -275,7 +275,7 @@ def store_prune(
 
 @command(name="store merge", under=KEPT)
 def store_merge(into: Path, stores: Sequence[Path]) -> None:
-    """Put the scores of several stores into one, such as those of several machines.
+    """Put the scores of several stores into one. They may be those of several machines.
 
     Example: store merge all.sqlite node-1.sqlite node-2.sqlite
 
