@@ -280,3 +280,29 @@ def test_the_wheel_alone_in_a_new_environment_has_cards_and_cli(wheel, tmp_path,
         capture_output=True, text=True, cwd=tmp_path, env=env, check=True,
     ).stdout  # fmt: skip
     assert where.startswith(str(tmp_path)), "the wheel was tested, not the checkout"
+
+
+MOST_ARGUMENTS = 12
+# Their options are what users set.
+WITH_OPTIONS = {"fit_direction", "LegendMarginFn", "LegendScoreFn", "PairSimilarityFn"}
+
+
+def long_lists(source: str) -> set[str]:
+    """Public functions, and classes by how they are made, that take more arguments than anyone keeps in mind."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        made = node.body if isinstance(node, ast.ClassDef) else []
+        for one in [node, *(f for f in made if isinstance(f, ast.FunctionDef) and f.name == "__init__")]:
+            if isinstance(one, ast.FunctionDef) and (one is not node or not one.name.startswith("_")):
+                arguments = one.args.posonlyargs + one.args.args + one.args.kwonlyargs
+                if len([a for a in arguments if a.arg not in ("self", "cls")]) > MOST_ARGUMENTS:
+                    found.add(node.name)
+    return found
+
+
+def test_no_public_function_takes_more_arguments_than_anyone_keeps_in_mind():
+    found = set().union(*(long_lists(file.read_text(encoding="utf-8")) for file in PACKAGE.rglob("*.py")))
+    assert found == WITH_OPTIONS
+    many = ", ".join(f"a{i}" for i in range(13))
+    assert long_lists(f"def f({many}): ...\nclass C:\n    def __init__(self, {many}): ...") == {"f", "C"}
+    assert long_lists(f"def _f({many}): ...\ndef f(self, {many[4:]}): ...") == set()

@@ -17,7 +17,7 @@ from legend_hf.margins.columns import one_size
 from legend_hf.preferences import pairs
 from legend_hf.preferences.export import export_for
 from legend_hf.preferences.pairs import Share, make_pairs, pick_pair, select_measured, select_pairs
-from legend_hf.preferences.similarity import PairSimilarityFn, cosine
+from legend_hf.preferences.similarity import PairSimilarityFn, cosine, embedder_of
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.reader import OpenReader, describe_model
 
@@ -537,6 +537,18 @@ def test_embeddings_choose_and_scores_label(ds, tiny_llama, rule):
 def test_the_similar_pair_of_equal_responses(ds, tiny_llama):
     row = make_pairs(ds, rule="similar", model=tiny_llama)[2]
     assert (row["prompt"], row["pair_similarity"], row["chosen_index"], row["rejected_index"]) == ("Soup?", 1.0, 0, 1)
+
+
+def test_an_embedder_says_the_rest_of_its_options(tiny_llama):
+    from datasets import Dataset
+
+    ds = Dataset.from_list(
+        [{"prompt": "Tea?", "responses": ["Yes, black.", "No, never.", "Green"], "scores": [3, 2, 1]}]
+    )
+    whole, begun = embedder_of(tiny_llama), embedder_of(tiny_llama, max_length=2)
+    expected = make_pairs(ds, rule="all", model=tiny_llama)
+    assert make_pairs(ds, rule="all", model=whole)[:] == expected[:]
+    assert make_pairs(ds, rule="all", model=begun)["pair_similarity"][:] != expected["pair_similarity"][:]
 
 
 def test_prompts_do_not_matter(ds, tiny_llama):

@@ -53,9 +53,10 @@ def select(
     save(kept, output, source=dataset, rows=splits)
 
 
-@command("preferences.pairs.make_pairs", under=SCORES)
+@command("preferences.pairs.make_pairs", "preferences.similarity.embedder_of", under=SCORES)
 def pairs(
     make_pairs: Call,
+    embedder_of: Call,
     dataset: Rows,
     *,
     output: Place,
@@ -75,7 +76,8 @@ def pairs(
     reads = [model, direction.source if direction else None]
     check_rows_folder(output.output, rows=dataset.source, reads=reads, overwrite=output.overwrite)
     splits = dataset.splits()
-    made = make_pairs(splits, model=model, direction=direction.load() if direction else None)
+    embedder = None if model is None else embedder_of(model)
+    made = make_pairs(splits, model=embedder, direction=direction.load() if direction else None)
     for name, rows in made.items():
         typer.echo(f"{name}: {len(rows)} pairs of {len(splits[name])} prompts")
     save(made, output, source=dataset, rows=splits)

@@ -33,7 +33,6 @@ from legend_hf.margins.scoring import edition
 from legend_hf.preferences.alongside import Alongside, alongside
 from legend_hf.preferences.similarity import (
     COLUMN,
-    MAX_LENGTH,
     STATUS,
     Embedder,
     PairSimilarityFn,
@@ -182,14 +181,7 @@ def make_pairs(
     dataset: Rows,
     *,
     rule: str = "dissimilar",
-    model: str | os.PathLike[str] | Reader | Direction | None = None,
-    revision: str | None = None,
-    layer: int = -1,
-    max_length: int = MAX_LENGTH,
-    device: str | None = None,
-    batch_tokens: int | None = None,
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
+    model: str | os.PathLike[str] | Reader | Direction | Embedder | None = None,
     scores_column: str = "scores",
     responses_column: str = "responses",
     prompt_column: str = "prompt",
@@ -218,15 +210,8 @@ def make_pairs(
         dataset: A `Dataset`, or a `DatasetDict` whose every split is done, with a list of responses (strings or message
             lists, or dicts with one of them as `response`) and a list of scores per row, in the same order.
         rule: One of those above.
-        model: As in `PairSimilarityFn`; `"dissimilar"`, `"similar"` and `"centroid"` need it. With the other rules it
-            only adds `pair_similarity`.
-        revision: Branch, tag or commit of a Hub model; resolved to a commit.
-        layer: Index into `hidden_states` whose mean is the embedding; -1 is the last.
-        max_length: Most tokens of a response that are read.
-        device: Where to run; None takes a GPU when there is one.
-        batch_tokens: Most tokens in one forward pass; None takes the device's default.
-        dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
-        trust_remote_code: Run code that comes with the model.
+        model: As in `PairSimilarityFn`, or an `embedder_of` one, which says the rest of its options, too;
+            `"dissimilar"`, `"similar"` and `"centroid"` need it. With the other rules it only adds `pair_similarity`.
         scores_column: Name of the scores' column.
         responses_column: Name of the responses' column.
         prompt_column: Name of the prompts' column, which is called `prompt` in the result; there need not be one.
@@ -269,18 +254,7 @@ def make_pairs(
         direction = Direction.from_pretrained(direction)
     if direction is not None:
         _check_scored_by(direction, splits, scores_column)
-    embedder = None
-    if model is not None:
-        embedder = embedder_of(
-            model,
-            revision=revision,
-            layer=layer,
-            max_length=max_length,
-            device=device,
-            batch_tokens=batch_tokens,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-        )
+    embedder = model if model is None or isinstance(model, Embedder) else embedder_of(model)
     if on_error == "raise":  # at the first bad row of any split, before a row is embedded
         for name, split in splits.items():
             for row in _read_rows(split, columns, scores_column, embedder):

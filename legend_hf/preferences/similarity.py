@@ -170,7 +170,17 @@ def embedder_of(
     dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> Embedder:
-    """Makes the Embedder of a model. Arguments are those of `PairSimilarityFn`.
+    """Makes the Embedder of a model: how responses become embeddings, for `make_pairs`.
+
+    Args:
+        model: As in `PairSimilarityFn`.
+        revision: Branch, tag or commit of a Hub model; resolved to a commit.
+        layer: Index into `hidden_states` whose mean is the embedding; -1 is the last, after the final norm.
+        max_length: Most tokens of a response that are read, special ones included; bounded by the model's window.
+        device: Where to run; None takes a GPU when there is one.
+        batch_tokens: Most tokens in one forward pass; None takes the device's default.
+        dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
+        trust_remote_code: Run code that comes with the model.
 
     Raises:
         ValueError: An argument that is not allowed, or that contradicts `model`.
