@@ -258,11 +258,12 @@ def transfer(pairs: Pairs, reader: Reader, fits: Fits, seeds: int) -> tuple[str,
         cells.append([value, *(ends or (math.nan, math.nan))])
     numbers["length"] = dict(zip(sets, cells, strict=True))
     lines.append(f"| the better rule of length | | {' | '.join(map(percent, cells))} |")
+    prompts = ", ".join(f"{TITLES[n]} {len(np.unique(pairs.groups[pairs.names == n]))}" for n in sets)
     note = (
         "What `fit` chooses on so many pairs of half of the prompts of one set; judged on the other half of them, and "
         f"on every pair of the other sets: zero-shot. Means over {seeds} ways of dealing the prompts; intervals by "
-        "prompt, the pairs to fit on taken as given. GPTFuzz has 100 prompts, here with up to "
-        f"{PER_PROMPT} pairs each, and refusal or compliance 90."
+        f"prompt, the pairs to fit on taken as given. Distinct prompts: {prompts}; on fewer than {FEWEST_PROMPTS}, "
+        "`fit` takes the middle layer and the mean difference."
     )
     return f"#### How many pairs, and of which kind\n\n{note}\n\n" + "\n".join(lines), numbers
 
