@@ -236,7 +236,8 @@ def transfer(pairs: Pairs, reader: Reader, fits: Fits, seeds: int) -> tuple[str,
                 where = (pairs.names == judged) & (outcome.times > 0)
                 cells.append(share(outcome.share[where], pairs.groups[where]))
             numbers[f"{name}, {size or 'half'}"] = dict(zip(sets, cells, strict=True)) | {"took": dict(outcome.chosen)}
-            count = size or f"{min(pairs_of[size])} (half)"
+            fewest, largest = min(pairs_of[size]), max(pairs_of[size])
+            count = size or f"{fewest} to {largest} (half)"
             lines.append(f"| {TITLES[name]} | {count} | {' | '.join(map(percent, cells))} |")
         inside = pairs.names == name
         vector, choice = fits(inside, 0)
