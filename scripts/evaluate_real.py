@@ -230,7 +230,7 @@ def transfer(pairs: Pairs, reader: Reader, fits: Fits, seeds: int) -> tuple[str,
                 outcome.times[unknown] += 1
                 outcome.chosen[f"layer {layer}, {choice.estimator}"] += 1
                 pairs_of.setdefault(size, []).append(int(inside.sum()))
-        for size, outcome in found.items():
+        for size, outcome in sorted(found.items(), key=lambda one: one[0] or math.inf):
             cells = []
             for judged in sets:
                 where = (pairs.names == judged) & (outcome.times > 0)
