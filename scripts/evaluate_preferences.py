@@ -40,8 +40,8 @@ from tqdm.auto import tqdm
 from train_demo_annotator import fold, opening, read_jsonl
 from transformers.utils import logging as transformers_logging
 
-from legend_hf import Direction, LegendMarginFn, annotate, fit_direction, pairs_from_labels
-from legend_hf.directions import resample
+from legend_hf import Direction, LegendMarginFn, annotate, fit_direction
+from legend_hf.directions import pairs_from_labels, resample
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.margins.score_fn import LegendScoreFn
 from legend_hf.preferences.corr_at_k import KS, refusal_judge

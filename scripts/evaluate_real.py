@@ -21,8 +21,7 @@ from cross_fitting import AUTO, PAPER, TITLES, Outcome, Pairs, Recipe, fit_on, r
 from kept_states import LAST, MEAN, read_states
 from train_demo_annotator import opening, read_jsonl
 
-from legend_hf import pairs_from_labels
-from legend_hf.directions import resample
+from legend_hf.directions import pairs_from_labels, resample
 from legend_hf.directions.choose import FEWEST_PROMPTS, FOLDS, Choice, right
 from legend_hf.directions.estimators import ESTIMATORS, PRIOR_PAIRS, unit
 from legend_hf.reading.formats import Pair, pairs_from_batch

@@ -19,19 +19,10 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 
-from legend_hf import (
-    Direction,
-    PairSimilarityFn,
-    annotate,
-    check_for_trl,
-    curriculum,
-    export_for,
-    fit_direction,
-    push_annotated,
-    save_annotated,
-    select_pairs,
-)
+from legend_hf import Direction, annotate, fit_direction, push_annotated, save_annotated
+from legend_hf.preferences import PairSimilarityFn, curriculum, export_for, select_pairs
 from legend_hf.publish import check_saved_place
+from legend_hf.reports import check_for_trl
 
 DEMO = Path(__file__).parent / "demo"
 out = logging.getLogger("select_to_reward")

@@ -28,7 +28,8 @@ from datasets import Dataset, DatasetDict, Image, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from legend_hf import LegendMarginFn, LegendScoreFn, PairSimilarityFn, RowError, annotate, fit_direction, save_annotated
+from legend_hf import LegendMarginFn, LegendScoreFn, RowError, annotate, fit_direction, save_annotated
+from legend_hf.preferences import PairSimilarityFn
 from legend_hf.reading import reader, templates
 from legend_hf.reading.formats import conversation, pairs_from_batch, responses_from_batch
 from legend_hf.reading.reader import Runtime, open_reader

@@ -13,23 +13,13 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from tiny_causal import CHAT, save_tiny_causal
 from typer.testing import CliRunner
 
-from legend_hf import (
-    Direction,
-    LegendScoreFn,
-    PairSimilarityFn,
-    annotate,
-    curriculum,
-    export_for,
-    fit_direction,
-    ladder_pairs,
-    make_pairs,
-    select_pairs,
-)
+from legend_hf import Direction, LegendScoreFn, annotate, fit_direction
 from legend_hf.cli import app
 from legend_hf.cli.options import Place, load, save
 from legend_hf.directions.calibrate import fit_calibration
 from legend_hf.hub.outputs import write_whole
 from legend_hf.margins.store import open_store
+from legend_hf.preferences import PairSimilarityFn, curriculum, export_for, ladder_pairs, make_pairs, select_pairs
 
 THINGS = ("bread", "bikes", "paint", "tents", "maps", "soup")
 PAIRS = [
@@ -432,7 +422,7 @@ def test_export_passes_its_options_on(tmp_path):
 
 
 def test_check_says_by_its_exit_code_if_trl_would_train(files, tiny_llama, tmp_path):
-    from legend_hf import check_for_trl
+    from legend_hf.reports import check_for_trl
 
     told = done("check", files / "annotated", "--tokenizer", tiny_llama, "--output", tmp_path / "new" / "check.md")
     expected = check_for_trl(load_from_disk(str(files / "annotated")), tiny_llama).to_markdown()

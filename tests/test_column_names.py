@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-import legend_hf
-from legend_hf import LegendMarginFn, LegendScoreFn, PairSimilarityFn, annotate, fit_direction
+from legend_hf import LegendMarginFn, LegendScoreFn, annotate, directions, fit_direction, preferences, reports
 from legend_hf.directions.induce import pairs_with_refusal
+from legend_hf.preferences import PairSimilarityFn
 from legend_hf.reading.formats import RowError
 from legend_hf.reports.report import report
 
@@ -57,23 +57,23 @@ def test_a_text_that_does_not_fit_is_named_by_its_own_column(tiny_llama):
 ODD = [{"a": "x", "b": "y"}]
 # Called with rows that have none of the columns, and the direction where one is needed.
 READERS = {
-    legend_hf.fit_direction: lambda d: fit_direction(ODD, model=str(d.model_path)),
+    fit_direction: lambda d: fit_direction(ODD, model=str(d.model_path)),
     LegendMarginFn: lambda d: annotate(Dataset.from_list(ODD), LegendMarginFn(d)),
     LegendScoreFn: lambda d: annotate(Dataset.from_list(ODD), LegendScoreFn(d)),
     PairSimilarityFn: lambda d: annotate(Dataset.from_list(ODD), PairSimilarityFn(d)),
-    legend_hf.induce_pairs: lambda d: legend_hf.induce_pairs(ODD, model=str(d.model_path)),
-    legend_hf.pairs_from_labels: lambda d: legend_hf.pairs_from_labels(ODD),
-    legend_hf.sample_questions: lambda d: legend_hf.sample_questions(ODD, per_category=1),
+    directions.induce_pairs: lambda d: directions.induce_pairs(ODD, model=str(d.model_path)),
+    directions.pairs_from_labels: lambda d: directions.pairs_from_labels(ODD),
+    directions.sample_questions: lambda d: directions.sample_questions(ODD, per_category=1),
     pairs_with_refusal: lambda d: pairs_with_refusal(ODD),
-    legend_hf.ladder_check: lambda d: legend_hf.ladder_check(d, Dataset.from_list(ODD)),
-    legend_hf.make_pairs: lambda d: legend_hf.make_pairs(Dataset.from_list(ODD), rule="best"),
-    legend_hf.curriculum: lambda d: legend_hf.curriculum(Dataset.from_list([{**ODD[0], "margin": 1.0}])),
-    legend_hf.export_for: lambda d: legend_hf.export_for(Dataset.from_list([{**ODD[0], "margin": 1.0}])),
-    legend_hf.correction_ladders: lambda d: legend_hf.correction_ladders(
+    reports.ladder_check: lambda d: reports.ladder_check(d, Dataset.from_list(ODD)),
+    preferences.make_pairs: lambda d: preferences.make_pairs(Dataset.from_list(ODD), rule="best"),
+    preferences.curriculum: lambda d: preferences.curriculum(Dataset.from_list([{**ODD[0], "margin": 1.0}])),
+    preferences.export_for: lambda d: preferences.export_for(Dataset.from_list([{**ODD[0], "margin": 1.0}])),
+    preferences.correction_ladders: lambda d: preferences.correction_ladders(
         Dataset.from_list(ODD), model=lambda prompts, prefixes: prompts
     ),
-    legend_hf.ladder_pairs: lambda d: legend_hf.ladder_pairs(Dataset.from_list(ODD)),
-    legend_hf.compute_corr_at_k: lambda d: legend_hf.compute_corr_at_k(
+    preferences.ladder_pairs: lambda d: preferences.ladder_pairs(Dataset.from_list(ODD)),
+    preferences.compute_corr_at_k: lambda d: preferences.compute_corr_at_k(
         Dataset.from_list(ODD), model=str(d.model_path), judge=list
     ),
     report: lambda d: report(Dataset.from_list([{**ODD[0], "margin": 1.0}])),

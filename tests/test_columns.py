@@ -10,17 +10,9 @@ import numpy as np
 import pytest
 from builders import pair_rows
 
-from legend_hf import (
-    LegendMarginFn,
-    LegendScoreFn,
-    PairSimilarityFn,
-    annotate,
-    export_for,
-    fit_direction,
-    ladder_pairs,
-    make_pairs,
-)
+from legend_hf import LegendMarginFn, LegendScoreFn, annotate, fit_direction
 from legend_hf.margins import scoring
+from legend_hf.preferences import PairSimilarityFn, export_for, ladder_pairs, make_pairs
 
 TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea", "ropes", "lamps"]
 PAIRS = pair_rows(TOPICS)

@@ -13,16 +13,9 @@ import pytest
 from loopback_hub import LoopbackHub
 from test_publish import readme
 
-from legend_hf import (
-    LegendMarginFn,
-    LegendScoreFn,
-    annotate,
-    fit_direction,
-    push_annotated,
-    push_folder,
-    save_annotated,
-)
+from legend_hf import LegendMarginFn, LegendScoreFn, annotate, fit_direction, push_annotated, save_annotated
 from legend_hf.hub import transfer
+from legend_hf.publish import push_folder
 
 TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea"]
 

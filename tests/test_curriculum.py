@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import random
+import sys
 import uuid
 from collections import Counter
 
@@ -15,7 +16,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from legend_hf import LegendMarginFn, RowError, annotate, fit_direction
-from legend_hf.preferences import curriculum as module
 from legend_hf.preferences.curriculum import curriculum
 from legend_hf.reading.formats import pairs_from_batch
 
@@ -296,7 +296,7 @@ def test_the_same_call_gives_the_same_stages(mode, monkeypatch, tmp_path):
     again = curriculum(ds, mode=mode)
     assert {k: v._fingerprint for k, v in again.items()} == {k: v._fingerprint for k, v in first.items()}
     ds.save_to_disk(tmp_path / "ds")
-    monkeypatch.setattr(module, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(sys.modules[curriculum.__module__], "ROWS_AT_ONCE", 7)
     others = [load_from_disk(tmp_path / "ds"), ds.with_format("numpy"), ds.with_format("pandas")]
     # The same rows behind an indices mapping.
     others.append(ds.select([*range(25, 50), *range(25)]).select([*range(25, 50), *range(25)]))
@@ -569,7 +569,7 @@ def test_the_remedies_help():
 
 
 def test_a_row_that_cannot_be_read_is_named_by_its_number_in_the_dataset(monkeypatch):
-    monkeypatch.setattr(module, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(sys.modules[curriculum.__module__], "ROWS_AT_ONCE", 2)
     ds = dataset([("a", value) for value in (1, -1, 2, 3, 4, 5)]).add_column("margin_status", ["skipped", *["ok"] * 5])
     ds = ds.map(lambda row: {"chosen": "  " if row["row"] == 4 else row["chosen"]})
     with pytest.raises(RowError, match="row 4, column `chosen`: the response '  ' is empty") as caught:

@@ -163,6 +163,7 @@ def test_naming_the_public_functions_loads_neither_torch_nor_transformers():
 def test_public_names_exist_and_others_are_refused():
     import legend_hf
 
+    assert len(legend_hf.__all__) == 13  # twelve, and the version
     for name in legend_hf.__all__:
         assert getattr(legend_hf, name)
     with pytest.raises(AttributeError, match="has no attribute 'LegendFn'; it has"):

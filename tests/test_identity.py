@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from builders import pair_rows
 
-from legend_hf import Direction, LegendMarginFn, LegendScoreFn, PairSimilarityFn, annotate, fit_direction
+from legend_hf import Direction, LegendMarginFn, LegendScoreFn, annotate, fit_direction
+from legend_hf.preferences import PairSimilarityFn
 from legend_hf.reading import reader as reader_module
 from legend_hf.reading.identity import folder_identity
 from legend_hf.reading.reader import Runtime, describe_model, open_reader

@@ -394,7 +394,8 @@ def test_encoders_are_refused(tiny_llama, tmp_path):
 
 KILLED = """
 import json, sys
-from legend_hf import Writer, induce_pairs
+from legend_hf import Writer
+from legend_hf.directions import induce_pairs
 questions, writes, output = map(json.loads, sys.argv[1:])
 induce_pairs(questions, model=Writer(**writes), output=output)
 """

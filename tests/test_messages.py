@@ -10,21 +10,9 @@ import numpy as np
 import pytest
 from builders import pair_rows
 
-from legend_hf import (
-    Direction,
-    LegendMarginFn,
-    LegendScoreFn,
-    PairSimilarityFn,
-    annotate,
-    check_for_trl,
-    curriculum,
-    export_for,
-    fit_direction,
-    ladder_check,
-    ladder_pairs,
-    make_pairs,
-    select_pairs,
-)
+from legend_hf import Direction, LegendMarginFn, LegendScoreFn, annotate, fit_direction
+from legend_hf.preferences import PairSimilarityFn, curriculum, export_for, ladder_pairs, make_pairs, select_pairs
+from legend_hf.reports import check_for_trl, ladder_check
 from legend_hf.reports.report import report
 
 ROWS = pair_rows()

@@ -12,8 +12,7 @@ import pytest
 from datasets import Dataset
 from tiny_causal import save_tiny_causal
 
-import legend_hf
-from legend_hf import LegendMarginFn, Writer, annotate, fit_direction
+from legend_hf import LegendMarginFn, LegendScoreFn, Writer, annotate, fit_direction, preferences, reports
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, conversation
 from legend_hf.reports import ladder
@@ -62,12 +61,12 @@ def causal(tiny_llama, tmp_path_factory):
 
 CALLS = {
     "fit_direction": lambda d, model: fit_direction(PAIRS, model=str(d.model_path), layer=1),
-    "ladder_check": lambda d, model: legend_hf.ladder_check(d, Dataset.from_list(LADDERS)),
-    "ladder_check, skip": lambda d, model: legend_hf.ladder_check(d, Dataset.from_list(LADDERS), on_error="skip"),
-    "correction_ladders": lambda d, model: legend_hf.correction_ladders(
+    "ladder_check": lambda d, model: reports.ladder_check(d, Dataset.from_list(LADDERS)),
+    "ladder_check, skip": lambda d, model: reports.ladder_check(d, Dataset.from_list(LADDERS), on_error="skip"),
+    "correction_ladders": lambda d, model: preferences.correction_ladders(
         Dataset.from_list(HARM), model=Writer(model, template="dialogue", max_new_tokens=3)
     ),
-    "compute_corr_at_k": lambda d, model: legend_hf.compute_corr_at_k(
+    "compute_corr_at_k": lambda d, model: preferences.compute_corr_at_k(
         Dataset.from_list(HARM), model=Writer(model, template="dialogue", max_new_tokens=3), judge=lambda q, p, c: [True] * len(q), ks=(2, 5), samples=2
     ),
 }  # fmt: skip
@@ -86,7 +85,7 @@ def test_annotate_writes_every_text_twice(direction, rendered):  # control of th
 
 
 def test_what_is_kept_of_a_ladder_is_what_was_encoded(direction):
-    opened = legend_hf.LegendScoreFn(direction)._reading.open().readings[0].opened
+    opened = LegendScoreFn(direction)._reading.open().readings[0].opened
     ((first, *_),) = ladder._encoded(Dataset.from_list(LADDERS), Columns(), opened)
     talks = [conversation(LADDERS[0]["prompt"], r) for r in LADDERS[0]["responses"]]
     assert list(first.texts()) == opened.encode(talks)

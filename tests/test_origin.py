@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from legend_hf import (
-    LegendMarginFn,
-    LegendScoreFn,
-    annotate,
-    curriculum,
-    fit_direction,
-    make_pairs,
-    save_annotated,
-    select_pairs,
-)
+from legend_hf import LegendMarginFn, LegendScoreFn, annotate, fit_direction, save_annotated
 from legend_hf.cli import app
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.margins.origin import mark, marks_of
+from legend_hf.preferences import curriculum, make_pairs, select_pairs
 from legend_hf.reports.report import report
 
 TOPICS = ["bread", "bikes", "paint", "tents", "maps", "soup", "songs", "rain", "chess", "tea", "ropes", "lamps"]

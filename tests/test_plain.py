@@ -18,7 +18,19 @@ from builders import pair_rows
 from datasets import Dataset
 
 import legend_hf
-from legend_hf import Direction, LegendMarginFn, LegendScoreFn, PairSimilarityFn, fit_direction
+from legend_hf import (
+    Direction,
+    LegendMarginFn,
+    LegendScoreFn,
+    directions,
+    fit_direction,
+    preferences,
+    reading,
+    reports,
+    writing,
+)
+from legend_hf import margins as margins_stage
+from legend_hf.preferences import PairSimilarityFn
 from legend_hf.reading.formats import Columns
 from legend_hf.reading.plain import check_choice, plain
 from legend_hf.reading.reader import Runtime, describe_model
@@ -191,7 +203,8 @@ def test_numbers_of_numpy_in_a_map(tiny_llama: Path, artifact: Path):
 
 def test_an_argument_that_may_be_a_model_or_a_folder_takes_a_path():
     """The kind: every public argument of these names says so in its type, and the ones above were tried."""
-    public = [getattr(legend_hf, name) for name in legend_hf.__all__ if name != "__version__"]
+    stages = [directions, margins_stage, preferences, reading, reports, writing]
+    public = [getattr(stage, name) for stage in [legend_hf, *stages] for name in stage.__all__ if name != "__version__"]
     public += [Direction.from_pretrained, Direction.save_pretrained, describe_model]
     arguments = [
         (f"{callable_.__qualname__}({name})", str(parameter.annotation))

@@ -10,8 +10,9 @@ from datasets import Dataset, DatasetDict, load_dataset
 from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
-from legend_hf import Direction, annotate, fit_direction, push_folder, save_annotated
+from legend_hf import Direction, annotate, fit_direction, save_annotated
 from legend_hf.cli import app
+from legend_hf.publish import push_folder
 
 THINGS = ("bread", "bikes", "paint", "tents", "maps", "soup")
 PAIRS = pair_rows(THINGS, after_prompt=" ")

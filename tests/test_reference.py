@@ -18,7 +18,8 @@ from legend_hf import LegendMarginFn, fit_direction
 from legend_hf.directions import induce
 from legend_hf.directions.induce import REFERENCE_REFUSAL, pairs_with_refusal
 from legend_hf.directions.recipe import Recipe
-from legend_hf.preferences import corr_at_k, corrections
+from legend_hf.preferences import corrections
+from legend_hf.preferences.corr_at_k import KS, MAX_NEW_TOKENS, TEMPERATURE, TOP_P
 from legend_hf.reading.formats import conversation
 from legend_hf.reading.reader import Runtime, open_reader
 from legend_hf.reading.templates import ALPACA
@@ -157,8 +158,8 @@ def test_constants_that_are_somebodys_are_theirs_to_the_letter():
     }
     assert induce.MAX_NEW_TOKENS == 1024  # infer.py, greedily
     # pillowsofwind/Course-Correction@44da12c: evaluation and synthesis.
-    assert corr_at_k.KS == (10, 20, 30, 40, 50, 60, 70, 80)
-    assert (corr_at_k.MAX_NEW_TOKENS, corr_at_k.TEMPERATURE, corr_at_k.TOP_P) == (32, 0.8, 0.7)
+    assert KS == (10, 20, 30, 40, 50, 60, 70, 80)
+    assert (MAX_NEW_TOKENS, TEMPERATURE, TOP_P) == (32, 0.8, 0.7)
     assert (corrections.CUTS, corrections.MAX_NEW_TOKENS) == (4, 128)
     assert {*',.!:;?-"()[]{}'} <= {*corrections.DELIMITERS}
 
