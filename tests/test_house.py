@@ -307,3 +307,24 @@ def test_no_public_function_takes_more_arguments_than_anyone_keeps_in_mind():
     many = ", ".join(f"a{i}" for i in range(13))
     assert long_lists(f"def f({many}): ...\nclass C:\n    def __init__(self, {many}): ...") == {"f", "C"}
     assert long_lists(f"def _f({many}): ...\ndef f(self, {many[4:]}): ...") == set()
+
+
+def files_in(tree: str) -> list[str]:
+    """The Python files that a drawn tree names, with the folder that each stands in."""
+    found, folder = [], ""
+    for line in tree.splitlines():
+        name = re.search(r"[\w.]+(?:\.py|/)(?= |$)", line.partition("#")[0])
+        if name and name[0].endswith("/"):
+            folder = name[0]
+        elif name:
+            found.append((folder if line.startswith(("│   ", "    ")) else "") + name[0])
+    return sorted(found)
+
+
+def test_the_tree_in_the_readme_is_the_house():
+    """One line a file, but for those that hand names on or only start the command."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text[text.index("legend_hf/\n├──") : text.index("dataset_cards/            #")]
+    files = [f.relative_to(PACKAGE) for f in PACKAGE.rglob("*.py") if not f.name.startswith("__")]
+    assert files_in(tree) == sorted(["__init__.py", *map(str, files)])
+    assert files_in("a/\n├── b/    # x\n│   ├── c.py # d.py\n├── e.py") == ["b/c.py", "e.py"]

@@ -246,7 +246,7 @@ def test_chat_template_matters_only_where_it_is_used(tiny_llama):
 
 
 def test_a_reader_of_a_folder_says_how_to_name_the_folder(tiny_llama):
-    with pytest.raises(ValueError, match=r"say where it is: `Direction.from_pretrained\(..., model=path\)`"):
+    with pytest.raises(ValueError, match="say where it is: `model=folder`"):
         open_reader(describe_model(str(tiny_llama)), Runtime(device="cpu"))
 
 
