@@ -253,3 +253,18 @@ def test_what_is_private_does_not_go_where_others_are_let_in(hub: LoopbackHub, p
         push(mapped(load(private)), public, config_name="b")
     repository(hub, private).private, repository(hub, private).gated = False, "auto"
     push(mapped(load(private)), public, config_name="b")  # the control: both let others in
+
+
+def test_a_copy_with_the_same_commits_does_not_stand_for_the_source(tmp_path, monkeypatch):
+    """Which of two repositories with one commit is in the Hub's cache first must not decide whose rows they are."""
+    from huggingface_hub import constants
+
+    from legend_hf.hub import source
+
+    commit = "a" * 40
+    for name in ("aaa--copy", "user--MyData", "zzz--copy"):
+        (tmp_path / f"datasets--{name}" / "snapshots" / commit).mkdir(parents=True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(source, "list_datasets", lambda namespace, token: ())
+    found = list(source._candidates(source.Trace("rows", "user/my_data", commit), None))
+    assert found[:3] == ["user/MyData", "aaa/copy", "zzz/copy"]

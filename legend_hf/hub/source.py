@@ -209,8 +209,10 @@ def _candidates(trace: Trace, token: str | bool | None) -> Iterator[str]:
         yield trace.name
         return
     # What was loaded was downloaded, and the Hub's own cache keeps names as they are.
-    for snapshot in sorted(Path(constants.HF_HUB_CACHE).glob(f"datasets--*--*/snapshots/{trace.commit}")):
-        yield snapshot.parts[-3].removeprefix("datasets--").replace("--", "/", 1)
+    snapshots = sorted(Path(constants.HF_HUB_CACHE).glob(f"datasets--*--*/snapshots/{trace.commit}"))
+    cached = [snapshot.parts[-3].removeprefix("datasets--").replace("--", "/", 1) for snapshot in snapshots]
+    # Copies of a repository have its commits: the one that is spelled as the rows' own comes before them.
+    yield from sorted(cached, key=lambda repo_id: spelled(repo_id).lower() != trace.name.lower())
     namespace = trace.name.rpartition("/")[0]
     if trace.name:
         yield trace.name
