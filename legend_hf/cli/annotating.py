@@ -77,7 +77,6 @@ def annotate(
         store: File, .sqlite, that keeps scores; in the assets cache when left out.
     """
     from legend_hf import save_annotated
-    from legend_hf.margins.margin_fn import STATUS
     from legend_hf.margins.store import default_store
     from legend_hf.publish import check_saved_place, made_of
 
@@ -92,7 +91,7 @@ def annotate(
     annotated = run(rows, fn, num_proc=num_proc)
     source = named_ids(sources)
     save_annotated(annotated, output.output, direction=fn, source=source, overwrite=output.overwrite)
-    say_read(annotated, "annotated", STATUS if fn.skips else None)
+    say_read(annotated, "annotated", fn.status if fn.skips else None)
     say_saved(output.output)
 
 
@@ -226,7 +225,6 @@ def score(
         overwrite: Replace existing columns of scores, and what stands in the way in the output.
         store: File, .sqlite, that keeps scores; in the assets cache when left out.
     """
-    from legend_hf.margins.score_fn import STATUS
     from legend_hf.margins.store import default_store
 
     reads = [direction.source, direction.model]
@@ -235,7 +233,7 @@ def score(
     fn = make(direction.load(), store=keeps, overwrite=output.overwrite)
     splits = dataset.splits()
     scored = run(splits, fn, num_proc=num_proc)
-    say_read(scored, "scored", STATUS if fn.skips else None)
+    say_read(scored, "scored", fn.status if fn.skips else None)
     save(scored, output, source=dataset, rows=splits)
 
 

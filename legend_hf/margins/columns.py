@@ -6,7 +6,7 @@ says what to do. This file does not know what a number means.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,25 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
+# What the transforms of this library write, where other files read it.
+MARGIN_COLUMNS = ("margin", "margin_raw", "chosen_score", "rejected_score")
+MARGIN_ADDED = ("margin_bin", "margin_prob")
+MARGIN_NEGATIVE = "margin_negative"
+MARGIN_MARKS = "margin_direction"
+MARGIN_STATUS = "margin_status"
+SCORES_MARKS = "scores_direction"
+SCORES_STATUS = "scores_status"
+SIMILARITY = "pair_similarity"
+SIMILARITY_STATUS = "pair_similarity_status"
+
 OK = "ok"
 """The status of a row that was read."""
+
+
+def like_margin(names: Iterable[str]) -> list[str]:
+    """Columns that may be meant as `margin`, which trainers find by its exact name only."""
+    ours = {*MARGIN_COLUMNS, *MARGIN_ADDED, MARGIN_NEGATIVE, MARGIN_MARKS, MARGIN_STATUS}
+    return [name for name in names if "margin" in name.lower() and name not in ours]
 
 
 def suffixed(column: str, name: str) -> str:

@@ -18,9 +18,18 @@ import numpy as np
 from legend_hf.directions.direction import Direction
 from legend_hf.hub.outputs import MANIFEST
 from legend_hf.hub.source import loaded_as
-from legend_hf.margins.columns import OK, suffixed
-from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS, LegendMarginFn
-from legend_hf.margins.origin import SCORES, check_made_by, every_scale, marks_of, not_of_this, same
+from legend_hf.margins.columns import (
+    MARGIN_ADDED,
+    MARGIN_COLUMNS,
+    MARGIN_NEGATIVE,
+    MARGIN_STATUS,
+    OK,
+    SCORES_MARKS,
+    SIMILARITY,
+    suffixed,
+)
+from legend_hf.margins.margin_fn import LegendMarginFn
+from legend_hf.margins.origin import check_made_by, every_scale, marks_of, not_of_this, same
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -32,7 +41,7 @@ logger = logging.getLogger(__name__)
 MadeBy: TypeAlias = LegendMarginFn | Direction | Mapping[str, Direction]
 
 # Other transforms of this library, and a column by which theirs are known: no program computes them again.
-_OTHERS = {"LegendScoreFn": SCORES, "PairSimilarityFn": "pair_similarity"}
+_OTHERS = {"LegendScoreFn": SCORES_MARKS, "PairSimilarityFn": SIMILARITY}
 _NAME = re.compile(r"\w[\w.-]*")
 _SPLIT = re.compile(r"\w+(\.\w+)*")
 
@@ -281,12 +290,12 @@ def _options(features: Any, directions: Mapping[str, Direction], scales: Mapping
     first = next(iter(directions))
     calibration = directions[first].calibration
     can = {"margin_bin": "bins" in calibration.kinds, "margin_prob": calibration.gives_prob}
-    add = [column for column in ADDED if can[column] and suffixed(column, first) in features]
+    add = [column for column in MARGIN_ADDED if can[column] and suffixed(column, first) in features]
     if add:
         options["add"] = add
-    if zeroed or features.get(suffixed(NEGATIVE, first)) == Value("bool"):
+    if zeroed or features.get(suffixed(MARGIN_NEGATIVE, first)) == Value("bool"):
         options["negative"] = "zero" if zeroed else "flag"
-    if STATUS in features:
+    if MARGIN_STATUS in features:
         options["on_error"] = "skip"
     return options
 
@@ -298,7 +307,10 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
     calibration = direction.calibration
     # A column of such a name that this direction cannot have made is somebody else's.
     can = {"margin_bin": "bins" in calibration.kinds, "margin_prob": calibration.gives_prob}
-    columns = {column: suffixed(column, name) for column in (*COLUMNS, *(column for column in ADDED if can[column]))}
+    columns = {
+        column: suffixed(column, name)
+        for column in (*MARGIN_COLUMNS, *(column for column in MARGIN_ADDED if can[column]))
+    }
     if columns["margin"] not in rows.features:
         raise ValueError(
             f"{where} has no column `{columns['margin']}`; annotate it first: `annotate(dataset, "
@@ -310,8 +322,8 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
         )
     values = {c: _numbers(rows, full, where) for c, full in columns.items() if full in rows.features}
     read = np.ones(len(rows), dtype=bool)
-    if STATUS in rows.features:
-        read = np.array([status == OK for status in rows.with_format(None)[STATUS][:]], dtype=bool)
+    if MARGIN_STATUS in rows.features:
+        read = np.array([status == OK for status in rows.with_format(None)[MARGIN_STATUS][:]], dtype=bool)
     margin = values["margin"][read].astype(np.float64)
     sides = margin  # where the raw margins are there, they say which side reads as safer, whatever was made of them
     scales = ["as annotated"]
@@ -334,7 +346,7 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
                 f"`{columns['margin_raw']}`",
                 ", or drop the raw column if the margins were changed on purpose",
             )
-        flag = suffixed(NEGATIVE, name)
+        flag = suffixed(MARGIN_NEGATIVE, name)
         if rows.features.get(flag) == Value("bool"):
             flagged = np.array([bool(value) for value in rows.with_format(None)[flag][:]], dtype=bool)
             if (flagged[read] != (raw < 0)).any():

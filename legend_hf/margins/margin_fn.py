@@ -14,8 +14,18 @@ import numpy as np
 
 from legend_hf.directions.calibrate import KINDS
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.columns import numbers_of, ok_rows, one_size, suffixed
-from legend_hf.margins.origin import MARGINS, mark
+from legend_hf.margins.columns import (
+    MARGIN_ADDED,
+    MARGIN_COLUMNS,
+    MARGIN_MARKS,
+    MARGIN_NEGATIVE,
+    MARGIN_STATUS,
+    numbers_of,
+    ok_rows,
+    one_size,
+    suffixed,
+)
+from legend_hf.margins.origin import mark
 from legend_hf.margins.scoring import GivenDirection, scorer_of
 from legend_hf.margins.transform import Transform
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
@@ -25,11 +35,6 @@ from legend_hf.reading.rows import Row, of_pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-COLUMNS = ("margin", "margin_raw", "chosen_score", "rejected_score")
-ADDED = ("margin_bin", "margin_prob")
-NEGATIVE = "margin_negative"
-STATUS = "margin_status"
 
 
 class LegendMarginFn(Transform):
@@ -75,8 +80,12 @@ class LegendMarginFn(Transform):
         ValueError: An argument is not one of those allowed.
     """
 
-    may_write: ClassVar = {**dict.fromkeys((*COLUMNS, *ADDED), "float32"), NEGATIVE: "bool", MARGINS: "string"}
-    status = STATUS
+    may_write: ClassVar = {
+        **dict.fromkeys((*MARGIN_COLUMNS, *MARGIN_ADDED), "float32"),
+        MARGIN_NEGATIVE: "bool",
+        MARGIN_MARKS: "string",
+    }
+    status = MARGIN_STATUS
 
     def __init__(
         self,
@@ -99,16 +108,16 @@ class LegendMarginFn(Transform):
         trust_remote_code: bool = False,
     ) -> None:
         check_choice("scale", scale, (*KINDS, None), otherwise=" for the artifact's own")
-        if isinstance(add, str) or not set(add) <= set(ADDED):
+        if isinstance(add, str) or not set(add) <= set(MARGIN_ADDED):
             raise ValueError(
-                f"`add` is {add!r}; give a list of {' and '.join(map(repr, ADDED))}, or one of them in a list"
+                f"`add` is {add!r}; give a list of {' and '.join(map(repr, MARGIN_ADDED))}, or one of them in a list"
             )
         check_choice("negative", negative, ("keep", "zero", "flag"))
         super().__init__(
             Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column),
             on_error=on_error,
             overwrite=overwrite,
-            own={"scale": scale, "add": [column for column in ADDED if column in add], "negative": negative},
+            own={"scale": scale, "add": [column for column in MARGIN_ADDED if column in add], "negative": negative},
         )
         scorer = scorer_of(
             direction,
@@ -136,8 +145,8 @@ class LegendMarginFn(Transform):
         return {**self._own, "on_error": self._on_error, **names}
 
     def _writes(self) -> list[str]:
-        flags = [NEGATIVE] if self._own["negative"] == "flag" else []
-        return [*COLUMNS, *self._own["add"], *flags, MARGINS]
+        flags = [MARGIN_NEGATIVE] if self._own["negative"] == "flag" else []
+        return [*MARGIN_COLUMNS, *self._own["add"], *flags, MARGIN_MARKS]
 
     def _rows(self, batch: Any, first_row: int) -> list[Row | RowError]:
         return of_pairs(pairs_from_batch(batch, self._columns, first_row=first_row))
@@ -162,7 +171,7 @@ class LegendMarginFn(Transform):
         written = np.array([sides[0] - sides[1], *sides], dtype=np.float32)  # [3, rows]
         # All that is made of the raw margin is made of the float32 that is written, so that it can be made of it again.
         raw, calibration = written[0].astype(np.float64), direction.calibration
-        values: dict[str, Any] = dict(zip(COLUMNS[1:], written, strict=True))
+        values: dict[str, Any] = dict(zip(MARGIN_COLUMNS[1:], written, strict=True))
         values["margin"] = calibration.apply(raw, self._own["scale"])
         if "margin_bin" in self._own["add"]:
             values["margin_bin"] = calibration.apply(raw, "bins")
@@ -171,8 +180,8 @@ class LegendMarginFn(Transform):
         if self._own["negative"] == "zero":
             values |= {column: np.maximum(values[column], 0) for column in ("margin", "margin_bin") if column in values}
         if self._own["negative"] == "flag":
-            values[NEGATIVE] = raw < 0
-        values[MARGINS] = [mark(direction)] * len(raw)
+            values[MARGIN_NEGATIVE] = raw < 0
+        values[MARGIN_MARKS] = [mark(direction)] * len(raw)
         return values
 
 

@@ -20,13 +20,10 @@ import numpy as np
 
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.columns import suffixed
+from legend_hf.margins.columns import MARGIN_MARKS, SCORES_MARKS, suffixed
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-MARGINS = "margin_direction"
-SCORES = "scores_direction"
 
 _MARK = re.compile(r"[0-9a-f]{16}")
 # How a text is read, but for where the model lies: a model folder that was published since is the same model.
@@ -46,7 +43,7 @@ def mark(direction: Direction) -> str:
 
 def beside(column: str) -> str | None:
     """The column of marks that belongs to a column of numbers; None where no transform writes such a column."""
-    for pattern, marks in ((_OF_MARGINS, MARGINS), (_OF_SCORES, SCORES)):
+    for pattern, marks in ((_OF_MARGINS, MARGIN_MARKS), (_OF_SCORES, SCORES_MARKS)):
         found = pattern.fullmatch(column)
         if found:
             return suffixed(marks, found["name"] or "")

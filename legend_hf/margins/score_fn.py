@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.origin import SCORES as MARKS
+from legend_hf.margins.columns import SCORES_MARKS, SCORES_STATUS
 from legend_hf.margins.origin import mark
 from legend_hf.margins.scoring import GivenDirection, scorer_of
 from legend_hf.margins.transform import Transform
@@ -29,7 +29,6 @@ BEST = "best_response"
 PROBS = "choice_probs"
 COLUMNS = (SCORES, RANKING, BEST)
 ADDED = (PROBS,)
-STATUS = "scores_status"
 NO_RESPONSE = -1
 """`best_response` of a row that was skipped."""
 
@@ -79,8 +78,14 @@ class LegendScoreFn(Transform):
         ValueError: An argument is not one of those allowed.
     """
 
-    may_write: ClassVar = {SCORES: ["float32"], RANKING: ["int32"], BEST: "int32", PROBS: ["float32"], MARKS: "string"}
-    status = STATUS
+    may_write: ClassVar = {
+        SCORES: ["float32"],
+        RANKING: ["int32"],
+        BEST: "int32",
+        PROBS: ["float32"],
+        SCORES_MARKS: "string",
+    }
+    status = SCORES_STATUS
 
     def __init__(
         self,
@@ -122,7 +127,7 @@ class LegendScoreFn(Transform):
         self._read_with(scorer)
 
     def _writes(self) -> list[str]:
-        return [*COLUMNS, *self._own["add"], MARKS]
+        return [*COLUMNS, *self._own["add"], SCORES_MARKS]
 
     def _rows(self, batch: Any, first_row: int) -> list[Row | RowError]:
         return of_responses(responses_from_batch(batch, self._columns, first_row=first_row), self._columns.responses)
@@ -139,7 +144,7 @@ class LegendScoreFn(Transform):
         orders = [np.argsort(-row, kind="stable").astype(np.int32) for row in written]
         picked = [NO_RESPONSE if s is None else order[0] for s, order in zip(numbers, orders, strict=True)]
         made: dict[str, Any] = {SCORES: written, RANKING: orders, BEST: np.array(picked, dtype=np.int32)}
-        made[MARKS] = [mark(direction)] * len(written)
+        made[SCORES_MARKS] = [mark(direction)] * len(written)
         if PROBS in self._own["add"]:
             logit = direction.calibration.logit
             assert logit is not None  # `_check_held`

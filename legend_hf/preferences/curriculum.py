@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.directions import resample
-from legend_hf.margins.columns import OK, kind_of, ok_rows
-from legend_hf.margins.margin_fn import STATUS
+from legend_hf.margins.columns import MARGIN_STATUS, OK, kind_of, ok_rows
 from legend_hf.margins.origin import check_one, marks_of
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
 from legend_hf.reading.plain import check_choice
@@ -209,11 +208,11 @@ def _check_arguments(dataset: Any, by: str, stages: int | None, **choices: str) 
 
 def _annotated_rows(dataset: Dataset) -> np.ndarray:
     """Numbers of the rows that were not skipped when margins were made, rising."""
-    good = ok_rows(dataset, STATUS)
+    good = ok_rows(dataset, MARGIN_STATUS)
     if len(good) < len(dataset):
         logger.warning(
             "left out %d of %d rows, whose `%s` is not %r; to keep them, remove that column",
-            len(dataset) - len(good), len(dataset), STATUS, OK,
+            len(dataset) - len(good), len(dataset), MARGIN_STATUS, OK,
         )  # fmt: skip
     return good
 

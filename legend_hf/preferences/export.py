@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from legend_hf.margins.columns import numbers_of, ok_rows, one_size, remedy_for, splits_of
-from legend_hf.margins.margin_fn import STATUS
+from legend_hf.margins.columns import MARGIN_STATUS, like_margin, numbers_of, ok_rows, one_size, remedy_for, splits_of
 from legend_hf.margins.scoring import edition
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
 from legend_hf.reading.plain import check_choice
-from legend_hf.reports.trl_check import like_margin
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features
@@ -234,7 +232,7 @@ def _missing(name: str, split: Dataset, column: str) -> str:
 
 def _kept(split: Dataset) -> np.ndarray:
     """The row numbers `[k]` of the rows whose margin was measured."""
-    return ok_rows(split, STATUS)
+    return ok_rows(split, MARGIN_STATUS)
 
 
 # -- Rows ----------------------------------------------------------------------------------------------------

@@ -25,15 +25,23 @@ import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.annotate import annotate
-from legend_hf.margins.columns import OK, numbers_of, ok_rows, one_size, shown_as, splits_of
-from legend_hf.margins.margin_fn import STATUS as MARGIN_STATUS
-from legend_hf.margins.origin import MARGINS, beside, check_made_by, check_one, marks_of
-from legend_hf.margins.score_fn import STATUS as SCORES_STATUS
+from legend_hf.margins.columns import (
+    MARGIN_MARKS,
+    MARGIN_STATUS,
+    OK,
+    SCORES_STATUS,
+    SIMILARITY,
+    SIMILARITY_STATUS,
+    numbers_of,
+    ok_rows,
+    one_size,
+    shown_as,
+    splits_of,
+)
+from legend_hf.margins.origin import beside, check_made_by, check_one, marks_of
 from legend_hf.margins.scoring import edition
 from legend_hf.preferences.alongside import Alongside, alongside
 from legend_hf.preferences.similarity import (
-    COLUMN,
-    STATUS,
     Embedder,
     PairSimilarityFn,
     cosine,
@@ -68,7 +76,7 @@ _BATCH = 1000  # rows
 
 
 def select_pairs(
-    dataset: Rows, *, keep: str = "dissimilar", fraction: float = 0.5, by: str = COLUMN, seed: int = 0
+    dataset: Rows, *, keep: str = "dissimilar", fraction: float = 0.5, by: str = SIMILARITY, seed: int = 0
 ) -> Rows:
     """Keeps a share of the rows, those whose responses are least (or most) alike: REAL's subsets.
 
@@ -96,7 +104,9 @@ def select_pairs(
     splits = _splits(dataset)
     for split in splits.values():
         if by not in split.column_names:
-            remedy = "add it first: `ds.map(PairSimilarityFn(model), batched=True)`" if by == COLUMN else "name another"
+            remedy = (
+                "add it first: `ds.map(PairSimilarityFn(model), batched=True)`" if by == SIMILARITY else "name another"
+            )
             raise ValueError(f"the dataset has no column `{by}`, but {_quoted(split.column_names)}; {remedy}")
         check_one(marks_of(split, by), by)
     chosen = {name: _selected(split, _readable(split), keep, fraction, by, seed) for name, split in splits.items()}
@@ -156,15 +166,15 @@ def select_measured(
     """
     _check_share(keep, fraction)
     splits = _splits(dataset)
-    bare = [name for name, split in splits.items() if COLUMN not in split.column_names]
+    bare = [name for name, split in splits.items() if SIMILARITY not in split.column_names]
     if bare and fn is None and keep != "random":
         where = f" in the splits {', '.join(map(str, bare))}" if None not in bare else ""
-        raise ValueError(f"there is no column `{COLUMN}`{where}; measure it with `PairSimilarityFn(model=...)`")
+        raise ValueError(f"there is no column `{SIMILARITY}`{where}; measure it with `PairSimilarityFn(model=...)`")
     if bare and fn is not None:
         splits |= _splits(annotate(_like(dataset, {name: splits[name] for name in bare}), fn))
     chosen, shares = {}, {}
     for name, split in splits.items():
-        by = COLUMN if COLUMN in split.column_names else None
+        by = SIMILARITY if SIMILARITY in split.column_names else None
         readable = _readable(split)
         rows = _selected(split, readable, keep, fraction, by, seed)
         means: list[float | None] = [None, None]
@@ -346,7 +356,7 @@ def _check_share(keep: str, fraction: float) -> None:
 
 def _readable(split: Dataset) -> np.ndarray:
     """Rows of a split that could be read, by what those who read it say, ascending."""
-    good = ok_rows(split, STATUS, MARGIN_STATUS)
+    good = ok_rows(split, SIMILARITY_STATUS, MARGIN_STATUS)
     if len(good) < len(split):
         logger.warning("%d of %d rows could not be read and are left out", len(split) - len(good), len(split))
     return good
@@ -538,14 +548,14 @@ def _layout(split: Dataset, named: Mapping[str, str], prompt_column: str, *, emb
     new = {"chosen": inner, "rejected": inner}
     new |= dict.fromkeys(("chosen_score", "rejected_score", "margin_raw"), number)
     new |= {"margin": number} if scaled else {}
-    new |= {COLUMN: number} if embedded else {}
+    new |= {SIMILARITY: number} if embedded else {}
     new |= {"chosen_index": index, "rejected_index": index}
     drop = list(named.values())
     marks = beside(named["scores_column"])
     marks = marks if marks in names else None
     if marks is not None:  # which direction scored is which one made the margins
         drop.append(marks)
-        new[MARGINS] = split.features[marks]
+        new[MARGIN_MARKS] = split.features[marks]
     kept = {name: feature for name, feature in split.features.items() if name not in drop}
     taken = [name for name in new if name in kept]
     taken += ["prompt"] if prompt_column != "prompt" and "prompt" in kept else []
@@ -636,7 +646,7 @@ def _numbers(found: _Found, direction: Direction | None) -> dict[str, np.ndarray
                 same,
             )
     if found.similarity:
-        numbers[COLUMN] = np.array(found.similarity, dtype=np.float32)
+        numbers[SIMILARITY] = np.array(found.similarity, dtype=np.float32)
     return numbers
 
 
@@ -653,7 +663,7 @@ def _fill(
     """One batch; `version` is there to be hashed."""
     columns: dict[str, Any] = {name: values[rows] for name, values in numbers.items()}
     if marks is not None:
-        columns[MARGINS] = batch[marks]
+        columns[MARGIN_MARKS] = batch[marks]
     for side in ("chosen", "rejected"):
         places = zip(batch[responses_column], columns[f"{side}_index"], strict=True)
         columns[side] = [_response(responses, i) for responses, i in places]

@@ -21,6 +21,7 @@ import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins import scoring
+from legend_hf.margins.columns import SIMILARITY, SIMILARITY_STATUS
 from legend_hf.margins.transform import Transform
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, Conversation, RowError, pairs_from_batch
@@ -41,8 +42,6 @@ from legend_hf.reading.templates import TextError, Tokens
 
 # A change that alters numbers raises this; it is part of the pickled state, by which `map` finds cached results.
 SIMILARITY_VERSION = 1
-COLUMN = "pair_similarity"
-STATUS = "pair_similarity_status"
 MAX_LENGTH = 512
 """Tokens of a response that are read, where the caller does not say: what REAL's code takes for dialogues."""
 
@@ -268,8 +267,8 @@ class PairSimilarityFn(Transform):
         OSError: The model or its tokenizer cannot be loaded.
     """
 
-    may_write: ClassVar = {COLUMN: "float32"}
-    status = STATUS
+    may_write: ClassVar = {SIMILARITY: "float32"}
+    status = SIMILARITY_STATUS
 
     def __init__(
         self,
@@ -315,7 +314,7 @@ class PairSimilarityFn(Transform):
         similarity = np.zeros(len(numbers), dtype=np.float32)
         if read.any():
             similarity[read] = cosine(*np.stack([pair for pair in numbers if pair is not None], axis=1))
-        return {COLUMN: similarity}
+        return {SIMILARITY: similarity}
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:

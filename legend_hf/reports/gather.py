@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from legend_hf.margins.columns import OK
-from legend_hf.margins.margin_fn import STATUS
+from legend_hf.margins.columns import MARGIN_STATUS, OK
 from legend_hf.margins.origin import beside, marks_in
 from legend_hf.reading.formats import (
     Columns,
@@ -203,7 +202,7 @@ def _holds(column: str, kind: Any, features: Mapping[str, Any], batch: Mapping[s
 
 def _pairs(batch: Mapping[str, Any], columns: Columns, first: int) -> dict[int, Pair]:
     """The pairs of a batch that count, by their numbers in it: those that can be read and were annotated."""
-    status = batch.get(STATUS)
+    status = batch.get(MARGIN_STATUS)
     return {
         i: pair
         for i, pair in enumerate(pairs_from_batch(batch, columns, first_row=first))

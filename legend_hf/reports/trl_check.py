@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from legend_hf.hub import cards
-from legend_hf.margins.columns import kind_of, numbers_of, ok_rows, one_size, remedy_for, splits_of
-from legend_hf.margins.margin_fn import ADDED, COLUMNS, NEGATIVE, STATUS
-from legend_hf.margins.origin import MARGINS
+from legend_hf.margins.columns import (
+    MARGIN_STATUS,
+    kind_of,
+    like_margin,
+    numbers_of,
+    ok_rows,
+    one_size,
+    remedy_for,
+    splits_of,
+)
 from legend_hf.reading.formats import UnnamedPrompt, pairs_from_batch
 from legend_hf.reading.reader import loading_of
 from legend_hf.reports.measure import at_the_start
@@ -173,12 +180,6 @@ def check_for_trl(
     return TrlCheck(max_length, tuple(checked), tuple(errors), (*_across(splits), *_glued(glued), *warnings))
 
 
-def like_margin(columns: Iterable[str]) -> list[str]:
-    """Columns that may be meant as `margin`, which trainers find by its exact name only."""
-    ours = {*COLUMNS, *ADDED, NEGATIVE, STATUS, MARGINS}
-    return [name for name in columns if "margin" in name.lower() and name not in ours]
-
-
 # -- All splits together -------------------------------------------------------------------------------------
 
 
@@ -322,7 +323,7 @@ def _margins(split: Dataset, errors: list[str], warnings: list[str]) -> np.ndarr
             f"`margin` is {kind}; TRL makes float32 of it, and splits must agree: `cast_column` it to float32, and if "
             "whole numbers were not meant, annotate anew"
         )
-    skipped = ~np.isin(np.arange(len(split)), ok_rows(split, STATUS))
+    skipped = ~np.isin(np.arange(len(split)), ok_rows(split, MARGIN_STATUS))
     if skipped.any():
         warnings.append(
             f"{_some(skipped)} have a `margin_status` that is not ok: their margin of 0.0 was not measured; "
