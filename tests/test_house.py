@@ -29,6 +29,7 @@ FLOW = (
     "reports",
     "preferences",
     "publish",
+    "scale",
     "cli",
 )
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "trl", "ray")

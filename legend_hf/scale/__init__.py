@@ -1,0 +1,15 @@
+"""Beyond one run on one machine: parts of a dataset for job arrays.
+
+Each way gives the same numbers; which to take depends on the number of rows and on what there is to run them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from legend_hf._lazy import hand_on
+
+if TYPE_CHECKING:
+    from legend_hf.scale.shards import shard_of as shard_of
+
+__all__ = hand_on(__name__, {"shard_of": "shards"})
