@@ -53,8 +53,8 @@ def parse_shard(shard: str | Shard | None) -> Shard:
     found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", shard, re.ASCII) if isinstance(shard, str) else None
     if shard is not None and (found is None or not 1 <= int(found[1]) <= int(found[2]) <= MOST):
         raise ValueError(
-            f"`shard` is {shard!r}; allowed are '1/8' to '8/8' for a job of eight, and so on up to {MOST} of them; a job "
-            "array that counts from 0 adds 1: `$((SLURM_ARRAY_TASK_ID + 1))/8`"
+            f"`shard` is {shard!r}; allowed are '1/8' to '8/8' for a job of eight, and so on up to {MOST} of them; "
+            "a job array that counts from 0 adds 1: `$((SLURM_ARRAY_TASK_ID + 1))/8`"
         )
     return Shard() if found is None else Shard(int(found[1]), int(found[2]))
 
