@@ -12,8 +12,8 @@ from legend_hf import LegendMarginFn, RowError, annotate, fit_direction
 from legend_hf.directions.induce import pairs_from_labels, pairs_with_refusal, sample_questions
 from legend_hf.preferences.corr_at_k import corr_at_k
 from legend_hf.preferences.similarity import PairSimilarityFn
-from legend_hf.reading.formats import Conversation, conversation
-from legend_hf.reading.rows import batches_of, encode_rows, of_responses
+from legend_hf.reading.formats import Conversation, batches_of, conversation
+from legend_hf.reading.rows import encode_rows, of_responses
 from legend_hf.reading.templates import TextError
 from legend_hf.reports.ladder import ladder_check
 from legend_hf.reports.report import report

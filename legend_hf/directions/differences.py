@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from legend_hf.directions.kept import KeptDifferences
+from legend_hf.reading.formats import Pair, response_length
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.stopping import finish_batches, how_to_go_on
 from legend_hf.reading.templates import Tokens
@@ -99,3 +100,10 @@ def _zeros(shape: tuple[int, int, int], in_memory: int) -> np.ndarray:
         # The mapping outlives the file's name and handle. As a plain array, or whatever is computed from it would be
         # a mapping by type as well.
         return np.asarray(np.memmap(file, dtype=np.float32, mode="r+", shape=shape))
+
+
+def log_lengths(pairs: Sequence[Pair]) -> np.ndarray:
+    """How much longer the chosen response is than the rejected one, `[n]`: difference of logarithms of characters."""
+    return np.array(
+        [np.log1p(response_length(pair.chosen)) - np.log1p(response_length(pair.rejected)) for pair in pairs]
+    )

@@ -22,12 +22,12 @@ import numpy as np
 from legend_hf.directions import resample
 from legend_hf.directions.calibrate import RAW, Calibration, fit_calibration
 from legend_hf.directions.choose import FEWEST_PROMPTS, FOLDS, TRIED, Choice, choose, right, without_length
-from legend_hf.directions.differences import read_differences
+from legend_hf.directions.differences import log_lengths, read_differences
 from legend_hf.directions.direction import Direction, Facts
 from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.directions.kept import KeptDifferences
 from legend_hf.directions.recipe import Recipe
-from legend_hf.reading.formats import Columns, Pair, RowError, opening, pairs_from_batch, response_length
+from legend_hf.reading.formats import Columns, Pair, opening, read_pairs
 from legend_hf.reading.plain import check_on_error
 from legend_hf.reading.reader import (
     OpenReader,
@@ -39,7 +39,7 @@ from legend_hf.reading.reader import (
     tensors_of,
     with_layer,
 )
-from legend_hf.reading.rows import batches_of, encode_rows, of_pairs
+from legend_hf.reading.rows import encode_pairs
 from legend_hf.reading.stopping import how_to_go_on, stopping_in_order
 from legend_hf.reading.templates import Tokens
 
@@ -141,11 +141,11 @@ def fit_direction(
     check_on_error(on_error)
     runtime = Runtime(None, device, batch_tokens, trust_remote_code)  # refused before any row is read
     columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
-    read_pairs, skipped = _rows(pairs, columns, on_error)
+    read = [*read_pairs(pairs, columns, on_error=on_error)]  # all of them, before anything costly happens
     opened, path = _open(recipe, model, revision, runtime)
     reader = opened.reader
-    kept, texts, unreadable = _encode(opened, read_pairs, on_error)
-    skipped += unreadable
+    encoded = encode_pairs(partial(opened.encode, fitting=True), read, on_error=on_error)
+    kept, texts = [pair for pair, _ in encoded], [sides for _, sides in encoded]
     groups = resample.groups_of([opening(pair.chosen) for pair in kept])
     _check_enough(groups, recipe.calibration)
     layers, estimators = _candidates(recipe, reader, len(np.unique(groups)))
@@ -159,7 +159,7 @@ def fit_direction(
             kept = [pair for row, pair in enumerate(kept) if row not in lost]
             groups = resample.groups_of([opening(pair.chosen) for pair in kept])
             _check_enough(groups, recipe.calibration)
-        lengths = _log_lengths(kept) if recipe.debias == "length" else None
+        lengths = log_lengths(kept) if recipe.debias == "length" else None
         chosen = None
         if len(np.unique(groups)) > 1:
             middle = reader.n_layers / 2
@@ -172,7 +172,7 @@ def fit_direction(
             reader=with_layer(reader, layers[place]),
             calibration=_calibrate(recipe.calibration, chosen),
             facts=replace(
-                facts, estimator=name, debias=recipe.debias, skipped=skipped + len(lost), pairs_source=pairs_source
+                facts, estimator=name, debias=recipe.debias, skipped=len(read) - len(kept), pairs_source=pairs_source
             ),
             model_path=path,
         )
@@ -230,33 +230,6 @@ def _check_pairs(pairs: Any) -> None:
         )
 
 
-def _rows(rows: Iterable[Mapping[str, Any]], columns: Columns, on_error: str) -> tuple[list[Pair], int]:
-    """Reads every row before anything costly happens."""
-    pairs: list[Pair] = []
-    skipped = 0
-    for first, batch in batches_of(rows):
-        for entry in pairs_from_batch(batch, columns, first_row=first):
-            if isinstance(entry, Pair):
-                pairs.append(entry)
-            elif on_error == "raise":
-                raise entry
-            else:
-                skipped += 1
-    return pairs, skipped
-
-
-def _encode(
-    opened: OpenReader, pairs: Sequence[Pair], on_error: str
-) -> tuple[list[Pair], list[tuple[Tokens, Tokens]], int]:
-    """Tokenises both sides of every pair; the pairs that do not fit are refused or left out."""
-    rows = encode_rows(partial(opened.encode, fitting=True), of_pairs(pairs))
-    for row in rows:
-        if isinstance(row, RowError) and on_error == "raise":
-            raise row
-    kept = [(pair, row) for pair, row in zip(pairs, rows, strict=True) if not isinstance(row, RowError)]
-    return [pair for pair, _ in kept], [(chosen, rejected) for _, (chosen, rejected) in kept], len(pairs) - len(kept)
-
-
 def _not_finite(differences: np.ndarray) -> set[int]:
     """Pairs that are not finite in a layer in which most are; a layer that is beyond a dtype is no pair's fault."""
     finite = np.stack([np.isfinite(layer).all(axis=1) for layer in differences])  # [layers, n]
@@ -298,7 +271,7 @@ def _calibrate(kind: str, chosen: Choice | None) -> Calibration:
 
 def _facts(pairs: Sequence[Pair], groups: np.ndarray, layers: Sequence[int], chosen: Choice | None, seed: int) -> Facts:
     """What the pairs and the held-out numbers say of a fit."""
-    shorter, length_accuracy, length_interval = resample.better_rule(right(-_log_lengths(pairs)), groups)
+    shorter, length_accuracy, length_interval = resample.better_rule(right(-log_lengths(pairs)), groups)
     accuracy, interval, held_out, effect, effect_interval = None, None, None, None, None
     if chosen is not None:
         accuracy, interval = resample.share_interval(right(chosen.unbiased), groups)
@@ -348,11 +321,4 @@ def _search(chosen: Choice, layers: Sequence[int], groups: np.ndarray, seed: int
             "interval": [float(low), float(high)],
         }
         for trial, mean, (low, high) in zip(order, means, intervals, strict=True)
-    )
-
-
-def _log_lengths(pairs: Sequence[Pair]) -> np.ndarray:
-    """How much longer the chosen response is than the rejected one, `[n]`: difference of logarithms of characters."""
-    return np.array(
-        [np.log1p(response_length(pair.chosen)) - np.log1p(response_length(pair.rejected)) for pair in pairs]
     )

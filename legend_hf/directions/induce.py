@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from legend_hf.hub import outputs
-from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch
-from legend_hf.reading.rows import plain_rows
+from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch, plain_rows
 from legend_hf.writing.answers import Answer, check_leave_out, counted, key_of
 from legend_hf.writing.refusals import refuses
 from legend_hf.writing.writer import OpenWriter, Writer, open_writer

@@ -31,7 +31,7 @@ from legend_hf.preferences.corrections import (
     check_text,
     opened,
 )
-from legend_hf.reading.rows import plain_rows
+from legend_hf.reading.formats import plain_rows
 from legend_hf.writing.answers import key_of
 from legend_hf.writing.refusals import turns_away
 from legend_hf.writing.writer import Writer, open_writer

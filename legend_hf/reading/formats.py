@@ -41,13 +41,15 @@ import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, TypeVar
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar, cast
 
 from legend_hf.reading.plain import make_plain
 
 Message = Mapping[str, Any]  # `role`, `content`, maybe `tool_calls` and more; no key holds None
+ROWS_AT_ONCE = 1000
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 _MARKER = re.compile(r"\n\n(Human|Assistant):")
@@ -285,6 +287,54 @@ def prompt_key(conversation: Conversation) -> str:
 def response_length(conversation: Conversation) -> int:
     """Characters of the response, all its turns together."""
     return sum(len(message.get("content") or "") for message in conversation.response)
+
+
+# -- Rows ----------------------------------------------------------------------------------------------------
+
+
+def plain_rows(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """The rows as they are stored, whatever format their dataset shows them in (a row of arrow's is a table)."""
+    as_stored = getattr(rows, "with_format", None)
+    return rows if as_stored is None else cast(Iterable[Mapping[str, Any]], as_stored(None))
+
+
+def batches_of(
+    rows: Iterable[Mapping[str, Any]], size: int = ROWS_AT_ONCE
+) -> Iterator[tuple[int, Mapping[str, list[Any]]]]:
+    """Columns of some rows at a time, each with the number of its first row; what a row lacks is None.
+
+    Raises:
+        RowError: A row is no mapping.
+    """
+    names: list[str] = []
+    stored, first = iter(plain_rows(rows)), 0
+    while chunk := list(islice(stored, size)):
+        for number, row in enumerate(chunk, start=first):
+            if not isinstance(row, Mapping):
+                raise RowError(number, None, f"given {row!r:.60}; allowed is a dict with `chosen` and `rejected`")
+            names += [name for name in row if name not in names]
+        yield first, {name: [row.get(name) for row in chunk] for name in names}
+        first += len(chunk)
+
+
+def read_pairs(
+    rows: Iterable[Mapping[str, Any]], columns: Columns | None = None, *, on_error: str = "skip"
+) -> Iterator[Pair | RowError]:
+    """Reads rows of pairs, one after the other, in any format.
+
+    Args:
+        rows: A dataset or rows.
+        columns: Names of the columns, where they are not the usual ones.
+        on_error: `"raise"` at the first row that cannot be read, or `"skip"`: its refusal stands in its place.
+
+    Raises:
+        RowError: A row is no mapping; or, as said, cannot be read.
+    """
+    for first, batch in batches_of(rows):
+        for entry in pairs_from_batch(batch, columns or Columns(), first_row=first):
+            if isinstance(entry, RowError) and on_error == "raise":
+                raise entry
+            yield entry
 
 
 # -- Batches -------------------------------------------------------------------------------------------------

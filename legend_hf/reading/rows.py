@@ -1,15 +1,13 @@
 """Rows of texts become rows of token ids: the one encoder of all that read rows, whatever holds them.
 
-In: rows out of a dataset of any format, what `formats` made of them, and whatever tokenises conversations. Out: the
-token ids of each row's texts, or a `RowError` that blames the column that the row really has. This file knows neither
-models nor what the texts are for.
+In: what `formats` made of rows, and whatever tokenises conversations. Out: the token ids of each row's texts, or a
+`RowError` that blames the column that the row really has. This file knows neither models nor what the texts are for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 from legend_hf.reading.formats import Conversation, Pair, RowError
 from legend_hf.reading.templates import TextError
@@ -17,34 +15,7 @@ from legend_hf.reading.templates import TextError
 Row = Sequence[tuple[str, Conversation]]
 """Texts of one row, each with the name of the column, or of the place in it, that it was read from."""
 
-ROWS_AT_ONCE = 1000
-
 _T = TypeVar("_T")
-
-
-def plain_rows(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    """The rows as they are stored, whatever format their dataset shows them in (a row of arrow's is a table)."""
-    as_stored = getattr(rows, "with_format", None)
-    return rows if as_stored is None else cast(Iterable[Mapping[str, Any]], as_stored(None))
-
-
-def batches_of(
-    rows: Iterable[Mapping[str, Any]], size: int = ROWS_AT_ONCE
-) -> Iterator[tuple[int, Mapping[str, list[Any]]]]:
-    """Columns of some rows at a time, each with the number of its first row; what a row lacks is None.
-
-    Raises:
-        RowError: A row is no mapping.
-    """
-    names: list[str] = []
-    stored, first = iter(plain_rows(rows)), 0
-    while chunk := list(islice(stored, size)):
-        for number, row in enumerate(chunk, start=first):
-            if not isinstance(row, Mapping):
-                raise RowError(number, None, f"given {row!r:.60}; allowed is a dict with `chosen` and `rejected`")
-            names += [name for name in row if name not in names]
-        yield first, {name: [row.get(name) for row in chunk] for name in names}
-        first += len(chunk)
 
 
 def of_pairs(pairs: Sequence[Pair | RowError]) -> list[Row | RowError]:
@@ -97,3 +68,28 @@ def encode_rows(
         else:
             result.append(RowError(number, row[bad][0], str(read[bad])))
     return result
+
+
+def encode_pairs(
+    encode: Callable[[Sequence[Conversation]], Sequence[_T | TextError]],
+    pairs: Sequence[Pair | RowError],
+    *,
+    on_error: str = "skip",
+) -> list[tuple[Pair, tuple[_T, _T]]]:
+    """The pairs that can be read, each with its encoded sides, the chosen one first.
+
+    Args:
+        encode: As for `encode_rows`.
+        pairs: What `formats.read_pairs` gave of all rows, from the first one on.
+        on_error: `"raise"` at the first pair that cannot be read, or `"skip"` it.
+
+    Raises:
+        RowError: As said.
+    """
+    kept: list[tuple[Pair, tuple[_T, _T]]] = []
+    for pair, row in zip(pairs, encode_rows(encode, of_pairs(pairs)), strict=True):
+        if isinstance(pair, Pair) and not isinstance(row, RowError):
+            kept.append((pair, (row[0], row[1])))
+        elif on_error == "raise" and isinstance(row, RowError):
+            raise row
+    return kept

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,11 @@ from legend_hf.reading.formats import (
     Columns,
     Conversation,
     Pair,
-    RowError,
     pairs_from_batch,
     prompt_key,
+    read_pairs,
     response_length,
 )
-from legend_hf.reading.rows import batches_of
 from legend_hf.reports.findings import Margins
 from legend_hf.reports.measure import NO_CATEGORY, renumbered
 
@@ -141,7 +140,7 @@ def categories_of(
         category_column: Of the categories; a row without it has none.
         feature: Its type, where that is known.
     """
-    entries = [entry for part in read_pairs(rows, columns) for entry in part]
+    entries = read_pairs(rows, columns)
     kept = [(row.get(category_column), pair) for row, pair in zip(rows, entries, strict=True) if isinstance(pair, Pair)]
     labels = _labels([value for value, _ in kept], category_column, feature)
     return labels, renumbered(np.array([prompt_key(pair.chosen) for _, pair in kept]))
@@ -154,12 +153,6 @@ def expected_names(categories: Sequence[str], category_column: str | None) -> tu
     if isinstance(categories, str) or not len(categories):
         raise ValueError(f"`categories` is {categories!r}; give a list of the names to expect, or leave it out")
     return tuple(dict.fromkeys(str(name)[:EXCERPT] for name in categories))
-
-
-def read_pairs(rows: Iterable[Mapping[str, Any]], columns: Columns) -> Iterator[list[Pair | RowError]]:
-    """Reads rows of pairs, some at a time."""
-    for first, batch in batches_of(rows):
-        yield pairs_from_batch(batch, columns, first_row=first)
 
 
 def _directions(names: Sequence[str], features: Mapping[str, Any], batch: Mapping[str, Any]) -> list[_Direction]:

@@ -23,8 +23,7 @@ from legend_hf.directions.direction import Direction
 from legend_hf.hub import outputs
 from legend_hf.margins.columns import suffixed
 from legend_hf.margins.origin import check_made_by, every_scale, not_of_this, same
-from legend_hf.reading.formats import Columns
-from legend_hf.reading.rows import plain_rows
+from legend_hf.reading.formats import Columns, plain_rows
 from legend_hf.reading.stopping import stopping_in_order
 from legend_hf.reports import judge
 from legend_hf.reports.findings import DirectionReport, Findings, Margins

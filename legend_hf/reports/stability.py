@@ -6,7 +6,6 @@ pairs. This file knows no margins.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -15,15 +14,13 @@ from typing import Any
 import numpy as np
 
 from legend_hf.directions.choose import without_length
-from legend_hf.directions.differences import read_differences
+from legend_hf.directions.differences import log_lengths, read_differences
 from legend_hf.directions.direction import Direction
 from legend_hf.directions.estimators import ESTIMATORS, NoDirectionError
-from legend_hf.reading.formats import Columns, Pair, RowError, prompt_key, response_length
+from legend_hf.reading.formats import Columns, prompt_key, read_pairs
 from legend_hf.reading.reader import Runtime, open_reader
-from legend_hf.reading.rows import encode_rows, of_pairs
-from legend_hf.reading.templates import Tokens
+from legend_hf.reading.rows import encode_pairs
 from legend_hf.reports.findings import UNKNOWN, Estimate, Stability
-from legend_hf.reports.gather import read_pairs
 from legend_hf.reports.measure import FEWEST_PROMPTS, finite_or_none, renumbered
 
 # Halvings and bootstrap draws of the pairs that a direction is fitted on: for the mean difference, whose fits are all
@@ -59,21 +56,14 @@ def stability_of(
     """
     runtime = Runtime(path=direction.model_path, device=device, trust_remote_code=trust_remote_code)
     opened = open_reader(direction.reader, runtime)
-    texts: list[tuple[Tokens, Tokens]] = []
-    keys: list[str] = []
-    lengths: list[float] = []
-    for entries in read_pairs(pairs, columns or Columns()):
-        rows = encode_rows(partial(opened.encode, fitting=True), of_pairs(entries))
-        for pair, row in zip(entries, rows, strict=True):
-            if isinstance(pair, Pair) and not isinstance(row, RowError):
-                texts.append((row[0], row[1]))
-                keys.append(prompt_key(pair.chosen))
-                lengths.append(math.log1p(response_length(pair.chosen)) - math.log1p(response_length(pair.rejected)))
-    (differences,) = read_differences(opened, texts, [direction.reader.layer])
+    kept = encode_pairs(partial(opened.encode, fitting=True), [*read_pairs(pairs, columns)])
+    groups = renumbered(np.array([prompt_key(pair.chosen) for pair, _ in kept]))
+    lengths = log_lengths([pair for pair, _ in kept]) if direction.facts.debias == "length" else None
+    (differences,) = read_differences(opened, [texts for _, texts in kept], [direction.reader.layer])
     known = direction.facts.estimator
     return direction_stability(
-        without_length(differences, np.array(lengths)) if direction.facts.debias == "length" else differences,
-        renumbered(np.array(keys)),
+        without_length(differences, lengths),
+        groups,
         estimator=known if known is not None and known in ESTIMATORS else "mean_difference",
         seed=seed,
         vector=direction.vector,
