@@ -479,7 +479,7 @@ def test_from_responses_to_a_checked_export(files, scored, tiny_llama, tmp_path)
         (["corr-at-k", "{d}/harms.jsonl", "--model", "{d}/causal", "--k", "0"], "different numbers of words"),
         (["corr-at-k", "{d}/harms.jsonl", "--model", "{d}/causal", "--output", "{o}"], "give a file that ends in `.jsonl`"),
         (["export", "{d}/annotated", "--trainer", "axolotl", "--output", "{o}"], "`trainer` is 'axolotl'; allowed are"),
-        (["export", "{d}/annotated", "--trainer", "openrlhf", "--weights", "--output", "{o}"], "`weights=True` is for a subclass of TRL's"),
+        (["export", "{d}/annotated", "--trainer", "openrlhf", "--weights", "--output", "{o}"], "`weights=True` is for the trainers of `legend_hf.training`"),
         (["export", "{d}/pairs.jsonl", "--trainer", "trl", "--output", "{o}"], "split 'train' has no `margin`"),
         (["check", "{d}/annotated", "--tokenizer", "{m}", "--max-length", "0"], "`max_length` is 0; allowed is at least 1"),
         (["check", "{d}/torn.jsonl", "--tokenizer", "{m}"], "torn.jsonl' cannot be read"),

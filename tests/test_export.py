@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
-import textwrap
 
 import numpy as np
 import pytest
@@ -453,7 +451,7 @@ def test_no_trainer_gets_a_column_that_it_does_not_read(trainer):
     ("given", "arguments", "message"),
     [
         (lambda: made(strings), {"trainer": "axolotl"}, "`trainer` is 'axolotl'; allowed are 'trl', 'openrlhf', 'ms-swift'"),
-        (lambda: made(strings), {"trainer": "openrlhf", "weights": True}, "`weights=True` is for a subclass of TRL"),
+        (lambda: made(strings), {"trainer": "openrlhf", "weights": True}, "`weights=True` is for the trainers of `legend_hf.training`"),
         (lambda: made(strings).remove_columns("margin"), {}, r"has no `margin`; add it with `annotate\(dataset, direction\)`$"),
         (lambda: made(strings).rename_column("margin", "margins"), {}, r'`rename_column\("margins", "margin"\)`'),
         (lambda: made(strings).remove_columns("margin_prob"), {"weights": True}, "has no `margin_prob`, which `weights=True` needs"),
@@ -541,33 +539,6 @@ def dpo_of(policies, tokenizer, tmp_path):
     return make
 
 
-def recipe(change=lambda source: source):
-    """The trainer in the docstring of `export_for`, executed."""
-    text = inspect.getdoc(export_for)
-    start = text.index("    import torch")
-    source = textwrap.dedent(text[start : text.index("\nFor hard labels")])
-    scope = {}
-    exec(change(source), scope)
-    return scope["SoftDPOTrainer"]
-
-
-def log_odds(trainer, batch):
-    """β times the difference of the log ratios [pairs], from the models' own logits, token by token."""
-    import torch
-
-    sums = []
-    for model in (trainer.model, trainer.ref_model):
-        with torch.no_grad():
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        for i, ids in enumerate(batch["input_ids"]):
-            logps = torch.log_softmax(logits[i].double(), dim=-1)
-            places = [t for t in range(1, len(ids)) if batch["completion_mask"][i, t]]
-            sums.append(sum(float(logps[t - 1, ids[t]]) for t in places))
-    policy, reference = np.array(sums).reshape(2, 2, -1)
-    ratios = policy - reference
-    return trainer.beta * (ratios[0] - ratios[1])
-
-
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
@@ -611,41 +582,3 @@ def test_weights_are_written_and_say_what_the_docstring_says():
     assert (hard[p < 0.5] == 0).all()
     # The control: |2p - 1| would pull towards a label that is surely wrong.
     assert np.abs(2 * p - 1)[p < 0.5].max() > 0.9
-
-
-@pytest.mark.parametrize("shape", [strings, messages], ids=lambda s: s.__name__)
-def test_the_recipe_of_the_docstring_has_the_loss_it_says(shape, dpo_of):
-    export = export_for(made(shape), weights=True)
-    trainer = dpo_of(export.dataset, recipe(), remove_unused_columns=False)
-    batch = next(iter(trainer.get_train_dataloader()))
-    p, weight = batch["margin_prob"].double().numpy(), batch["weight"].double().numpy()
-    assert sorted(p) == pytest.approx(sorted(NUMBERS["margin_prob"]), abs=1e-6)
-    h = log_odds(trainer, batch)
-    assert np.abs(h).max() > 0.05
-    soft = float(np.mean(-p * np.log(sigmoid(h)) - (1 - p) * np.log(sigmoid(-h))))
-    hard = float(np.mean(-weight * np.log(sigmoid(h))))
-    assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(soft, abs=1e-5)
-    # The controls: TRL's own loss is what p = 1 gives, and another number.
-    plain = dpo_of(export.dataset).compute_loss(
-        trainer.model, {k: v for k, v in batch.items() if k not in ("margin_prob", "weight")}
-    )
-    sure = dict(batch) | {"margin_prob": batch["margin_prob"] * 0 + 1}
-    assert trainer.compute_loss(trainer.model, sure).item() == pytest.approx(plain.item(), abs=1e-5)
-    assert abs(plain.item() - soft) > 1e-3
-
-    other = "losses = -weight * logsigmoid(h)"
-    assert f"`{other}`" in inspect.getdoc(export_for)
-    weighted = recipe(lambda s: s.replace("losses = -p * logsigmoid(h) - (1 - p) * logsigmoid(-h)", other))
-    trainer = dpo_of(export.dataset, weighted, remove_unused_columns=False)
-    assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(hard, abs=1e-5)
-    assert abs(hard - soft) > 1e-3
-
-
-def test_the_recipe_trains_and_evaluates(dpo_of):
-    export = export_for(made(messages), weights=True)
-    trainer = dpo_of(export.dataset, recipe(), remove_unused_columns=False)
-    before = trainer.evaluate()["eval_loss"]
-    result = trainer.train()
-    assert result.global_step == 2
-    assert np.isfinite(result.training_loss)
-    assert trainer.evaluate()["eval_loss"] < before

@@ -26,6 +26,7 @@ FLOW = (
     "writing",
     "directions",
     "margins",
+    "training",
     "reports",
     "preferences",
     "publish",

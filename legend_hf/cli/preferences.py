@@ -214,7 +214,7 @@ def export(export_for: Call, dataset: Rows, *, trainer: str, output: Place, say:
         trainer: trl, openrlhf or ms-swift.
         output: New folder for the dataset.
         messages: Write messages where rows are strings, for chat templates.
-        weights: Add margin_prob and weight, for a subclass of TRL's DPOTrainer.
+        weights: Add margin_prob and weight, for the trainers of legend_hf.training.
     """
     check_rows_folder(output.output, rows=dataset.source, overwrite=output.overwrite)
     splits = dataset.splits()

@@ -74,7 +74,7 @@ def export_for(
     chosen_column: str = "chosen",
     rejected_column: str = "rejected",
 ) -> Export:
-    r"""Gives a trainer the columns that it reads, whatever the shape of the rows.
+    """Gives a trainer the columns that it reads, whatever the shape of the rows.
 
     Rows come out with an explicit prompt: strings where all columns hold strings, message lists otherwise. So hh-rlhf's
     dialogues are cut where the response begins (joined again they are the same text), PKU-SafeRLHF's rows become
@@ -82,43 +82,18 @@ def export_for(
     two sides' prompts differ, the prompt is what they share. Rows whose `margin_status` is not `"ok"` are left out:
     their 0.0 says nothing.
 
-    DPO: TRL 1.16's `DPOTrainer` reads no column of numbers (its `label_smoothing` is one number for all pairs, for some
-    losses only; `use_weighting` weighs by the policy's own probabilities), so `weights=True` needs a subclass. This one
-    is conservative DPO with each pair's own label noise, -p log σ(h) - (1 - p) log σ(-h):
-
-        import torch
-        from torch.nn.functional import logsigmoid
-        from trl import DPOTrainer
-
-        class SoftDPOTrainer(DPOTrainer):  # DPOConfig(remove_unused_columns=False), no precompute_ref_log_probs
-            def __init__(self, *args, **kwargs):
-                super().__init__(*args, **kwargs)
-                collate, names = self.data_collator, ("margin_prob", "weight")
-                self.data_collator = lambda rows: collate(rows) | {
-                    name: torch.tensor([row[name] for row in rows]) for name in names
-                }
-
-            def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-                p, weight = inputs.pop("margin_prob"), inputs.pop("weight")
-                reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
-                labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-                read = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-                logps = model(**read, labels=labels, use_cache=False, fused_lm_head=True).log_probs.sum(1)
-                chosen, rejected = logps.chunk(2)
-                h = self.beta * ((chosen - reference[0]) - (rejected - reference[1]))
-                losses = -p * logsigmoid(h) - (1 - p) * logsigmoid(-h)
-                return (losses.mean(), None) if return_outputs else losses.mean()
-
-    For hard labels with weights, `losses = -weight * logsigmoid(h)`. Take one or the other: `weight` is
-    max(0, 2p - 1), which makes both losses' gradients equal where training starts (h = 0), and 0 for a pair whose label
-    is more likely wrong than right (ours; |2p - 1| would push hardest towards the labels that are surely wrong).
+    `weights=True` adds what a pair's label is worth, for the losses of TRL's that read no such column:
+    `legend_hf.training` has `SoftRewardTrainer` and `SoftDPOTrainer`, with `use="margin_prob"` (a soft label) or
+    `use="weight"`. Take one or the other: `weight` is max(0, 2p - 1), which makes both losses' gradients equal where
+    training starts, and 0 for a pair whose label is more likely wrong than right (ours; |2p - 1| would push hardest
+    towards the labels that are surely wrong).
 
     Args:
         dataset: Annotated rows, in any shape that `LegendMarginFn` takes.
         trainer: `"trl"` (`RewardTrainer`, `DPOTrainer` and others), `"openrlhf"` or `"ms-swift"`.
         messages: Write message lists where all columns are strings, too. TRL joins a string prompt and response with
             nothing between; chat templates need messages. ms-swift always gets them.
-        weights: Add `margin_prob` and `weight`, for the subclass above; `"trl"` only.
+        weights: Add `margin_prob` and `weight`, for the trainers above; `"trl"` only.
         prompt_column: Name of the prompts' column, where it is not `prompt`.
         chosen_column: Name of the chosen responses' column.
         rejected_column: Name of the rejected responses' column.
@@ -136,8 +111,8 @@ def export_for(
     check_choice("trainer", trainer, TRAINERS)
     if weights and trainer != "trl":
         raise ValueError(
-            f'`weights=True` is for a subclass of TRL\'s `DPOTrainer`, `trainer` is {trainer!r}; pass `trainer="trl"`, '
-            "or leave `weights` out"
+            f"`weights=True` is for the trainers of `legend_hf.training`, which are TRL's; `trainer` is {trainer!r}; "
+            'pass `trainer="trl"`, or leave `weights` out'
         )
     names = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
     splits = {name: split.with_format(None) for name, split in splits_of(dataset).items()}
@@ -540,7 +515,8 @@ def _notes(trainer: str, columns: Sequence[str]) -> list[str]:
         notes.append("Where a row lacks a keyword for the chat template that another row has, TRL passes None for it.")
     if "weight" in columns:
         notes.append(
-            "`margin_prob` and `weight` reach no loss of TRL's; see `export_for` for a `DPOTrainer` that does."
+            "`margin_prob` and `weight` reach no loss of TRL's own; `legend_hf.training` has `SoftRewardTrainer` and "
+            '`SoftDPOTrainer`, which train with either: `use="margin_prob"` or `use="weight"`.'
         )
     return notes
 
