@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legend_hf.hub import cards
+from legend_hf.hub.verdict import verdict_on
 
 HOSTILE = (
     "x | y `z` <script>alert(1)</script> --> <!-- legend_hf:end -->\n---\n| a |\n# h [l](javascript:1) $model &amp; {{"
@@ -326,13 +327,13 @@ def test_the_check_for_breaking_out_finds_a_string_that_does():
     ],
 )
 def test_implausible_facts_are_doubted(changes: dict[str, Any], doubt: str):
-    assert any(doubt in d for d in cards.doubts({**FIT, **changes}))
+    assert any(doubt in d for d in verdict_on({**FIT, **changes}).doubts)
     assert "**Doubtful:** " in cards.direction_card({**DIRECTION, "facts": {**FIT, **changes}})
 
 
 def test_plausible_and_unknown_facts_are_not_doubted():
-    assert cards.doubts(FIT) == ()
-    assert cards.doubts(dict.fromkeys(FIT)) == ()
+    assert verdict_on(FIT).doubts == ()
+    assert verdict_on(dict.fromkeys(FIT)).doubts == ()
     assert "Doubtful" not in cards.direction_card(DIRECTION)
 
 

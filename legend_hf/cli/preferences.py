@@ -179,7 +179,7 @@ def corr_at_k(
         top_p: Of sampling, 0.7 when left out.
         seed: Of phrases and sampling.
     """
-    from legend_hf.hub.cards import FEW_PROMPTS
+    from legend_hf.hub.verdict import FEW_PROMPTS
     from legend_hf.preferences.corr_at_k import refusal_judge
     from legend_hf.writing.answers import check_output
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -34,6 +34,8 @@ TENSOR_FILE = "direction.safetensors"
 CARD_FILE = "README.md"
 MOST_TRIED = 4096
 """Most entries of `Facts.search`."""
+
+Curve: TypeAlias = tuple[Mapping[str, Any], ...]
 
 # What a stranger's artifact may take; far more than any direction needs.
 _MOST_BYTES = 8 * 1024 * 1024  # of each of its files
@@ -74,6 +76,9 @@ class Facts:
         effect: Mean of the held-out raw margins divided by their standard deviation, every pair scored without its
             prompt. About 0 where the labels were drawn at random, whose margins a calibration makes as large as any.
         effect_interval: Its 95 % interval, by prompt, the deviation taken as known.
+        gain: `accuracy` minus `length_accuracy`, on the same pairs.
+        gain_interval: Its 95 % interval, by prompt, which holds for whichever rule of length is the better one.
+        curve: Held-out accuracy by the share of the prompts fitted on, one mapping each, see `curve.learning_curve`.
     """
 
     estimator: str | None = None
@@ -93,6 +98,9 @@ class Facts:
     length_rule: str | None = None
     effect: float | None = None
     effect_interval: tuple[float, float] | None = None
+    gain: float | None = None
+    gain_interval: tuple[float, float] | None = None
+    curve: Curve | None = None
 
     def __post_init__(self) -> None:
         """Makes numbers and paths what JSON has."""
@@ -304,10 +312,9 @@ class Direction:
         Raises:
             ValueError: They contradict each other.
         """
-        facts = dict(config["facts"])
-        for key in ("accuracy_interval", "length_accuracy_interval", "effect_interval"):
-            facts[key] = tuple(facts[key]) if facts[key] is not None else None
-        facts["search"] = tuple(facts["search"]) if facts["search"] is not None else None
+        facts: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in config["facts"].items()
+        }
         return cls(
             vector=vector,
             reader=Reader(**config["reader"]),
@@ -476,6 +483,22 @@ def _is_tried(entry: Any) -> bool:
     )
 
 
+def _is_curve(value: Any) -> bool:
+    """A list of what was reached with how many prompts, as short as a curve is."""
+    return isinstance(value, list) and 0 < len(value) <= 10 and all(map(_is_point, value))
+
+
+def _is_point(entry: Any) -> bool:
+    if not isinstance(entry, dict) or set(entry) != {"share", "accuracy", "behind"}:
+        return False
+    behind = entry["behind"]
+    return (
+        _is_share(entry["share"])
+        and _is_share(entry["accuracy"])
+        and (behind is None or (isinstance(behind, list) and len(behind) == 2 and all(map(_is_float, behind))))
+    )
+
+
 def _is_share(value: Any) -> bool:
     return _is_float(value) and 0 <= value <= 1
 
@@ -489,6 +512,7 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "tuple[float, float]": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_float, value)),
     "tuple[float, ...]": lambda value: isinstance(value, list) and all(map(_is_float, value)),
     "tuple[Mapping[str, Any], ...]": _is_search,
+    "Curve": _is_curve,
 }
 _NESTED: Mapping[str, type] = {"Bins": Bins, "Link": Link}
 
@@ -497,8 +521,10 @@ def _check_types(found: Any, kind: type, name: str, refuse: Any) -> None:
     """Holds JSON values against the annotations of a dataclass: a string where a number belongs is refused by name."""
     if not isinstance(found, dict):
         raise refuse(f"has a `{name}` that is not a mapping", "ask its author for a whole one")
-    _check_keys(found, {f.name for f in fields(kind)}, name, refuse)
-    for f in fields(kind):
+    # What is not said of a fit is not known of it.
+    known = [f for f in fields(kind) if kind is not Facts or f.name in found]
+    _check_keys(found, {f.name for f in known}, name, refuse)
+    for f in known:
         value, allowed = found[f.name], str(f.type).split(" | ")
         nested = next((_NESTED[part] for part in allowed if part in _NESTED), None)
         if nested is not None and isinstance(value, dict):

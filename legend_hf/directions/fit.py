@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -22,11 +22,13 @@ import numpy as np
 from legend_hf.directions import resample
 from legend_hf.directions.calibrate import RAW, Calibration, fit_calibration
 from legend_hf.directions.choose import FEWEST_PROMPTS, FOLDS, TRIED, Choice, choose, right, without_length
+from legend_hf.directions.curve import learning_curve
 from legend_hf.directions.differences import log_lengths, read_differences
 from legend_hf.directions.direction import Direction, Facts
 from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.directions.kept import KeptDifferences
 from legend_hf.directions.recipe import Recipe
+from legend_hf.hub.verdict import verdict_on
 from legend_hf.reading.formats import Columns, Pair, opening, read_pairs
 from legend_hf.reading.plain import check_on_error
 from legend_hf.reading.reader import (
@@ -167,6 +169,8 @@ def fit_direction(
         place, name = (chosen.place, chosen.estimator) if chosen is not None else (0, estimators[0])
         vector = ESTIMATORS[name](without_length(differences[place], lengths)).astype(np.float32)
         facts = _facts(kept, groups, layers, chosen, seed)
+        if chosen is not None:
+            facts = replace(facts, curve=learning_curve(differences[place], groups, chosen, seed=seed, lengths=lengths))
         direction = Direction(
             vector=vector,
             reader=with_layer(reader, layers[place]),
@@ -178,6 +182,9 @@ def fit_direction(
         )
         if kept_here is not None:
             kept_here.remove()
+    verdict = verdict_on(asdict(direction.facts))
+    if verdict.doubtful:
+        logger.warning("this direction %s", verdict.warning)
     return direction
 
 
@@ -271,9 +278,12 @@ def _calibrate(kind: str, chosen: Choice | None) -> Calibration:
 
 def _facts(pairs: Sequence[Pair], groups: np.ndarray, layers: Sequence[int], chosen: Choice | None, seed: int) -> Facts:
     """What the pairs and the held-out numbers say of a fit."""
-    shorter, length_accuracy, length_interval = resample.better_rule(right(-log_lengths(pairs)), groups)
+    shorter_right = right(-log_lengths(pairs))
+    shorter, length_accuracy, length_interval = resample.better_rule(shorter_right, groups)
     accuracy, interval, held_out, effect, effect_interval = None, None, None, None, None
+    gain, gain_interval = None, None
     if chosen is not None:
+        gain, gain_interval = resample.gain_over_rule(right(chosen.unbiased), shorter_right, groups)
         accuracy, interval = resample.share_interval(right(chosen.unbiased), groups)
         effect, effect_interval = _effect(chosen.comparable, groups)
         count = int(resample.folds_of(groups, FOLDS, seed).max()) + 1
@@ -295,6 +305,8 @@ def _facts(pairs: Sequence[Pair], groups: np.ndarray, layers: Sequence[int], cho
         length_rule="shorter" if shorter else "longer",
         effect=effect,
         effect_interval=effect_interval,
+        gain=gain,
+        gain_interval=gain_interval,
     )
 
 

@@ -22,14 +22,13 @@ from string import Template
 from typing import Any
 
 from legend_hf.hub import front_matter
+from legend_hf.hub.verdict import Verdict, verdict_on
 
 logger = logging.getLogger(__name__)
 
 Facts = Mapping[str, Any]
 
 NOT_RECORDED = "not recorded"
-FEW_PROMPTS = 20
-"""With fewer prompts a number is doubtful, whatever its interval says."""
 LONGEST_SOURCE_CARD = 500_000
 """Characters of another repository's card that are taken over."""
 
@@ -172,7 +171,7 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
             ],
         ),
         calibration=_calibration(facts["calibration"]),
-        doubts="".join(f"- **Doubtful:** {doubt}\n" for doubt in doubts(fit)),
+        verdict=_verdict(verdict_on(fit)),
     )
     return _compose(existing, metadata, section, title=_title(facts["repo_id"], "A safety direction"))
 
@@ -254,36 +253,10 @@ def described_configs(text: str | None) -> frozenset[str]:
     return frozenset(_blocks(front_matter.split(text)[1]))
 
 
-def doubts(fit: Facts) -> tuple[str, ...]:
-    """Says what in the facts of a fit makes its direction implausible; empty when nothing does."""
-    found = []
-    for key in ("pairs", "prompts"):
-        if fit[key] is not None and fit[key] < 1:
-            found.append(f"it was fitted on {fit[key]} {key}.")
-    if fit["skipped"] is not None and fit["skipped"] < 0:
-        found.append(f"it skipped {fit['skipped']} pairs.")
-    accuracy, interval = fit["accuracy"], fit["accuracy_interval"]
-    length, length_interval = fit["length_accuracy"], fit["length_accuracy_interval"]
-    if any(n is not None and not 0 <= n <= 1 for n in (accuracy, length, *(interval or ()), *(length_interval or ()))):
-        found.append("its held-out accuracy is no share between 0 and 1.")
-        return tuple(found)
-    if accuracy is None and fit["pairs"] is not None:
-        found.append("its held-out accuracy is unknown.")
-    if _outside(accuracy, interval):
-        found.append("the interval of its held-out accuracy does not contain it.")
-    if _outside(length, length_interval):
-        found.append("the interval of the length baseline does not contain it.")
-    if accuracy is not None and fit["prompts"] is not None and fit["prompts"] < FEW_PROMPTS:
-        found.append(
-            f"it was measured on {fit['prompts']} distinct prompts, fewer than {FEW_PROMPTS}: too few to rely on."
-        )
-    if accuracy is not None and accuracy < 0.5:
-        found.append("its held-out accuracy is under one half: it points the wrong way, or at nothing.")
-    elif interval is not None and interval[0] is not None and interval[0] <= 0.5:
-        found.append("the interval of its held-out accuracy reaches down to chance.")
-    if accuracy is not None and length is not None and accuracy <= length:
-        found.append("on held-out pairs it does no better than the length of the responses.")
-    return tuple(found)
+def _verdict(found: Verdict) -> str:
+    """Whether a direction is any good, a line each, and what is doubtful about it."""
+    lines = [f"- **{asked[:1].upper()}{asked[1:]}:** {answer}." for asked, answer in found.lines]
+    return "\n".join([*lines, *(f"- **Doubtful:** {doubt}" for doubt in found.doubts)])
 
 
 def _length(fit: Facts) -> str:
@@ -300,13 +273,6 @@ def _effect(fit: Facts) -> str:
     if value is None:
         return NOT_RECORDED
     return f"{value:+.2f}" + (f" (95 % interval {interval[0]:+.2f} to {interval[1]:+.2f})" if interval else "")
-
-
-def _outside(value: float | None, interval: Sequence[float] | None) -> bool:
-    """Whether an interval contradicts its value, but for rounding."""
-    if value is None or interval is None or None in interval:
-        return False
-    return not interval[0] - 1e-9 <= value <= interval[1] + 1e-9
 
 
 def _licence(there: Facts, licences: Mapping[str, Licence], *, others: bool) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from legend_hf.directions.direction import Direction
-from legend_hf.hub import cards
+from legend_hf.hub.verdict import FEW_PROMPTS, verdict_on
 from legend_hf.margins.origin import beside
 from legend_hf.reports.findings import (
     UNKNOWN,
@@ -158,8 +158,8 @@ def _split_doubts(
     prompts = len(np.unique(m.groups))
     if share.interval is None:
         yield f"too few distinct prompts for intervals: {prompts}."
-    elif prompts < cards.FEW_PROMPTS:
-        yield f"there are {prompts} distinct prompts, fewer than {cards.FEW_PROMPTS}: too few to rely on."
+    elif prompts < FEW_PROMPTS:
+        yield f"there are {prompts} distinct prompts, fewer than {FEW_PROMPTS}: too few to rely on."
     yield from _missing(spread, "row")
     if not m.raw.any():
         yield "all margins are 0."
@@ -232,14 +232,7 @@ def direction_report(
 
 
 def _direction_doubts(facts: Mapping[str, Any], stability: Stability | None) -> tuple[str, ...]:
-    found = list(cards.doubts(facts))
-    interval, length, accuracy = facts["accuracy_interval"], facts["length_accuracy"], facts["accuracy"]
-    if (
-        interval is not None
-        and None not in (length, accuracy)
-        and interval[0] <= length < accuracy  # at or below it, the card's own doubt says so
-    ):
-        found.append("the interval of its held-out accuracy contains the length baseline.")
+    found = list(verdict_on(facts).doubts)
     if stability is not None and stability.halves.value is not None and stability.halves.value < 0.5:
         found.append("directions of two halves of the pairs have little in common: fit it on more pairs.")
     if stability is not None and stability.given is not None and stability.given <= 0:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from legend_hf.directions.direction import Direction
-from legend_hf.hub.cards import FEW_PROMPTS
+from legend_hf.hub.verdict import FEW_PROMPTS
 from legend_hf.margins.columns import kind_of
 from legend_hf.margins.scoring import GivenDirection, Scorer, Scoring
 from legend_hf.reading.formats import (

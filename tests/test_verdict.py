@@ -1,0 +1,204 @@
+"""The verdict on a direction: a direction of coin-flipped labels is named worthless wherever it shows, and no other."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from legend_hf import Direction, fit_direction
+from legend_hf.directions import resample
+from legend_hf.directions.choose import choose, right
+from legend_hf.directions.curve import learning_curve
+from legend_hf.directions.direction import CONFIG_FILE, TENSOR_FILE, ArtifactError, Facts, _digest
+from legend_hf.directions.summary import summary
+from legend_hf.hub.verdict import verdict_on
+
+SOUND = {
+    "pairs": 640,
+    "prompts": 600,
+    "skipped": 0,
+    "accuracy": 0.70,
+    "accuracy_interval": (0.66, 0.74),
+    "length_accuracy": 0.60,
+    "length_accuracy_interval": (0.56, 0.64),
+    "length_rule": "shorter",
+    "gain": 0.10,
+    "gain_interval": (0.05, 0.15),
+}
+
+
+def demo_pairs(coin=None):
+    """The shipped pairs; with a seed, each of them turned round or not by a coin."""
+    text = (ROOT / "scripts" / "demo" / "contrast_pairs.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    if coin is None:
+        return rows
+    toss = random.Random(coin)
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    return [toss.choice(both) for both in zip(rows, turned, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def sound(demo):
+    return fit_direction(demo_pairs(), model=demo)
+
+
+@pytest.fixture(scope="module")
+def tossed(demo):
+    return fit_direction(demo_pairs(coin=1), model=demo)
+
+
+def test_a_sound_fit_beats_both_and_one_of_coins_neither(sound, tossed):
+    good, bad = (verdict_on(asdict(d.facts)) for d in (sound, tossed))
+    assert (good.beats_coin, good.beats_length, good.doubts) == (True, True, ())
+    assert good.headline == "good for use: it beats a coin and length"
+    assert (bad.beats_coin, bad.beats_length) == (False, False)
+    assert "worthless" in bad.headline
+    for verdict, direction in ((good, sound), (bad, tossed)):
+        text = summary(direction).splitlines()
+        assert [line for line in text if line.split()[0] == "verdict"] == [f"     verdict  {verdict.headline}"]
+        for _, answer in verdict.lines:
+            assert sum(answer in line for line in text) == 1, "a line each"
+        assert f"{100 * direction.facts.accuracy:.1f} %" in verdict.coin
+        assert "88 distinct prompts" in verdict.sure
+
+
+def test_a_fit_says_that_it_is_doubtful_once_and_a_sound_one_nothing(demo, caplog):
+    fit_direction(demo_pairs(coin=2), model=demo, layer=2)
+    assert caplog.text.count("this direction is doubtful") == 1
+    caplog.clear()
+    fit_direction(demo_pairs(), model=demo, layer=2)
+    assert "doubtful" not in caplog.text
+
+
+@pytest.mark.parametrize("coin", range(3, 9))
+def test_no_toss_of_coins_is_taken_for_labels(demo, coin):
+    found = verdict_on(asdict(fit_direction(demo_pairs(coin=coin), model=demo, layer=2).facts))
+    assert found.doubtful
+    assert False in (found.beats_coin, found.beats_length)
+
+
+def test_cards_say_what_the_verdict_says(sound, tossed, tmp_path):
+    for name, direction in (("sound", sound), ("tossed", tossed)):
+        direction.save_pretrained(tmp_path / name)
+        card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        verdict = verdict_on(asdict(direction.facts))
+        for asked, answer in verdict.lines:
+            assert f"- **{asked.capitalize()}:** {answer}." in card
+        assert card.count("**Doubtful:**") == len(verdict.doubts)
+        assert ("worthless" in card) is (name == "tossed")
+        assert Direction.from_pretrained(tmp_path / name).facts == direction.facts
+
+
+@pytest.mark.parametrize(
+    ("changes", "coin", "length", "headline"),
+    [
+        ({}, True, True, "good for use: it beats a coin and length"),
+        ({"gain": 0.01, "gain_interval": (-0.03, 0.05)}, True, False, "not shown to beat the length"),
+        ({"gain": None, "gain_interval": None, "accuracy_interval": (0.59, 0.8)}, True, False, "not shown to beat"),
+        ({"gain": None, "gain_interval": None}, True, True, "good for use"),
+        ({"accuracy_interval": (0.49, 0.9)}, False, True, "worthless"),
+        ({"accuracy": 0.4, "accuracy_interval": (0.3, 0.5), "gain": -0.2}, False, False, "worthless"),
+        ({"length_accuracy": 0.75, "length_accuracy_interval": None, "gain": -0.05}, True, False, "not shown to beat"),
+        ({"prompts": 12}, True, True, "measured on 12 distinct prompts, fewer than 20"),
+        ({"accuracy": None, "accuracy_interval": None}, None, None, "held-out accuracy is unknown"),
+        ({"accuracy": math.nan}, None, None, "no share between 0 and 1"),
+        ({"gain_interval": (math.nan, 7.0)}, None, None, "no share between 0 and 1"),
+        (dict.fromkeys(SOUND), None, None, "not known: nothing is recorded"),
+    ],
+    ids=str,
+)
+def test_what_is_said_follows_from_the_facts(changes, coin, length, headline):
+    found = verdict_on({**SOUND, **changes})
+    assert (found.beats_coin, found.beats_length) == (coin, length)
+    assert headline in found.headline
+    assert found.doubtful is ("doubtful" in found.headline)
+    assert verdict_on(asdict(Facts(**{**SOUND, **changes}))) == found
+    assert "nan" not in "".join(found.lines[i][1] for i in range(6))
+
+
+def test_a_rule_of_length_from_a_stranger_is_no_text_to_repeat():
+    assert "<script>" not in str(verdict_on({**SOUND, "length_rule": "<script>"}))
+    assert "taking the shorter response" in str(verdict_on(SOUND)), "the control"
+
+
+@settings(max_examples=40)
+@given(st.integers(40, 400), st.integers(51, 64))
+def test_as_many_more_prompts_as_are_said_would_settle_it(prompts, percent):
+    seen = round(prompts * percent / 100) / prompts
+
+    def facts(count):
+        values = np.zeros(count)
+        values[: round(count * seen)] = 1.0
+        share, interval = resample.share_interval(values, np.arange(count))
+        return {"pairs": count, "prompts": count, "accuracy": share, "accuracy_interval": interval}
+
+    found = verdict_on(facts(prompts))
+    if found.beats_coin or "about" not in found.sure:
+        return
+    more = int(found.sure.split("about ")[1].split(" more")[0].replace(",", ""))
+    assert verdict_on(facts(round(1.1 * (prompts + more)))).beats_coin
+    assert not verdict_on(facts(round(0.8 * (prompts + more)))).beats_coin
+
+
+def curve_of(differences, seed=0):
+    groups = np.arange(len(differences))
+    chosen = choose(differences[None], [0], ["mean_difference"], groups, middle=0, seed=seed)
+    return learning_curve(differences, groups, chosen, seed=seed), chosen
+
+
+def test_the_curve_rises_where_more_pairs_help_and_not_where_they_do_not():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=(400, 300)) + 0.06  # a weak signal in many dimensions: the mean of few pairs is all noise
+    easy = rng.normal(size=(400, 300)) * 0.1 + np.eye(300)[0]
+    found = {}
+    for name, differences in (("hard", hard), ("easy", easy), ("tossed", hard * rng.choice([-1, 1], (400, 1)))):
+        before = differences.copy()
+        curve, chosen = curve_of(differences)
+        np.testing.assert_array_equal(differences, before)
+        assert [at["share"] for at in curve] == [0.25, 0.5, 1.0]
+        assert curve[-1]["accuracy"] == right(chosen.raw).mean(), "that of the fit's own folds"
+        found[name] = curve, verdict_on({**SOUND, "curve": curve}).more
+    assert found["hard"][0][0]["behind"][0] > 0
+    assert found["hard"][1].startswith("would help: 25, 50, 100 % of the prompts give ")
+    assert found["easy"][1].startswith("would hardly help: ")
+    assert not found["tossed"][1].startswith("would help")
+    assert verdict_on(SOUND).more == "not measured"
+
+
+def test_a_curve_needs_prompts_and_repeats_to_the_bit(sound, demo):
+    assert sound.facts.curve == fit_direction(demo_pairs(), model=demo).facts.curve
+    assert fit_direction(demo_pairs()[:19], model=demo).facts.curve is None
+
+
+POINT = {"share": 0.5, "accuracy": 0.5, "behind": [0.0, 0.1]}
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [[], [POINT] * 11, [{**POINT, "accuracy": 2}], [{**POINT, "behind": ["<b>", 1]}], [{**POINT, "note": "x"}], "x"],
+    ids=str,
+)
+def test_a_curve_from_strangers_is_held_against_its_type(sound, tmp_path, curve):
+    sound.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    tensors = (tmp_path / TENSOR_FILE).read_bytes()
+
+    def load(facts):
+        changed = {**{k: v for k, v in config.items() if k != "sha256"}, "facts": facts}
+        (tmp_path / CONFIG_FILE).write_text(json.dumps({**changed, "sha256": _digest(changed, tensors)}))
+        return Direction.from_pretrained(tmp_path).facts
+
+    with pytest.raises(ArtifactError, match=r"has `facts.curve` = .*, not Curve \| None"):
+        load({**config["facts"], "curve": curve})
+    assert load({**config["facts"], "curve": [POINT]}).curve == (POINT,)
+    less = {key: value for key, value in config["facts"].items() if key not in ("curve", "gain")}
+    assert load(less) == replace(sound.facts, curve=None, gain=None), "what is not said is not known"
