@@ -47,6 +47,8 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 Take = Callable[[int, "torch.Tensor"], None]
+Watch = Callable[[int, "torch.Tensor", Sequence[int]], None]
+"""Called with a layer, the states of all needed positions of a batch `[m, d_model]`, float32, and each text's count."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def read_vectors(
     *,
     route: Route,
     batch_tokens: int | None = None,
+    watch: Watch | None = None,
+    last: bool = False,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Reads texts and means their hidden states over the needed positions.
 
@@ -104,6 +108,9 @@ def read_vectors(
         route: How to read with this model.
         batch_tokens: Most tokens in one forward pass, padding included; None for the device's default. A single longer
             text still gets its own pass.
+        watch: Sees the states before they become vectors. What it was shown before the last yield is of that batch:
+            one that does not fit the memory is shown again, in parts.
+        last: Take the last of the needed positions, in place of the mean.
 
     Yields:
         Indices of the texts in this batch, and their vectors `[b, layers, d_model]`, float32, on the model's device.
@@ -120,7 +127,7 @@ def read_vectors(
         for size, index, batch in _plan(texts, needed, waiting, route, budget):
             vectors = None
             try:
-                vectors = _read_batch(model, batch, layers, route)
+                vectors = _read_batch(model, batch, layers, route, watch, last)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(index) == 1:
                     raise
@@ -446,13 +453,17 @@ def _plan(
 _Batch = Pack | tuple[list[Sequence[int]], list[Sequence[int]]]
 
 
-def _read_batch(model: Any, batch: _Batch, layers: Sequence[int], route: Route) -> torch.Tensor:
+def _read_batch(
+    model: Any, batch: _Batch, layers: Sequence[int], route: Route, watch: Watch | None, last: bool
+) -> torch.Tensor:
     """Vectors of one batch, `[b, layers, d_model]`, float32."""
     with reading(model):
-        return _read_held(model, batch, layers, route)
+        return _read_held(model, batch, layers, route, watch, last)
 
 
-def _read_held(model: Any, batch: _Batch, layers: Sequence[int], route: Route) -> torch.Tensor:
+def _read_held(
+    model: Any, batch: _Batch, layers: Sequence[int], route: Route, watch: Watch | None, last: bool
+) -> torch.Tensor:
     import torch
 
     # For each batch, since readers of different lengths may share a model and take turns.
@@ -472,7 +483,9 @@ def _read_held(model: Any, batch: _Batch, layers: Sequence[int], route: Route) -
     def take(layer: int, states: torch.Tensor) -> None:
         # Gathered before it is widened: only the positions that count become float32.
         gathered = states.flatten(0, 1)[rows].float()  # [m, d_model]
-        found[layer] = torch.stack([one.mean(0) for one in gathered.split(counts)])
+        found[layer] = torch.stack([one[-1] if last else one.mean(0) for one in gathered.split(counts)])
+        if watch is not None:
+            watch(layer, gathered, counts)
 
     hidden_states(model, inputs, layers, take, sites=route.sites, onednn=route.onednn)
     return torch.stack([found[layer] for layer in layers], dim=1)

@@ -38,6 +38,7 @@ from legend_hf.reading.templates import TextError, Tokens
 from legend_hf.reading.window import window
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -335,6 +336,57 @@ class OpenReader:
             route=self.route,
             batch_tokens=self.batch_tokens if batch_tokens is None else batch_tokens,
         )
+
+    def read_tokens(
+        self, texts: Sequence[Tokens], along: Mapping[int, torch.Tensor]
+    ) -> Iterator[tuple[list[int], torch.Tensor, dict[int, list[np.ndarray]]]]:
+        """Reads texts as `read` does, and says beside it how far along some vectors each token lies.
+
+        Args:
+            texts: Encoded texts.
+            along: For each layer, vectors `[k, d_model]`.
+
+        Yields:
+            Indices of the texts in this batch; their vectors, as `read` gives them, of the layers in the order of
+            `along`; and for each layer the projections `[t, k]`, float64, of each text's `seen(text)` positions.
+        """
+        found: dict[int, list[np.ndarray]] = {}
+
+        def watch(layer: int, states: torch.Tensor, counts: Sequence[int]) -> None:
+            lines = (states.double() @ along[layer].to(states.device).double().T).cpu()  # [m, k]
+            found[layer] = [one.numpy() for one in lines.split(list(counts))]
+
+        batches = read_vectors(
+            self.model,
+            [text.ids for text in texts],
+            [self.seen(text) for text in texts],
+            list(along),
+            route=self.route,
+            batch_tokens=self.batch_tokens,
+            watch=watch,
+            last=self.reader.pooling == "last",
+        )
+        for index, vectors in batches:
+            yield index, vectors, dict(found)
+
+    def seen(self, text: Tokens) -> tuple[int, ...]:
+        """Ascending positions of a text that `read_tokens` looks at: the response's, and all that is pooled."""
+        if self.reader.pooling == "last" and text.last != text.content[-1]:
+            return (*text.content, text.last)
+        return text.content
+
+    def places(self, one: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        """The whole text that a conversation is read as, of a long one the end, and where its response's tokens stand.
+
+        Raises:
+            TextError: It cannot be read.
+        """
+        reader = self.reader
+        written = templates.render(
+            one, self.tokenizer, template=reader.template, joiner=reader.joiner, date=reader.date,
+            verbatim=reader.fit_joiner is not None,
+        )  # fmt: skip
+        return templates.places_in_text(written, self.tokenizer, eos=reader.eos, max_length=reader.max_length)
 
 
 @dataclass(frozen=True, eq=False)

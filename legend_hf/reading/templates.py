@@ -76,11 +76,18 @@ class Tokens:
         ids: Token ids of the whole text, after truncation.
         content: Ascending positions in `ids` that mean pooling averages over (the response's content tokens).
         last: The position that `last` pooling reads.
+        response: The response's content tokens where pooling reads others too (`mean_all`); else empty, see `said`.
     """
 
     ids: tuple[int, ...]
     content: tuple[int, ...]
     last: int
+    response: tuple[int, ...] = ()
+
+    @property
+    def said(self) -> tuple[int, ...]:
+        """Ascending positions in `ids` of the response's content tokens, whatever is pooled."""
+        return self.response or self.content
 
 
 @dataclass(frozen=True)
@@ -281,11 +288,7 @@ def _locate(
     max_length: int,
 ) -> Tokens | TextError:
     """Finds the content tokens of one text and cuts it to `max_length`."""
-    start, end = rendered.spans[0][0], rendered.spans[-1][1]
-    # As `_inside` says, without a call for each token.
-    content = [i for i, (a, b) in enumerate(offsets) if b > start and (a < end or a == b == end)]
-    if len(rendered.spans) > 1:  # several turns: what stands between the assistant's contents is not content
-        content = [i for i in content if any(_inside(offsets[i], *span) for span in rendered.spans)]
+    content = _content_of(rendered, offsets)
     if not content:
         return TextError("the response has no tokens; give it some text, or drop the row")
     last = content[-1]
@@ -313,8 +316,39 @@ def _locate(
         content = [i - cut for i in content]
         last -= cut
     if pooling == "mean_all":
-        content = list(range(len(ids)))
+        return Tokens(tuple(ids), tuple(range(len(ids))), last, tuple(content))
     return Tokens(tuple(ids), tuple(content), last)
+
+
+def _content_of(rendered: Rendered, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Which tokens of a text, uncut, are the response's content."""
+    start, end = rendered.spans[0][0], rendered.spans[-1][1]
+    # As `_inside` says, without a call for each token.
+    content = [i for i, (a, b) in enumerate(offsets) if b > start and (a < end or a == b == end)]
+    if len(rendered.spans) > 1:  # several turns: what stands between the assistant's contents is not content
+        content = [i for i in content if any(_inside(offsets[i], *span) for span in rendered.spans)]
+    return content
+
+
+def places_in_text(
+    rendered: Rendered, tokenizer: PreTrainedTokenizerBase, *, eos: str, max_length: int
+) -> tuple[str, list[tuple[int, int]]]:
+    """Where in a text its response's content tokens stand: those of `tokenize`, which cuts none of them.
+
+    Args:
+        rendered: A text that `tokenize` can read.
+        tokenizer: As for `tokenize`.
+        eos: As for `tokenize`.
+        max_length: As for `tokenize`.
+
+    Returns:
+        The text, of a long one the end, and the characters `[start, stop)` in it of each content token, in order.
+    """
+    short = _shortened(rendered, tokenizer, max_length)
+    if isinstance(short, TextError):
+        raise short
+    (offsets,) = _encode([short], tokenizer, eos=eos)[1]
+    return short.text, [offsets[i] for i in _content_of(short, offsets)]
 
 
 def _end_of_turn(ids: Sequence[int], start: int, tokenizer: PreTrainedTokenizerBase) -> int | None:
