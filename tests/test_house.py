@@ -24,6 +24,7 @@ FLOW = (
     "hub",
     "reading",
     "writing",
+    "tracing",
     "directions",
     "margins",
     "training",

@@ -21,9 +21,11 @@ import numpy as np
 from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Bins, Calibration, Link
 from legend_hf.hub import cards, outputs, transfer
-from legend_hf.reading.formats import SKIP, Message, conversation
+from legend_hf.reading.formats import SKIP, Columns, Message, RowError, conversation, pairs_from_batch
 from legend_hf.reading.plain import make_plain
-from legend_hf.reading.reader import Reader, Runtime, check_folder, open_reader
+from legend_hf.reading.reader import OpenReader, Reader, Runtime, check_folder, open_reader
+from legend_hf.tracing.trace import Trace, TracePair, trace_texts
+from legend_hf.tracing.values import Neutral
 
 if TYPE_CHECKING:
     import torch
@@ -172,8 +174,7 @@ class Direction:
         Raises:
             ValueError: The text cannot be read, or has no finite score.
         """
-        runtime = Runtime(path=self.model_path, device=device, trust_remote_code=trust_remote_code)
-        opened = open_reader(self.reader, runtime)
+        opened = self._open(device, trust_remote_code)
         (text,) = opened.encode([conversation(prompt, response)])
         if isinstance(text, Exception):
             raise ValueError(str(text).removesuffix(SKIP))
@@ -182,6 +183,80 @@ class Direction:
         if not np.isfinite(score):
             raise ValueError(self.reader.not_finite.removesuffix(SKIP))
         return score
+
+    def trace(
+        self,
+        prompt: str | list[Message] | None,
+        response: str | list[Message],
+        *,
+        zero: float = 0.0,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> Trace:
+        """Reads one text once and says what the direction reads in each of its tokens.
+
+        The trace shows itself in a notebook and is saved as a page by `Trace.save`.
+
+        Args:
+            prompt: A string or messages; None for a response alone.
+            response: A string or messages.
+            zero: The score that the page shows as neutral, in hidden-state units. A calibration has no offset: where
+                the direction's scores lie elsewhere, give the score of a text that you call neutral.
+            device: Where to run; None takes a GPU when there is one.
+            trust_remote_code: Run code that comes with the model.
+
+        Raises:
+            ValueError: The text cannot be read, or has no finite score.
+        """
+        neutral = Neutral(zero, self.calibration.scale)
+        opened = self._open(device, trust_remote_code)
+        return trace_texts(opened, [conversation(prompt, response)], self.vector, neutral)[0]
+
+    def trace_pair(
+        self,
+        row: Mapping[str, Any],
+        *,
+        zero: float | None = None,
+        title: str = "",
+        prompt_column: str = "prompt",
+        chosen_column: str = "chosen",
+        rejected_column: str = "rejected",
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> TracePair:
+        """Reads both responses of a row, each once, and says what the direction reads in each token: on one scale.
+
+        Args:
+            row: In any shape that `LegendMarginFn` takes.
+            zero: As for `trace`; None takes the middle of the two scores, where the calibration's margin is 0.
+            title: What to call the pair on a page.
+            prompt_column: Name of the prompts' column, where it is not `prompt`.
+            chosen_column: Name of the chosen responses' column.
+            rejected_column: Name of the rejected responses' column.
+            device: Where to run; None takes a GPU when there is one.
+            trust_remote_code: Run code that comes with the model.
+
+        Raises:
+            RowError: The row cannot be read (a ValueError).
+            ValueError: A text cannot be read, or has no finite score.
+        """
+        if not isinstance(row, Mapping):
+            raise ValueError(f"`row` is {row!r:.60}; give one row of a dataset: `dataset[0]`")
+        columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
+        (pair,) = pairs_from_batch({name: [value] for name, value in row.items()}, columns)
+        if isinstance(pair, RowError):
+            raise pair
+        opened = self._open(device, trust_remote_code)
+        neutral = Neutral(zero or 0.0, self.calibration.scale)
+        both = trace_texts(opened, [pair.chosen, pair.rejected], self.vector, neutral)
+        if zero is None:
+            middle = replace(neutral, zero=(both[0].score + both[1].score) / 2)
+            both = [replace(one, neutral=middle) for one in both]
+        return TracePair(both[0], both[1], title)
+
+    def _open(self, device: str | None, trust_remote_code: bool) -> OpenReader:
+        runtime = Runtime(path=self.model_path, device=device, trust_remote_code=trust_remote_code)
+        return open_reader(self.reader, runtime)
 
     @classmethod
     def from_pretrained(
