@@ -317,8 +317,7 @@ class Direction:
         """
         target = Path(folder)
         card = target / CARD_FILE
-        # Bytes: reading as text would turn every line end of a hand-written card into "\n".
-        files = self._files(card.read_bytes().decode("utf-8") if card.is_file() else None)
+        files = self._files(outputs.read_text(card) if card.is_file() else None)
         check_place(target, again=True, overwrite=overwrite)
         target.mkdir(parents=True, exist_ok=True)
         # Written beside and moved into place, so that a reader never meets half a file.

@@ -63,6 +63,8 @@ def check_folder(
     for place in targets:
         _check_way(place, target)
     check_writable(target)
+    if (target / README).is_file():
+        read_text(target / README)  # what somebody wrote there stays, so it must be readable
     if overwrite:
         return
     there = _files(target) - {MANIFEST}
@@ -197,9 +199,10 @@ def read_text(file: str | os.PathLike[str]) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, byte = content[: error.start].count(b"\n") + 1, content[error.start]
+        likely = "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
         raise ValueError(
             f"{shown} is not UTF-8: line {line} holds the byte 0x{byte:02x}; write it anew in UTF-8, by `iconv -f "
-            "WINDOWS-1252 -t UTF-8` or whatever it was made in"
+            f"{likely} -t UTF-8` or whatever it was made in"
         ) from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,9 @@ def load_rows(
     config: str | None = None,
     split: str | None = None,
     *,
+    data_dir: str | None = None,
+    data_files: Sequence[str] = (),
+    revision: str | None = None,
     numbers: Collection[str] = (),
 ) -> Any:
     """Loads rows from a file, a folder (saved or plain) or the Hub; never writes into a folder.
@@ -51,13 +54,17 @@ def load_rows(
         source: A file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`), a folder, or a Hub id.
         config: Configuration, where there are several.
         split: One split; None gives all of them.
+        data_dir: Folder below a folder or in a repository, whose rows alone are taken.
+        data_files: Files there, whose rows alone are taken.
+        revision: Branch, tag or commit on the Hub.
         numbers: Columns that are numbers in CSV, too, where all else is text but what this library writes as numbers.
 
     Returns:
         A `Dataset` where a split was asked for, else a `DatasetDict` (a `Dataset`, where `save_to_disk` saved one).
 
     Raises:
-        ValueError: A file of another kind, one that cannot be read, or a split that is not there.
+        ValueError: A file of another kind, one that cannot be read, a split that is not there, or a part of what has
+            none.
         OSError: Nothing is there.
     """
     from datasets import load_dataset
@@ -67,13 +74,16 @@ def load_rows(
     path = Path(source)
     source = os.fspath(source)
     suffix = path.suffix.lower()
+    saved = not (path / outputs.MANIFEST).is_file() and any((path / name).is_file() for name in _SAVED)
+    parts = {"data_dir": data_dir, "data_files": list(data_files) or None}
+    _check_parts(source, saved or path.is_file(), {"config": config, **parts, "revision": revision})
     if not os.path.exists(source) and (suffix in _READERS or not _HUB_ID.fullmatch(source)):
         raise ValueError(f"there is no file or folder {source!r} here, and it is no Hub id; give one that is there")
     try:
-        if not (path / outputs.MANIFEST).is_file() and any((path / name).is_file() for name in _SAVED):
+        if saved:
             return _load_saved(path, split)
         if path.is_dir() or not os.path.exists(source):
-            return _load_folder(source, config, split, numbers)
+            return _load_folder(source, split, numbers, name=config, revision=revision, **parts)
         if suffix not in _READERS:
             raise ValueError(f"{source!r} ends in {path.suffix!r}; allowed are {', '.join(_READERS)}")
         return load_dataset("parquet", data_files=_escaped(path, numbers), split=split)
@@ -95,20 +105,29 @@ def check_splits(names: Iterable[str]) -> None:
             )
 
 
-def _load_folder(source: str, config: str | None, split: str | None, numbers: Collection[str]) -> Any:
-    """Loads what `load_dataset` finds under a name, be it a folder's or the Hub's."""
+def _check_parts(source: str, whole: bool, asked: Mapping[str, Any]) -> None:
+    """Refuses to look for a part where there is none: what was asked for would be left out of account."""
+    for name, given in asked.items():
+        if given is not None and (whole or (name == "revision" and os.path.exists(source))):
+            what = "a folder" if os.path.isdir(source) else "a file"
+            has = "revisions are the Hub's" if name == "revision" else "it is read as a whole"
+            raise ValueError(f"`{name}` is {given!r}, and {source!r} is {what} here: {has}; leave `{name}` out")
+
+
+def _load_folder(source: str, split: str | None, numbers: Collection[str], **part: Any) -> Any:
+    """Loads what `load_dataset` finds under a name, be it a folder's or the Hub's; `part` says which of it."""
     from datasets import load_dataset, load_dataset_builder
 
     if os.path.isdir(source):
         plain = glob.escape(source) == source
         with nullcontext(source) if plain else _mirror(source) as asked:
-            found = load_dataset_builder(asked, config).config.data_files or {}
+            found = load_dataset_builder(asked, **part).config.data_files or {}
             files = {name: [os.path.relpath(file, asked) for file in files] for name, files in found.items()}
         kinds = {Path(file).suffix.lower() for several in files.values() for file in several}
         if kinds <= _READERS.keys() and not (plain and kinds == {".parquet"}):
             named = {name: [_escaped(Path(source) / file, numbers) for file in files[name]] for name in files}
             return load_dataset("parquet", data_files=named, split=split)
-    loaded = load_dataset(source, config, split=split)
+    loaded = load_dataset(source, split=split, **part)
     if not os.path.exists(source) and _of_a_folder(loaded):
         raise ValueError(
             f"there is no file or folder {source!r} here, and the Hub has no such dataset; the datasets cache knows a "
@@ -296,7 +315,7 @@ def _load_saved(folder: Path, split: str | None) -> Dataset | DatasetDict:
             return _load_saved_split(folder, None)
         there = "one dataset without splits"
     else:
-        names = json.loads(dictionary.read_text(encoding="utf-8"))["splits"]
+        names = json.loads(outputs.read_text(dictionary))["splits"]
         if split is None:
             return DatasetDict({name: _load_saved_split(folder / name, name) for name in names})
         if split in names:
@@ -309,7 +328,7 @@ def _load_saved_split(folder: Path, name: str | None) -> Dataset:
     """Loads one split from the files that are its own; others may lie beside them."""
     from datasets import Dataset, DatasetInfo, load_dataset
 
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state = json.loads(outputs.read_text(folder / "state.json"))
     if name is None:
         named = re.match(r"\w+", state.get("_split") or "")  # a slice is called "train[:10]"
         name = named[0] if named else "train"

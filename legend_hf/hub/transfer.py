@@ -50,7 +50,7 @@ _CREDENTIALS = re.compile(r"([A-Za-z][\w+.-]*:/+)(?=[^/?#]*[:@])(.*)@", re.DOTAL
 _QUERY = re.compile(r"([A-Za-z][\w+.-]*:/+[^?#]*)[?#](.*)", re.DOTALL)
 _TOKEN = re.compile(r"\bhf_[\w-]{6,}(?:\.[\w-]+)*")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_LOG_IN = "log in with `hf auth login`, set `HF_TOKEN`, or pass `token=`"
+_LOG_IN = "log in with `hf auth login`, or set `HF_TOKEN`"
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,9 @@ class Repository:
         try:
             return content.decode("utf-8")
         except UnicodeDecodeError as error:
+            line = content[: error.start].count(b"\n") + 1
             raise ValueError(
-                f"`{README}` of `{self.repo_id}` is not UTF-8 ({error}); save it as UTF-8 first"
+                f"`{README}` of `{self.repo_id}` is not UTF-8 in line {line}; save it as UTF-8 first"
             ) from error
 
     def sha256s(self, names: Sequence[str]) -> dict[str, str]:

@@ -133,7 +133,7 @@ def _owned(folder: Path) -> set[str]:
             return set()
     except (ValueError, KeyError, TypeError):
         return set()
-    shown = (folder / "report.md").read_text(encoding="utf-8") if (folder / "report.md").is_file() else ""
+    shown = outputs.read_text(folder / "report.md") if (folder / "report.md").is_file() else ""
     return {*_FILES, *(p.name for p in folder.glob("*.png") if f"]({p.name})" in shown)}
 
 
