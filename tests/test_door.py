@@ -96,9 +96,13 @@ BAD = [
     [*ANNOTATE, "--num-proc", "two"],
     ["report", "{d}/margins.parquet", "--direction", "{d}/torn-direction"],
     ["report", "{d}/pairs.jsonl"],
-    ["push", "{d}/nothing", "user/x", "{d}/direction"],
-    ["push", "{d}/not-there", "user/x", "{d}/direction"],
-    ["push", "{d}/direction", "user/x", "{d}/direction"],
+    ["push", "{d}/nothing", "{d}/direction", "user/x"],
+    ["push", "{d}/not-there", "{d}/direction", "user/x"],
+    ["push", "{d}/direction", "{d}/direction", "user/x"],
+    ["push-direction", "{d}/nothing", "user/x"],
+    ["push-direction", "{d}/direction", "user/x"],
+    ["annotate", "{d}/pairs.jsonl", "{d}/direction", "{d}/direction", "--output", "{o}"],
+    *(["fit", "{d}/pairs.jsonl", *FIT[2:], *more] for more in (["--data-dir", "x"], ["--config", "x"], ["--max-samples", "0"])),
     ["inspect", "{d}/nothing"],
     ["inspect", "{d}/pairs.jsonl"],
     ["inspect", "http://127.0.0.1:1/x"],
@@ -149,7 +153,7 @@ def test_errors_of_the_hub_are_a_line(there, tiny_llama, tmp_path, hub, monkeypa
     hub.faults.add(path="/", count=-1, **fault)
     for arguments in (
         ["inspect", "user/door-direction"],
-        ["push", tmp_path / "out", "user/door-margins", there / "direction"],
+        ["push", tmp_path / "out", there / "direction", "user/door-margins"],
         ["fit", there / "pairs.jsonl", "--model", "user/door-model", "--output", tmp_path / "d"],
         ["check", there / "margins.parquet", "--tokenizer", "user/door-model"],
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -26,7 +27,10 @@ from legend_hf.cli.words import sentences
 
 NEEDED = "it must be given"
 COLUMNS = {"--prompt-column": "prompt", "--chosen-column": "chosen", "--rejected-column": "rejected"}
-ROWS = {"--config": None, "--split": None}
+ROWS = {
+    "--config": None, "--split": None, "--data-dir": None, "--data-files": None, "--revision": None,
+    "--max-samples": None, "--shuffle": False, "--seed": 0,
+}  # fmt: skip
 STORE = {"--store": None, "--no-store": False}
 # Every command that was written by hand, with what its options stood at where they were left out.
 ONCE = {
@@ -43,23 +47,26 @@ ONCE = {
         "--seed": 0, "--device": None, "--batch-tokens": None, "--overwrite": False, **STORE,
     },
     "annotate": {
-        "dataset": NEEDED, "direction": NEEDED, "--output": NEEDED, "--revision": None, "--model": None, **ROWS,
+        "dataset": NEEDED, "direction": NEEDED, "--output": NEEDED, "--direction-revision": None, "--model": None, **ROWS,
         "--scale": None, "--add": None, "--negative": "keep", "--on-error": "raise", "--overwrite": False, **COLUMNS,
         "--num-proc": None, "--device": None, "--batch-tokens": None, **STORE,
     },
     "score": {
-        "dataset": NEEDED, "direction": NEEDED, "--output": NEEDED, "--revision": None, "--model": None, **ROWS,
+        "dataset": NEEDED, "direction": NEEDED, "--output": NEEDED, "--direction-revision": None, "--model": None, **ROWS,
         "--add": None, "--on-error": "raise", "--overwrite": False, "--prompt-column": "prompt",
         "--responses-column": "responses", "--num-proc": None, "--device": None, "--batch-tokens": None, **STORE,
     },
     "report": {
-        "dataset": NEEDED, "--direction": None, "--revision": None, "--model": None, **ROWS, "--category-column": None,
+        "dataset": NEEDED, "--direction": None, "--direction-revision": None, "--model": None, **ROWS, "--category-column": None,
         "--category": None, "--stability-pairs": None, "--ladders": None, "--output": None, "--plots": True,
         "--no-plots": True, "--excerpts": False, **COLUMNS, "--seed": 0, "--device": None, "--overwrite": False,
     },
     "push": {
-        "folder": NEEDED, "repo_id": NEEDED, "direction": NEEDED, "--revision": None, "--source": None,
-        "--config-name": None, "--public": False,
+        "folder": NEEDED, "direction": NEEDED, "repo_id": NEEDED, "--direction-revision": None, "--source": None,
+        "--config-name": None, "--private": True, "--public": True,
+    },
+    "push-direction": {
+        "folder": NEEDED, "repo_id": NEEDED, "--model-id": None, "--branch": None, "--private": True, "--public": True,
     },
     "inspect": {"direction": NEEDED, "--revision": None, "--json": False},
     "select": {
@@ -68,7 +75,7 @@ ONCE = {
         "--batch-tokens": None, "--overwrite": False,
     },
     "pairs": {
-        "dataset": NEEDED, "--output": NEEDED, "--rule": "dissimilar", "--direction": None, "--revision": None,
+        "dataset": NEEDED, "--output": NEEDED, "--rule": "dissimilar", "--direction": None, "--direction-revision": None,
         "--model": None, "--model-revision": None, **ROWS, "--scores-column": "scores",
         "--responses-column": "responses", "--prompt-column": "prompt", "--on-error": "raise", "--seed": 0,
         "--device": None, "--batch-tokens": None, "--overwrite": False,
@@ -99,7 +106,7 @@ ONCE = {
     },
     "store show": {"path": None},
     "store prune": {"path": None, "--unused-days": 30.0, "--all": False},
-    "store merge": {"into": NEEDED, "stores": NEEDED},
+    "store merge": {"stores": NEEDED, "--output": NEEDED},
 }  # fmt: skip
 
 
@@ -158,7 +165,7 @@ def test_the_help_of_all_begins_with_the_common_road():
     stores = CliRunner(env={"COLUMNS": "80", "TERM": "dumb"}).invoke(app, ["store", "--help"])
     assert "..." not in stores.output.partition("\n")[2]
     first = [line.split()[0] for line in told.output.splitlines() if re.match(r"  \w[\w-]*  +\w", line)]
-    assert first[:5] == ["fit", "annotate", "report", "push", "inspect"]
+    assert first[:5] == ["fit", "annotate", "report", "push", "push-direction"]
     assert {*first} == {name.split()[0] for name in ONCE}
 
 
@@ -315,19 +322,22 @@ def test_what_is_typed_is_what_the_function_gets():
 @pytest.mark.parametrize(
     ("said", "typed"),
     [
-        ("give another, or pass `bold=True`", ["`bold=True` is `--bold`"]),
-        ("leave `signed=False`", ["`signed=False` is `--no-signed`"]),
-        ("`size=\"auto\"` or `size=12`", ['`size="auto"` is `--size auto`', "`size=12` is `--size 12`"]),
-        ('`notes=["a b", "c"]`', ['`notes=["a b", "c"]` is `--notes \'a b\' --notes c`']),
-        ("name another with `ink=`", ["`ink=` is `--ink INK`"]),
-        ("say where it is: `pen=folder`", ["`pen=folder` is `--pen FOLDER`"]),
-        ("the `revision` is old", ["`revision` is `--pen-revision`"]),
-        ("call `write(words, bold=True)` for it", ["`write(words, bold=True)` is `--bold`"]),
-        ("call `other(rows, bold=True)` for it", ["`other(rows, bold=True)` is `legend-hf note --bold`"]),
-        # And nothing where it is plain, or is none of the command's.
-        ("`size` is 0; allowed is at least 1", []),
-        ("`hidden=1` and `batched=True`, `paper='a4'`, `chosen`, `a, b`, `(`, `x.y(bold=True)`, `unknown(bold=True)`", []),
-        ("bold=True without marks of code", []),
+        ("give another, or pass `bold=True`", "give another, or pass `--bold`"),
+        ("leave `signed=False`", "leave `--no-signed`"),
+        ("`size=\"auto\"` or `size=12`", "`--size auto` or `--size 12`"),
+        ('`notes=["a b", "c"]`', "`--notes 'a b' --notes c`"),
+        ("name another with `ink=`", "name another with `--ink INK`"),
+        ("say where it is: `pen=folder`", "say where it is: `--pen FOLDER`"),
+        ("the `revision` is old", "the `--pen-revision` is old"),
+        ("`size` is 0; allowed is at least 1", "`--size` is 0; allowed is at least 1"),
+        ("`paper` is None", "`PAPER` is None"),
+        ("call `write(words, bold=True)` for it", "call `--bold` for it"),
+        ("call `other(rows, bold=True)` for it", "call `legend-hf note --bold` for it"),
+        # And nothing where it is none of the command's.
+        *[(plain, plain) for plain in (
+            "`hidden=1` and `batched=True`, `paper='a4'`, `chosen`, `a, b`, `(`, `x.y(bold=True)`, `unknown(bold=True)`",
+            "bold=True without marks of code",
+        )],
     ],
 )  # fmt: skip
 def test_a_message_is_spelled_by_the_signatures_alone(said, typed):
@@ -338,9 +348,8 @@ def test_a_message_is_spelled_by_the_signatures_alone(said, typed):
 
 
 other = write
-# What messages name and no command takes: arguments of `datasets`, a token, which has no place in a shell's history,
-# and `private`, which is how `push` is without `--public`.
-NOT_TYPED = {"batched", "with_rank", "streaming", "token", "private"}
+# What messages name and no command takes: arguments of `datasets`.
+NOT_TYPED = {"batched", "with_rank", "streaming"}
 
 
 def named_in_messages(source):
@@ -369,40 +378,64 @@ THINGS = ("bread", "bikes", "paint", "tents", "maps", "soup")
 STEPS = (
     "First, wait until noon, then look around. Take the jar; it has no lid, no lock. Carry it out, sit down, and eat."
 )
-# What stands in the examples for what somebody has.
-STANDS = {
-    "Anthropic/hh-rlhf": "pairs.jsonl",
-    "openbmb/UltraFeedback": "responses.jsonl",
-    "HuggingFaceTB/SmolLM2-135M": "{llama}",
-    "Qwen/Qwen2.5-0.5B": "{llama}",
-    "Qwen/Qwen2.5-0.5B-Instruct": "{llama}",
-    "you/annotator": "causal",
-    "you/aligned": "causal",
-    "you/policy": "causal",
-    "you/direction": "direction",
-    "you/hh-margins": "user/doors-margins",
-}
-MORE = {
-    "annotate": ["--model", "{llama}"],
-    "score": ["--model", "{llama}"],
-    "induce": ["--max-new-tokens", "3"],
-    "corrections": ["--max-new-tokens", "3"],
-    "corr-at-k": ["--max-new-tokens", "3"],
-}
-ORDER = ("induce", "fit", "annotate", "report", "inspect", "score", "pairs", "store merge", "store show", "store prune")
+# What somebody has who runs the examples, beyond what they make; and what makes them short.
+MODELS = ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B-Instruct")
+WRITERS = ("you/annotator", "you/aligned", "you/policy")
+MORE = {name: ["--max-new-tokens", "3"] for name in ("induce", "corrections", "corr-at-k")}
+ORDER = (
+    *("induce", "fit", "push-direction", "annotate", "report", "inspect", "score", "pairs"),
+    *("store merge", "store show", "store prune"),
+)
 
 
-def test_every_example_runs(tiny_llama, tmp_path, monkeypatch, hub):
+def owned(word):
+    """A name in an example as one of whom the loopback Hub lets write."""
+    return "causal" if word in WRITERS else re.sub(r"^(HuggingFaceTB|Qwen|Anthropic|openbmb|you)/", "user/doors-", word)
+
+
+def on_the_hub(tiny_llama, folder):
+    """What the examples name on the Hub; in what they do not ask for, such as other folders, no row can be read."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    for model in MODELS:
+        api.create_repo(owned(model), exist_ok=True)
+        api.upload_folder(repo_id=owned(model), folder_path=tiny_llama)
+    said = [(f"\n\nHuman: Tell me about {t}.\n\nAssistant: ", t) for t in THINGS]
+    hh = [{"chosen": f"{human}Gladly: {t}.", "rejected": f"{human}Who needs {t}"} for human, t in said]
+    ultra = [
+        {
+            "instruction": f"Why {t}?",
+            "completions": [{"response": f"For {t}.", "model": "a"}, {"response": "Never.", "model": "b"}],
+        }
+        for t in THINGS
+    ]
+    files = {
+        "Anthropic/hh-rlhf": {
+            "harmless-base/train.jsonl": hh,
+            "helpful-base/train.jsonl": [{"chosen": "", "rejected": ""}],
+        },
+        "openbmb/UltraFeedback": {"train.jsonl": ultra},
+    }
+    for repo, contents in files.items():
+        for file, some in contents.items():
+            (folder / repo / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / repo / file).write_text("".join(json.dumps(row) + "\n" for row in some))
+        api.create_repo(owned(repo), repo_type="dataset", exist_ok=True)
+        api.upload_folder(repo_id=owned(repo), repo_type="dataset", folder_path=folder / repo)
+
+
+def test_every_example_runs(tiny_llama, tmp_path, tmp_path_factory, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    on_the_hub(tiny_llama, tmp_path_factory.mktemp("hub"))
     pairs = [
         {"prompt": f"Tell me about {t}. ", "chosen": f"Gladly: {t}.", "rejected": f"Who needs {t}"} for t in THINGS
     ]
     rows = {
         "questions": [{"prompt": f"What is {t}?"} for t in THINGS[:2]],
         "harms": [{"prompt": f"How do I take the {t}?", "response": STEPS} for t in THINGS[:2]],
-        "responses": [{"instruction": f"Why {t}?", "completions": [f"For {t}.", "Never mind."]} for t in THINGS],
     }
     for name, some in rows.items():
         Dataset.from_list(some).to_json(tmp_path / f"{name}.jsonl")
@@ -414,12 +447,10 @@ def test_every_example_runs(tiny_llama, tmp_path, monkeypatch, hub):
     for name in (*ORDER, *last):
         example = shlex.split(COMMANDS[name].example)
         assert example[: len(name.split())] == name.split()
-        given = [STANDS.get(word, word).format(llama=tiny_llama) for word in [*example, *MORE.get(name, [])]]
+        given = [owned(word) for word in [*example, *MORE.get(name, [])]]
         if name == "fit":  # of pairs that a model of no use did not write
             (tmp_path / "pairs.jsonl.source").unlink(missing_ok=True)
             Dataset.from_list(pairs).to_json(tmp_path / "pairs.jsonl")
-        if name == "push":  # the rows never were on the Hub
-            given = given[: given.index("--source")]
         if name == "store merge":
             for node in ("node-1.sqlite", "node-2.sqlite"):
                 (tmp_path / node).write_bytes((tmp_path / "assets" / "legend_hf" / "scores.sqlite").read_bytes())
@@ -428,3 +459,7 @@ def test_every_example_runs(tiny_llama, tmp_path, monkeypatch, hub):
         told = run(*given)
         said = (0, 1) if name == "check" else (0,)  # 1: TRL would not train on this
         assert told.exit_code in said, (name, told.output, told.exception)
+    # The control: without its folder, the example would read what it must not.
+    told = run("annotate", owned("Anthropic/hh-rlhf"), owned("you/direction"), "--output", "all", "--no-store")
+    assert told.exit_code == 2
+    assert "row" in told.stderr

@@ -84,8 +84,8 @@ def test_a_folder_knows_its_source_through_every_command(way, after, direction, 
     target = f"{name}-margins"
     before = files_of(name)
     for refused, message in (
-        (["push", folder, name, direction], "is the dataset that was annotated"),
-        (["push", folder, target, direction, "--public"], f"the source `{name}` is private or gated"),
+        (["push", folder, direction, name], "is the dataset that was annotated"),
+        (["push", folder, direction, target, "--public"], f"the source `{name}` is private or gated"),
     ):
         told = run(*refused)
         assert told.exit_code == 2, told.output
@@ -93,7 +93,7 @@ def test_a_folder_knows_its_source_through_every_command(way, after, direction, 
     assert files_of(name) == before
     assert not HfApi().repo_exists(target, repo_type="dataset")
     # The control: to a private place it goes, rows, licence and all.
-    done("push", folder, target, direction)
+    done("push", folder, direction, target)
     pushed, saved = load_dataset(target), load_dataset(str(folder))
     assert {split: rows.to_list() for split, rows in pushed.items()} == {s: rows.to_list() for s, rows in saved.items()}
     card = open(HfApi().hf_hub_download(target, "README.md", repo_type="dataset"), encoding="utf-8").read()
@@ -108,12 +108,12 @@ def test_rows_of_a_file_of_which_nobody_knows_are_not_made_public_unless_somebod
     Dataset.from_list(PAIRS).to_json(tmp_path / "pairs.jsonl")
     given = ["annotate", tmp_path / "pairs.jsonl", direction, "--model", tiny_llama, "--no-store"]
     done(*given, "--output", tmp_path / "out")
-    told = run("push", tmp_path / "out", "user/shell-nobody", direction, "--public")
+    told = run("push", tmp_path / "out", direction, "user/shell-nobody", "--public")
     assert told.exit_code == 2
     assert "it cannot be found out which dataset of the Hub that is" in told.stderr
     assert not HfApi().repo_exists("user/shell-nobody", repo_type="dataset")
     name, _ = source("user/shell-open", private=False)
-    done("push", tmp_path / "out", "user/shell-nobody", direction, "--public", "--source", name)
+    done("push", tmp_path / "out", direction, "user/shell-nobody", "--public", "--source", name)
 
 
 def test_pairs_of_a_private_source_that_went_through_a_file_are_known(direction, tiny_llama, tmp_path, hub):
@@ -148,7 +148,7 @@ def test_a_folder_is_pushed_with_its_text_and_all_its_configurations(direction, 
     save_annotated({"one": made, "two": DatasetDict(train=made["test"])}, out, direction=fitted, source=[])
     readme = out / "README.md"
     readme.write_text(readme.read_text() + "\nMy own words.\n")
-    done("push", out, "user/shell-configs", direction)
+    done("push", out, direction, "user/shell-configs")
     for config in ("one", "two"):
         pushed, saved = load_dataset("user/shell-configs", config), load_dataset(str(out), config)
         assert {s: rows.to_list() for s, rows in pushed.items()} == {s: rows.to_list() for s, rows in saved.items()}

@@ -426,7 +426,7 @@ def test_the_command_line_keeps_scores_by_itself(direction, rows, tmp_path, tiny
     assert str(tmp_path / "assets" / "legend_hf" / "scores.sqlite") in shown
     assert f"{distinct_texts(rows)} scores" in shown
     cli(*annotating, "own", "--store", "own.sqlite")
-    assert f"{distinct_texts(rows)} new scores" in cli("store", "merge", "all.sqlite", "own.sqlite").stdout
+    assert f"{distinct_texts(rows)} new scores" in cli("store", "merge", "own.sqlite", "--output", "all.sqlite").stdout
     assert "both given" in cli(*annotating, "x", "--store", "own.sqlite", "--no-store", code=2).stderr
     assert "Forgot 0 scores" in cli("store", "prune").stdout
     assert f"Forgot {distinct_texts(rows)} scores" in cli("store", "prune", "--all").stdout

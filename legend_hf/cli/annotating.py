@@ -16,12 +16,14 @@ import typer
 
 from legend_hf.cli.door import GROUPS, Call, command
 from legend_hf.cli.options import Kept, Named, Place, Reading, Rows, load, one_split, save, say_read, say_saved
+from legend_hf.cli.screen import show
 from legend_hf.hub.rows import check_rows_folder, named_ids, note_sources, sources_of
 
 ROAD = "The common road"
 PAIRS = "Before it: contrastive pairs"
 SCORES = "Several responses to a prompt"
 KEPT = "What is kept of readings"
+OF_DIRECTION = {"revision": "direction_revision"}
 GROUPS["store"] = "Show, prune and merge stores of scores."
 
 Processes = Annotated[int | None, typer.Option(help="Processes.", min=1)]
@@ -36,9 +38,7 @@ def fit(fit_direction: Call, pairs: Rows, *, output: Place, store: Kept) -> None
     Example: fit pairs.jsonl --model HuggingFaceTB/SmolLM2-135M --output direction
 
     Options:
-        output: Folder for the direction.
         preset: reference: all as in the paper's public code.
-        template: auto (default), chat, dialogue, alpaca, or text with {prompt}.
         layer: auto (default), or an index into hidden_states; -1 is the last.
         estimator: auto (default), mean_difference (the paper's), whitened, logistic or pca.
         debias: length: leave out what length explains.
@@ -59,7 +59,7 @@ def fit(fit_direction: Call, pairs: Rows, *, output: Place, store: Kept) -> None
     typer.echo(f"Saved in {output.output}")
 
 
-@command("margins.margin_fn.LegendMarginFn", "margins.annotate.annotate", under=ROAD, renamed={})
+@command("margins.margin_fn.LegendMarginFn", "margins.annotate.annotate", under=ROAD, renamed=OF_DIRECTION)
 def annotate(
     make: Call, run: Call, dataset: Rows, direction: Reading, *, output: Place, num_proc: Processes = None, store: Kept
 ) -> None:
@@ -67,20 +67,16 @@ def annotate(
 
     A stopped run goes on where it was.
 
-    Example: annotate Anthropic/hh-rlhf you/direction --output annotated --on-error skip
+    Example: annotate Anthropic/hh-rlhf you/direction --data-dir harmless-base --output annotated --on-error skip
 
     Options:
-        output: Folder for the annotated dataset.
         negative: Margins below 0: keep, zero, or flag in a column.
-        on_error: raise at a row that cannot be read, or skip it.
-        overwrite: Replace existing margin columns, and what stands in the way in the output.
-        store: File, .sqlite, that keeps scores; in the assets cache when left out.
     """
     from legend_hf import save_annotated
     from legend_hf.margins.store import default_store
     from legend_hf.publish import check_saved_place, made_of
 
-    reads = [direction.source, direction.model]
+    reads = direction.reads
     check_saved_place(output.output, dataset=dataset.source, reads=reads, overwrite=output.overwrite)
     keeps = store.path(default_store)
     loaded = direction.load()
@@ -95,7 +91,7 @@ def annotate(
     say_saved(output.output)
 
 
-@command("reports.report.report", under=ROAD, renamed={"categories": "category"})
+@command("reports.report.report", under=ROAD, renamed={**OF_DIRECTION, "categories": "category"})
 def report(
     make: Call,
     dataset: Rows,
@@ -113,10 +109,7 @@ def report(
     Example: report annotated --direction you/direction --output report
 
     Options:
-        dataset: An annotated dataset: Hub id, folder or file.
-        direction: Hub id, folder or fsspec URL of its direction.
         category: A category to expect.
-        stability_pairs: Pairs to test the direction's stability on, such as those of its fit.
         ladders: Prompts with responses from best to worst, to test the direction's order on.
         output: Folder for report.json, report.md and the plots.
         plots: Draw PNGs into the folder.
@@ -126,7 +119,7 @@ def report(
 
     if output is not None:
         reads = [dataset.source, stability_pairs, ladders]
-        reads += [direction.source, direction.model] if direction else []
+        reads += direction.reads if direction else []
         check_place(output.output, plots=plots, reads=reads, overwrite=output.overwrite)
         check_outside(output.output, [] if output.overwrite else [dataset.source])
     remedy = "give a file or a folder of one"
@@ -136,26 +129,58 @@ def report(
         ladders=one_split(load(ladders), "ladders", remedy) if ladders else None,
         dataset=dataset.load(),
     )
-    typer.echo(made.to_markdown())
+    show(made.to_markdown())
     if output is not None:
         saved = made.save(output.output, plots=plots, overwrite=output.overwrite)
         typer.echo("Saved " + ", ".join(map(str, saved)))
 
 
-@command("publish.push_folder", under=ROAD, without=["token", "private"], renamed={"revision": "branch"})
-def push(push_folder: Call, folder: Path, repo_id: str, direction: Named, *, public: bool = False) -> None:
+@command("publish.push_folder", under=ROAD, without=["token"], renamed={"revision": "branch"})
+def push(
+    push_folder: Call,
+    folder: Path,
+    direction: Sequence[str | os.PathLike[str]],
+    repo_id: str,
+    *,
+    direction_revision: str | None = None,
+) -> None:
     """Push an annotated dataset to the Hub, every split, with its card.
 
-    Example: push annotated you/hh-margins you/direction --source Anthropic/hh-rlhf
+    Example: push annotated you/direction you/hh-margins --source Anthropic/hh-rlhf
 
     Options:
         folder: Folder that `annotate` saved.
+        direction: Hub id or folder of what it was annotated with; NAME=ID for each of several.
+        direction_revision: Branch, tag or commit of the direction.
         repo_id: Dataset repository on the Hub.
         source: Hub id of the dataset that was annotated, where the folder does not know.
-        public: Make a new repository public.
+        private: Who may see a new repository.
     """
-    push_folder(folder, repo_id, direction=direction.load(), private=not public)
+    from legend_hf.directions.direction import TENSOR_FILE
+
+    if (folder / TENSOR_FILE).is_file():
+        raise ValueError(f"{str(folder)!r} is a direction; push it by `legend-hf push-direction {folder} {repo_id}`")
+    push_folder(folder, repo_id, direction=Reading(direction, direction_revision).load())
     typer.echo(f"Pushed to {repo_id}")
+
+
+@command(
+    "directions.direction.Direction.push_to_hub",
+    name="push-direction",
+    under=ROAD,
+    without=["token"],
+    renamed={"revision": "branch"},
+)
+def push_direction(push_to_hub: Call, folder: Path, repo_id: str) -> None:
+    """Push a direction to the Hub, with its card.
+
+    Example: push-direction direction you/direction --model-id HuggingFaceTB/SmolLM2-135M
+
+    Options:
+        folder: Folder that `fit` saved.
+    """
+    pushed = push_to_hub(Named(folder).load(), repo_id)
+    typer.echo(f"Pushed to {pushed.repo_id}, commit {pushed.revision}")
 
 
 @command(under=ROAD)
@@ -185,11 +210,8 @@ def induce(
         max_new_tokens: Longest answer in tokens, 1024 when left out.
         temperature: Of sampling; the likeliest token is taken when left out.
         output: File for the pairs, .jsonl; a stopped run goes on.
-        prompt_column: Name of the questions' column.
-        category_column: Name of the categories' column, if any.
         refusals: Refusals, one a line; the paper's when left out.
         per_category: Draw this many questions of each category.
-        leave_out: Answers to leave out: refusal, cut or loop.
         seed: Of the refusals' dealing and of the drawing.
     """
     from legend_hf.directions.induce import sample_questions
@@ -211,7 +233,7 @@ def induce(
     say_saved(output.output)
 
 
-@command("margins.score_fn.LegendScoreFn", "margins.annotate.annotate", under=SCORES, renamed={})
+@command("margins.score_fn.LegendScoreFn", "margins.annotate.annotate", under=SCORES, renamed=OF_DIRECTION)
 def score(
     make: Call, run: Call, dataset: Rows, direction: Reading, *, output: Place, num_proc: Processes = None, store: Kept
 ) -> None:
@@ -219,15 +241,10 @@ def score(
 
     Example: score openbmb/UltraFeedback you/direction --output scored --prompt-column instruction
     --responses-column completions
-
-    Options:
-        output: New folder for the dataset.
-        overwrite: Replace existing columns of scores, and what stands in the way in the output.
-        store: File, .sqlite, that keeps scores; in the assets cache when left out.
     """
     from legend_hf.margins.store import default_store
 
-    reads = [direction.source, direction.model]
+    reads = direction.reads
     check_rows_folder(output.output, rows=dataset.source, reads=reads, overwrite=output.overwrite)
     keeps = store.path(default_store)
     fn = make(direction.load(), store=keeps, overwrite=output.overwrite)
@@ -272,22 +289,22 @@ def store_prune(
 
 
 @command(name="store merge", under=KEPT)
-def store_merge(into: Path, stores: Sequence[Path]) -> None:
+def store_merge(stores: Sequence[Path], *, output: Path) -> None:
     """Put the scores of several stores into one. They may be those of several machines.
 
-    Example: store merge all.sqlite node-1.sqlite node-2.sqlite
+    Example: store merge node-1.sqlite node-2.sqlite --output all.sqlite
 
     Options:
-        into: The store that takes over; made if absent.
         stores: Stores to take from.
+        output: The store that takes over; made if absent.
     """
     from legend_hf.hub.outputs import check_file
     from legend_hf.margins.store import open_store
 
     for path in stores:
         _check_there(path)
-    check_file(into, reads=stores, ours=lambda file: True)  # a file that is no store is refused when it is opened
-    store = open_store(into)
+    check_file(output, reads=stores, ours=lambda file: True)  # a file that is no store is refused when it is opened
+    store = open_store(output)
     for path in stores:
         typer.echo(f"{store.merge(open_store(path))} new scores from {path}")
 

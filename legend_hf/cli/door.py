@@ -8,17 +8,18 @@ knows no command and no function; what becomes of a parameter, `words` says.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property, partial
-from importlib import import_module
 from itertools import chain
 from typing import Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
-from legend_hf.cli.errors import Say, say, user_errors
+from legend_hf.cli.errors import user_errors
+from legend_hf.cli.screen import show
 from legend_hf.cli.spelling import spelled
 from legend_hf.cli.words import Part, Word, function_of, one_word, sentences
 
@@ -28,8 +29,18 @@ GROUPS: dict[str, str] = {}
 """What a group of commands is for."""
 Call = partial[Any]
 """A function with the options that were given for it."""
-# The revision of a model; `--revision` is that of a direction everywhere.
+Say = Callable[[str], None]
+"""What shows Markdown of the library as a shell spells it, for a body that asks for it."""
+# `--revision` is that of what a command is about, its first word.
 RENAMED = {"revision": "model_revision"}
+SETTINGS: Any = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+SHARED = {"seed"}
+"""Words of a body's that are its functions' as well."""
 
 
 def command(
@@ -84,8 +95,9 @@ class Door:
     def parts(self) -> dict[str, list[Part]]:
         """What the body (`""`) and each function get that is typed; a word of the body's is no function's."""
         parameters = list(inspect.signature(self.body, eval_str=True).parameters.values())
-        found = {"": [self._part(one, "") for one in parameters[len(self.functions) :]]}
-        taken = {*self.without, *(word.name for part in found[""] for word in part.words.values())}
+        own = parameters[len(self.functions) :]
+        found = {"": [self._part(one, "", first=one is own[0]) for one in own]}
+        taken = {*self.without, *(word.name for part in found[""] for word in part.words.values())} - SHARED
         for function in self.functions:
             several = inspect.signature(function_of(function)).parameters.values()
             offered = [one for one in several if one.kind is one.KEYWORD_ONLY and one.name not in self.without]
@@ -112,11 +124,14 @@ class Door:
         """What typer calls."""
 
         def called(**given: Any) -> None:
+            def say(said: str) -> None:
+                show(self.spelled(said))
+
             looked_for = [given[word.name] for word in self.words.values() if word.looked_for]
             with user_errors(looked_for, self.spelled, kept=given.get("output")):
                 values = {name: word.value(given[name]) for name, word in self.words.items()}
                 own, *options = [
-                    {part.name: self._say if part.makes is Say else part.filled(values) for part in parts}
+                    {part.name: say if part.makes is Say else part.filled(values) for part in parts}
                     for parts in self.parts.values()
                 ]
                 calls = [partial(function_of(name), **some) for name, some in zip(self.functions, options, strict=True)]
@@ -126,15 +141,11 @@ class Door:
         called.__annotations__ = {}
         return called
 
-    def spelled(self, said: str) -> list[str]:
+    def spelled(self, said: str) -> str:
         """What a message says in Python, as it is typed here."""
         calls = {f.rpartition(".")[2]: (one.name, one.option_of) for one in COMMANDS.values() for f in one.functions}
         own = {function.rpartition(".")[2]: ("", self.option_of) for function in self.functions}
         return spelled(said, self.option_of, {**calls, **own})
-
-    @property
-    def _say(self) -> Say:
-        return partial(say, spell=self.spelled)
 
     @cached_property
     def _docs(self) -> dict[str, str]:
@@ -142,12 +153,15 @@ class Door:
         said = [pair for function in reversed(self.functions) for pair in sentences(function_of(function)).items()]
         return {self.renamed.get(name, name): sentence for name, sentence in said}
 
-    def _part(self, parameter: inspect.Parameter, function: str) -> Part:
-        """A parameter with its words: one, none for what is no word, or one for each field of its class."""
+    def _part(self, parameter: inspect.Parameter, function: str, *, first: bool = False) -> Part:
+        """A parameter with its words: one, none for what is no word, or one for each field of its class.
+
+        `first` is what the command is about, whose `revision` has no other name.
+        """
         kind, named = parameter.annotation, self.renamed if function else {}
         beside: Collection[str] = ()
         if function:
-            kind = eval(kind, vars(import_module(function.rpartition(".")[0]))) if isinstance(kind, str) else kind
+            kind = eval(kind, vars(sys.modules[function_of(function).__module__])) if isinstance(kind, str) else kind
             beside = inspect.signature(function_of(function)).parameters
         if kind is Say:
             return Part(parameter.name, Say, {})
@@ -160,13 +174,15 @@ class Door:
             return Part(parameter.name, None, {parameter.name: word})
         hints, said, words = get_type_hints(flat), sentences(flat), {}
         for field in fields(flat):
-            first = field.default is MISSING
-            if not first and field.name in beside:
+            whole = field.default is MISSING
+            if not whole and field.name in beside:
                 continue  # what a function asks for itself is its own to pass on
-            name = parameter.name if first else named.get(field.name, field.name)
+            name = parameter.name if whole else named.get(field.name, field.name)
+            if field.name == "revision" and not first:
+                name = f"{parameter.name}_revision"
             says = shell.get(name) or said.get(field.name, "")
-            value = default if first else field.default
-            words[field.name] = Word(name, hints[field.name], value, says, argument and first)
+            value = default if whole else field.default
+            words[field.name] = Word(name, hints[field.name], value, says, argument and whole)
         return Part(parameter.name, flat, words)
 
 
@@ -207,9 +223,8 @@ class _Made(Mapping[str, Any]):
         doors = [door for door in COMMANDS.values() if door.name.split()[0] == name]
         if not doors:
             raise KeyError(name)
-        settings: Any = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
-        made = typer.Typer(help=GROUPS.get(name), no_args_is_help=name in GROUPS, **settings)
-        with user_errors((), lambda said: []):  # what the functions need is imported here
+        made = typer.Typer(help=GROUPS.get(name), no_args_is_help=name in GROUPS, **SETTINGS)
+        with user_errors((), str):  # what the functions need is imported here
             for door in doors:
                 epilog = f"Example: legend-hf {door.example}"
                 made.command(door.name.split()[-1], help=door.says, epilog=epilog)(door.callback())

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,7 @@ _FOREIGN = {
     "httpx2.HTTPError",
     "yaml.YAMLError",
 }
-Say = Callable[[str], None]
-Spell = Callable[[str], list[str]]
-
-
-def say(said: str, spell: Spell, *, err: bool = False) -> None:
-    """Shows what the library says, and in a line below how the arguments that it names are typed here."""
-    typer.echo(said, err=err)
-    typed = spell(said)
-    if typed:
-        typer.echo(f"In the shell, {' and '.join(typed) if len(typed) < 3 else ', '.join(typed)}.", err=err)
+Spell = Callable[[str], str]
 
 
 @contextmanager
@@ -58,7 +50,7 @@ def user_errors(names: Iterable[Any], spell: Spell, *, kept: Path | None = None)
         if not _is_users(error):
             raise
         said = " ".join(" ".join([str(error), *getattr(error, "__notes__", [])]).split()) or type(error).__name__
-        say(f"Error: {_looked_for(names, error, said)}{said}", spell, err=True)
+        typer.echo(f"Error: {_looked_for(names, error, said)}{spell(said)}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as stop:
         typer.echo("Stopped.", err=True)
@@ -77,7 +69,7 @@ class _Said(logging.Handler):
         self._spell = spell
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage(), self._spell, err=True)
+        typer.echo(self._spell(record.getMessage()), err=True)
 
 
 def _is_users(error: Exception) -> bool:
@@ -95,7 +87,7 @@ def _looked_for(names: Iterable[Any], error: Exception, said: str) -> str:
 
     if not isinstance(error, OSError | HFValidationError) or "there is no file or folder" in said:
         return ""
-    for name in map(str, filter(None, names)):
+    for name in chain.from_iterable([one] if isinstance(one, str) else one or () for one in names):
         local = "/" not in name or name.startswith((".", "/", "~"))
         if local and not os.path.exists(name) and re.search(rf"(?<![\w/-]){re.escape(name)}(?![\w-])", said):
             return f"there is no file or folder {name!r} here, and the Hub says: "

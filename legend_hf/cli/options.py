@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from legend_hf.cli.door import Doors
+from legend_hf._version import __version__
+from legend_hf.cli.door import SETTINGS, Doors
 from legend_hf.hub.rows import check_splits, save_rows, sources_of
 from legend_hf.hub.rows import load_rows as load
 
@@ -25,11 +26,21 @@ app = typer.Typer(
     help="Margins for preference datasets: fit a direction, annotate, publish; choose, pair, order and export rows.",
     cls=Doors,
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    **SETTINGS,
 )
-app.callback()(lambda: None)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"legend-hf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.", callback=_version)] = False,
+) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -38,21 +49,43 @@ class Rows:
 
     Attributes:
         source: Hub id, folder, or a .jsonl, .json, .csv, .tsv or .parquet file.
-        config: Configuration of a Hub dataset.
+        config: Configuration, where there are several.
+        data_dir: Folder of the dataset, such as harmless-base of Anthropic/hh-rlhf; all of it when left out.
+        data_files: File of the dataset, instead of all.
         split: One split; all of them when left out.
+        revision: Branch, tag or commit of the dataset on the Hub.
+        max_samples: Most rows of each split; all of them when left out.
+        shuffle: Shuffle the rows first, by --seed.
+        seed: Of the shuffling.
     """
 
     source: str | os.PathLike[str]
     config: str | None = None
+    data_dir: str | None = None
+    data_files: Sequence[str] = ()
     split: str | None = None
+    revision: str | None = None
+    max_samples: int | None = None
+    shuffle: bool = False
+    seed: int = 0
 
-    def load(self) -> Any:
-        """As `load_rows` gives them."""
-        return load(self.source, self.config, self.split)
+    def load(self, numbers: Collection[str] = ()) -> Any:
+        """As `load_rows` gives them, or some of them."""
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"`max_samples` is {self.max_samples}; allowed is at least 1")
+        part = {"data_dir": self.data_dir, "data_files": self.data_files, "revision": self.revision}
+        rows = load(self.source, self.config, self.split, numbers=numbers, **part)
+        if not isinstance(rows, dict):
+            return self._some(rows)
+        return type(rows)({name: self._some(one) for name, one in rows.items()})
+
+    def _some(self, rows: Any) -> Any:
+        rows = rows.shuffle(seed=self.seed) if self.shuffle else rows
+        return rows if self.max_samples is None else rows.select(range(min(self.max_samples, len(rows))))
 
     def one(self, what: str, numbers: Collection[str] = ()) -> Any:
         """The only split, or the one that was named."""
-        return one_split(load(self.source, self.config, self.split, numbers=numbers), what)
+        return one_split(self.load(numbers), what)
 
     def splits(self) -> Any:
         """A `DatasetDict`, so that what is saved has one shape."""
@@ -87,19 +120,44 @@ class Named:
         """The direction."""
         from legend_hf import Direction
 
-        model = getattr(self, "model", None)
-        return Direction.from_pretrained(self.source, revision=self.revision, model=model)
+        return Direction.from_pretrained(self.source, revision=self.revision)
 
 
 @dataclass(frozen=True)
-class Reading(Named):
-    """A direction that reads.
+class Reading:
+    """One direction or several that read.
 
     Attributes:
+        source: Hub id, folder or fsspec URL of a direction; NAME=ID for each of several.
+        revision: Branch, tag or commit of the direction.
         model: Folder of the direction's model, instead of the Hub.
     """
 
+    source: Sequence[str | os.PathLike[str]]
+    revision: str | None = None
     model: str | os.PathLike[str] | None = None
+
+    @property
+    def reads(self) -> list[Any]:
+        """All that is read for it."""
+        return [*self._named.values(), self.model]
+
+    def load(self) -> Any:
+        """The direction; several by their names."""
+        from legend_hf.margins.scoring import load_directions
+
+        loaded = dict(load_directions(self._named, revision=self.revision, model=self.model))
+        return loaded[""] if [*loaded] == [""] else loaded
+
+    @property
+    def _named(self) -> dict[str, str]:
+        split = [("", s) if os.path.exists(s) else re.fullmatch(r"(?:(\w+)=)?(.*)", s).groups("") for s in self.source]
+        if len({name for name, _ in split}) < len(split):
+            raise ValueError(
+                f"`direction` is {' '.join(self.source)}; give each of several a name of its own, such as "
+                "safety=you/direction helpfulness=you/other"
+            )
+        return dict(split)
 
 
 @dataclass(frozen=True)
@@ -107,7 +165,7 @@ class Place:
     """Where a result goes.
 
     Attributes:
-        output: Where the result goes.
+        output: Folder for the result.
         overwrite: Replace what stands in the way.
     """
 
@@ -120,7 +178,7 @@ class Kept:
     """Whether what is read is kept, so that a stopped run goes on.
 
     Attributes:
-        store: Where what is read is kept; in the assets cache when left out.
+        store: File, .sqlite, that keeps scores; in the assets cache when left out.
         no_store: Keep nothing: a stopped run starts anew.
     """
 

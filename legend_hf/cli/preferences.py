@@ -16,8 +16,7 @@ from typing import Any
 import typer
 
 from legend_hf.cli.annotating import SCORES
-from legend_hf.cli.door import Call, command
-from legend_hf.cli.errors import Say
+from legend_hf.cli.door import Call, Say, command
 from legend_hf.cli.options import Named, Place, Rows, save, say_saved
 from legend_hf.hub.outputs import check_file, write_whole
 from legend_hf.hub.rows import check_rows_folder, note_sources, sources_of
@@ -34,13 +33,10 @@ def select(
 
     By the column `pair_similarity`, which `--model` measures where it is missing.
 
-    Example: select Anthropic/hh-rlhf --model Qwen/Qwen2.5-0.5B --output half --on-error skip
+    Example: select Anthropic/hh-rlhf --data-dir harmless-base --model Qwen/Qwen2.5-0.5B --output half --on-error skip
 
     Options:
-        output: New folder for the dataset.
         model: Hub id or folder of the model whose embeddings say how alike responses are.
-        keep: dissimilar, similar or random.
-        on_error: raise at a row that cannot be read, or skip it.
     """
     check_rows_folder(output.output, rows=dataset.source, reads=[model], overwrite=output.overwrite)
     splits = dataset.splits()
@@ -68,7 +64,6 @@ def pairs(
     Example: pairs scored --rule best --direction you/direction --output pairs
 
     Options:
-        output: New folder for the dataset.
         rule: dissimilar, similar, centroid, random, best or all.
         direction: The direction whose scores these are: it makes `margin`, which trainers read.
         model: Hub id or folder of the model whose embeddings say how alike responses are.
@@ -90,7 +85,6 @@ def curriculum(make: Call, dataset: Rows, *, output: Place) -> None:
     Example: curriculum annotated --mode global --stages 3 --output stages
 
     Options:
-        output: New folder for the dataset.
         stages: How many; as many as needed, or 3 for global.
         mode: per_prompt or global.
         order: easy_first or hard_first.
@@ -117,12 +111,8 @@ def corrections(correction_ladders: Call, dataset: Rows, *, output: Place, pairs
         model: Hub id or folder of the language model that goes on with responses.
         output: File for the ladders, .jsonl; a stopped run goes on.
         pairs: File for the pairs of every two rungs, .jsonl.
-        prompt_column: Name of the prompts' column.
-        response_column: Name of the full harmful responses' column.
-        leave_out: Ladders to leave out: no_refusal, silent, cut or loop.
         max_new_tokens: Longest continuation in tokens, 128 when left out.
         temperature: Of sampling; the likeliest token is taken when left out.
-        seed: Of phrases and cuts.
     """
     from legend_hf.preferences.corrections import ladder_pairs
     from legend_hf.writing.answers import check_output
@@ -171,13 +161,9 @@ def corr_at_k(
         judge: Your judge, `module:function` (modules of this folder, too): judge(requests, prefixes, continuations) ->
             list of bool, called once with all; a rule for English when left out.
         output: File for every continuation and its verdict, .jsonl; a stopped run goes on.
-        prompt_column: Name of the prompts' column.
-        response_column: Name of the full harmful responses' column.
-        k: Words to begin with.
         max_new_tokens: Longest continuation in tokens, 32 when left out.
         temperature: Of sampling, 0.8 when left out.
         top_p: Of sampling, 0.7 when left out.
-        seed: Of phrases and sampling.
     """
     from legend_hf.hub.verdict import FEW_PROMPTS
     from legend_hf.preferences.corr_at_k import refusal_judge
@@ -211,9 +197,6 @@ def export(export_for: Call, dataset: Rows, *, trainer: str, output: Place, say:
     Example: export annotated --trainer trl --messages --output for-trl
 
     Options:
-        trainer: trl, openrlhf or ms-swift.
-        output: New folder for the dataset.
-        messages: Write messages where rows are strings, for chat templates.
         weights: Add margin_prob and weight, for the trainers of legend_hf.training.
     """
     check_rows_folder(output.output, rows=dataset.source, overwrite=output.overwrite)
@@ -237,7 +220,6 @@ def check(
 
     Options:
         tokenizer: Hub id or folder of the model to train.
-        max_length: Longest text in tokens, as in RewardConfig.
         output: File for the same text.
     """
     if output is not None:

@@ -1,7 +1,7 @@
 """What a message of the library names as Python, as it is typed in a shell.
 
-In: a message, and what finds the words of commands. Out: pairs of spellings, such as `overwrite=True` and
-`--overwrite`. All of it follows from the commands' signatures: this file knows no message and no option.
+In: a message, and what finds the words of commands. Out: the message with `--overwrite` where it says
+`overwrite=True`. All of it follows from the commands' signatures: this file knows no message and no option.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ Find = Callable[[str], Any]
 """The word that a parameter is in a command; None if there is none."""
 
 
-def spelled(said: str, own: Find, calls: Mapping[str, tuple[str, Find]]) -> list[str]:
-    """Says for each argument or call that a message has in backticks what it is in a shell, if that is not plain.
+def spelled(said: str, own: Find, calls: Mapping[str, tuple[str, Find]]) -> str:
+    """Spells every argument and call that a message has in backticks as a shell has it, where it has it.
 
     Args:
         said: The message.
@@ -25,15 +25,14 @@ def spelled(said: str, own: Find, calls: Mapping[str, tuple[str, Find]]) -> list
         calls: For each function the command that calls it, `""` for that one, and what finds the words of that:
             `export_for(rows, messages=True)` is `legend-hf export --messages`.
     """
-    typed = {code: _typed(code, own, calls) for code in re.findall(r"`([^`]+)`", said)}
-    return [f"`{code}` is `{option}`" for code, option in typed.items() if option]
+    return re.sub(r"`([^`]+)`", lambda code: f"`{_typed(code[1], own, calls) or code[1]}`", said)
 
 
 def _typed(code: str, own: Find, calls: Mapping[str, tuple[str, Find]]) -> str | None:
-    """What stands in a shell for a piece of Python; None where that is plain, or there is nothing."""
+    """What stands in a shell for a piece of Python; None where there is nothing."""
     word = own(code)
     if word is not None:
-        return None if word.argument or word.spelled == f"--{code}" else str(word.spelled)
+        return str(word.shown)
     call = _read(code)
     named = call.func.id if call is not None and isinstance(call.func, ast.Name) else ""
     if call is None or (named and named not in calls):
@@ -74,8 +73,7 @@ def _option(find: Find, given: ast.keyword) -> str | None:
         return word.spelled
     if value is False or value is None:
         without = find(f"no_{word.name}")
-        on = f"--no-{word.spelled[2:]}" if word.default is True else None
-        return without.spelled if without is not None else on
+        return without.spelled if without is not None else word.off
     if value is ...:
         what = given.value.id if isinstance(given.value, ast.Name) else word.name
         return f"{word.spelled} {what.upper()}"

@@ -25,6 +25,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
+_OPPOSITES = {"private": "public"}
+
 
 @dataclass(frozen=True)
 class Word:
@@ -50,9 +52,21 @@ class Word:
         return self.name if self.argument else f"--{self.name.replace('_', '-')}"
 
     @property
+    def shown(self) -> str:
+        """As a message has it: `--output`, or `DATASET` for what has no name where it is typed."""
+        return self.name.upper() if self.argument else self.spelled
+
+    @property
+    def off(self) -> str | None:
+        """What is typed for False, where the default is True."""
+        if self.default is not True:
+            return None
+        return f"--{_OPPOSITES.get(self.name) or f'no-{self.spelled[2:]}'}"
+
+    @property
     def looked_for(self) -> bool:
         """Whether it names something that is looked for here first, and then on the Hub."""
-        return any(get_origin(kind) is os.PathLike for kind in _members(self.kind))
+        return "PathLike" in str(self.kind)
 
     def parameter(self) -> inspect.Parameter:
         """What typer makes of it."""
@@ -88,9 +102,7 @@ class Word:
         return int(given) if {int, str} <= members and re.fullmatch(r"-?\d+", given) else given
 
     def _names(self) -> list[str]:
-        if _typed(self.kind) is not bool:
-            return [self.spelled]
-        return [f"{self.spelled}/--no-{self.spelled[2:]}" if self.default is True else self.spelled]
+        return [self.spelled if self.off is None else f"{self.spelled}/{self.off}"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,8 @@ class Part:
 def function_of(name: str) -> Any:
     """A function or class by its name, imported when it is needed."""
     module, _, function = name.rpartition(".")
-    return getattr(import_module(module), function)
+    of_class = module.rpartition(".")[2].istitle()
+    return getattr(function_of(module) if of_class else import_module(module), function)
 
 
 def sentences(what: Any) -> dict[str, str]:

@@ -75,8 +75,8 @@ def induce_pairs(
             were trained with Alpaca's template, and its public code asks them with `templates.REFERENCE`. A Writer's
             `chat_template_kwargs` are kept as a column, so that reading passes them too.
         refusals: The harmless side: one text, or several, each dealt equally often (to within one).
-        prompt_column: Where the question stands in rows.
-        category_column: Kept if the rows have it.
+        prompt_column: Name of the questions' column, in rows.
+        category_column: Name of the categories' column, kept if the rows have it.
         leave_out: Answers to leave out: `"refusal"`, `"cut"` (at the longest answer or the window), `"loop"` (the same
             words over and over at its end).
         seed: Of the dealing of several refusals.

@@ -174,13 +174,13 @@ def compute_corr_at_k(
             tokens are sampled at temperature 0.8 and top_p 0.7, as in the source.
         judge: `judge(requests, prefixes, continuations)` says of each continuation whether it turns back: bool, 0 or 1.
             It is called once, with all of them; `refusal_judge` needs no model.
-        ks: Numbers of words.
+        ks: Numbers of words to begin with.
         samples: Continuations of each text.
         affirmations: Phrases that the response begins with.
         seed: Of affirmations, and of sampling where a `Writer` has no seed of its own. Samples also depend on the
             Writer's `batch_size` and on the rows beside.
-        prompt_column: Where the prompt stands.
-        response_column: Where F stands.
+        prompt_column: Name of the prompts' column.
+        response_column: Name of the column of full harmful responses, F.
         output: Continuations are kept in `<output>.answers` as they are made, so that a run that was stopped, or whose
             judge failed, goes on where it was; `output` itself is the caller's to write.
         overwrite: Replace an `output` of something else, and the continuations of another run.

@@ -202,8 +202,8 @@ def correction_ladders(
         affirmations: Phrases, one drawn for a ladder.
         triggers: Phrases, see above; they serve every cut if they are all of one style.
         seed: Of the drawing; what is drawn for a row depends on nothing but the row and the seed.
-        prompt_column: Where the prompt stands.
-        response_column: Where F stands.
+        prompt_column: Name of the prompts' column.
+        response_column: Name of the column of full harmful responses, F.
         on_error: `"raise"` at the first row that gives no ladder, or `"skip"` such rows, which are counted in the log
             and in `info.description`.
         leave_out: Ladders to leave out: `"no_refusal"` (the direct response is none), `"silent"` (nothing stands behind

@@ -139,7 +139,7 @@ def check_for_trl(
     Args:
         dataset: Rows as they would be given to the trainer.
         tokenizer: Of the model to train: the object, or the model's folder or Hub id.
-        max_length: As in `RewardConfig`; None for no limit.
+        max_length: Longest side in tokens, as in `RewardConfig`. None: no limit.
         revision: Branch, tag or commit of a model on the Hub.
         trust_remote_code: Run code that comes with the tokenizer.
 
