@@ -73,8 +73,15 @@ class Rows:
         """As `load_rows` gives them, or some of them."""
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"`max_samples` is {self.max_samples}; allowed is at least 1")
-        part = {"data_dir": self.data_dir, "data_files": self.data_files, "revision": self.revision}
-        rows = load(self.source, self.config, self.split, numbers=numbers, **part)
+        rows = load(
+            self.source,
+            self.config,
+            self.split,
+            data_dir=self.data_dir,
+            data_files=self.data_files,
+            revision=self.revision,
+            numbers=numbers,
+        )
         if not isinstance(rows, dict):
             return self._some(rows)
         return type(rows)({name: self._some(one) for name, one in rows.items()})
@@ -151,13 +158,15 @@ class Reading:
 
     @property
     def _named(self) -> dict[str, str]:
-        split = [("", s) if os.path.exists(s) else re.fullmatch(r"(?:(\w+)=)?(.*)", s).groups("") for s in self.source]
-        if len({name for name, _ in split}) < len(split):
+        given = [str(source) for source in self.source]
+        parts = [("", "", one) if os.path.exists(one) else re.split(r"^(\w+)=", one, maxsplit=1) for one in given]
+        named = {(name[1] if len(name) > 1 else ""): name[-1] for name in parts}
+        if len(named) < len(given):
             raise ValueError(
-                f"`direction` is {' '.join(self.source)}; give each of several a name of its own, such as "
+                f"`direction` is {' '.join(given)}; give each of several a name of its own, such as "
                 "safety=you/direction helpfulness=you/other"
             )
-        return dict(split)
+        return named
 
 
 @dataclass(frozen=True)
