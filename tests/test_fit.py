@@ -281,10 +281,12 @@ def test_mean_projection_of_the_training_pairs_is_the_norm_of_the_mean_differenc
     )
     np.testing.assert_allclose(swapped.vector, -direction.vector, atol=1e-6)
     assert np.mean(margins) > 0
+    from legend_hf.reading.formats import read_pairs
     from legend_hf.reading.reader import Runtime, open_reader
+    from legend_hf.reading.rows import encode_pairs
 
     reading = open_reader(direction.reader, Runtime(path=str(tiny_llama), device="cpu"))
-    _, texts, _ = fit_module._encode(reading, fit_module._rows(PAIRS, fit_module.Columns(), "raise")[0], "raise")
+    texts = [sides for _, sides in encode_pairs(reading.encode, [*read_pairs(PAIRS)], on_error="raise")]
     mean = read_differences(reading, texts, [3])[0].mean(0, dtype=np.float64)
     assert np.mean(margins) == pytest.approx(np.linalg.norm(mean), rel=1e-5)
 

@@ -21,6 +21,7 @@ import numpy as np
 from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Bins, Calibration, Link
 from legend_hf.hub import cards, outputs, transfer
+from legend_hf.hub.concept import check_concept
 from legend_hf.reading.formats import SKIP, Columns, Message, RowError, conversation, pairs_from_batch
 from legend_hf.reading.plain import make_plain
 from legend_hf.reading.reader import OpenReader, Reader, Runtime, check_folder, open_reader
@@ -80,6 +81,8 @@ class Facts:
         effect_interval: Its 95 % interval, by prompt, the deviation taken as known.
         gain: `accuracy` minus `length_accuracy`, on the same pairs.
         gain_interval: Its 95 % interval, by prompt, which holds for whichever rule of length is the better one.
+        concept: What the direction is about; None is safety.
+        poles: What it points from and to; None is from unsafe to safe.
         curve: Held-out accuracy by the share of the prompts fitted on, one mapping each, see `curve.learning_curve`.
     """
 
@@ -103,15 +106,18 @@ class Facts:
     gain: float | None = None
     gain_interval: tuple[float, float] | None = None
     curve: Curve | None = None
+    concept: str | None = None
+    poles: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
-        """Makes numbers and paths what JSON has."""
+        """Makes numbers and paths what JSON has, and refuses a concept that cannot be told."""
         make_plain(self)
+        check_concept(self.concept, self.poles)
 
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """A unit vector from harmful towards harmless, and how to read texts for it.
+    """A unit vector from one pole of a concept towards the other (unsafe to safe), and how to read texts for it.
 
     Attributes:
         vector: `[d_model]`, float32, of length one.
@@ -583,6 +589,7 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "float": _is_float,
     "None": lambda value: value is None,
     "Mapping[str, str]": lambda value: isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
+    "tuple[str, str]": lambda value: isinstance(value, list) and all(isinstance(word, str) for word in value),
     "tuple[float, float]": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_float, value)),
     "tuple[float, ...]": lambda value: isinstance(value, list) and all(map(_is_float, value)),
     "tuple[Mapping[str, Any], ...]": _is_search,

@@ -28,6 +28,7 @@ from legend_hf.directions.direction import Direction, Facts
 from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.directions.kept import KeptDifferences
 from legend_hf.directions.recipe import Recipe
+from legend_hf.hub.concept import check_concept
 from legend_hf.hub.verdict import verdict_on
 from legend_hf.reading.formats import Columns, Pair, opening, read_pairs
 from legend_hf.reading.plain import check_on_error
@@ -72,6 +73,8 @@ def fit_direction(
     rejected_column: str = "rejected",
     on_error: str = "raise",
     pairs_source: str | None = None,
+    concept: str | None = None,
+    poles: Sequence[str] | None = None,
     trust_remote_code: bool = False,
     store: str | os.PathLike[str] | None = None,
 ) -> Direction:
@@ -85,7 +88,8 @@ def fit_direction(
     With fewer than 20 prompts nothing is tried: `"auto"` is then the middle layer and the mean difference.
 
     Args:
-        pairs: A `Dataset` or rows, in any shape that `LegendMarginFn` takes; `chosen` is the harmless side.
+        pairs: A `Dataset` or rows, in any shape that `LegendMarginFn` takes; `chosen` is the harmless side, or
+            that of the higher pole.
         model: Hub id or folder of the model that reads.
         revision: Branch, tag or commit of a Hub model; resolved to a commit.
         preset: `"reference"` sets everything to what the paper's public code does; a `Recipe` to what it holds.
@@ -107,10 +111,13 @@ def fit_direction(
         device: Where to run; None takes a GPU when there is one.
         batch_tokens: Most tokens in one forward pass.
         prompt_column: Name of the prompts' column, where it is not `prompt`.
-        chosen_column: Name of the harmless responses' column.
-        rejected_column: Name of the harmful responses' column.
+        chosen_column: Name of the chosen (harmless) responses' column.
+        rejected_column: Name of the rejected (harmful) responses' column.
         on_error: `"raise"` at the first pair that cannot be read, before any forward pass, or `"skip"` them.
         pairs_source: What the pairs are, for the card: a dataset id, say.
+        concept: What the pairs contrast, in a word or two, where it is not safety: `"helpfulness"`, say. Cards, plots
+            and reports speak of it.
+        poles: What its two sides are called, the rejected one's first: `("unhelpful", "helpful")`.
         trust_remote_code: Run code that comes with the model.
         store: Folder that keeps what is read, 4 bytes a layer, pair and dimension, until the fit ends well: a run that
             was stopped or killed goes on where it was, to the same bits. What nobody came back for in 30 days is
@@ -125,6 +132,7 @@ def fit_direction(
         RowError: A row is none of the accepted shapes (a ValueError).
     """
     _check_pairs(pairs)
+    check_concept(concept, poles)
     recipe = Recipe.made_of(
         preset,
         {
@@ -176,7 +184,13 @@ def fit_direction(
             reader=with_layer(reader, layers[place]),
             calibration=_calibrate(recipe.calibration, chosen),
             facts=replace(
-                facts, estimator=name, debias=recipe.debias, skipped=len(read) - len(kept), pairs_source=pairs_source
+                facts,
+                estimator=name,
+                debias=recipe.debias,
+                skipped=len(read) - len(kept),
+                pairs_source=pairs_source,
+                concept=concept,
+                poles=None if poles is None else (poles[0], poles[1]),
             ),
             model_path=path,
         )

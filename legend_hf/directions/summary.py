@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from legend_hf.directions.direction import Direction
+from legend_hf.hub.concept import Concept
 from legend_hf.hub.verdict import verdict_on
 
 
@@ -17,6 +18,7 @@ def summary(direction: Direction) -> str:
 
     rows = [
         ("model", reader.name),
+        ("concept", Concept.of(asdict(facts)).said),
         ("reads", f"{reader.template!r} template, {reader.pooling} pooling, layer {reader.layer} of {reader.n_layers}, "
                   f"up to {reader.max_length} tokens, {reader.dtype}"),
         ("fitted on", f"{facts.pairs} pairs of {facts.prompts} prompts, {facts.estimator}"),

@@ -22,6 +22,7 @@ from string import Template
 from typing import Any
 
 from legend_hf.hub import front_matter
+from legend_hf.hub.concept import SAFETY, Concept, either
 from legend_hf.hub.verdict import Verdict, verdict_on
 
 logger = logging.getLogger(__name__)
@@ -142,17 +143,21 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
     from huggingface_hub import ModelCardData
 
     reader, fit = facts["reader"], facts["facts"]
+    concept = Concept.of(fit)
     metadata = ModelCardData(
         library_name="legend_hf",
         base_model=_id_or_none(reader["model"]),
         datasets=[source] if (source := _dataset_id(fit["pairs_source"])) else None,
-        tags=["legend", "direction", "safety", "preference", "reward-model", "representation-engineering"],
+        tags=["legend", "direction", _tag(concept), "preference", "reward-model", "representation-engineering"],
     ).to_dict()
     published = reader["model"] is not None
     section = _fill(
         "direction.md",
         d_model=_number(reader["d_model"]),
         n_layers=_number(reader["n_layers"]),
+        low=escaped(concept.low),
+        high=escaped(concept.high),
+        more=escaped(concept.more),
         model=model_name(reader),
         model_note="The model is downloaded when it is first needed."
         if published
@@ -173,7 +178,9 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
         calibration=_calibration(facts["calibration"]),
         verdict=_verdict(verdict_on(fit)),
     )
-    return _compose(existing, metadata, section, title=_title(facts["repo_id"], "A safety direction"))
+    return _compose(
+        existing, metadata, section, title=_title(facts["repo_id"], f"A direction of {escaped(concept.name)}")
+    )
 
 
 def dataset_card(facts: Facts, existing: str | None = None, source_cards: Mapping[str, str] | None = None) -> str:
@@ -196,11 +203,12 @@ def dataset_card(facts: Facts, existing: str | None = None, source_cards: Mappin
     """
     from huggingface_hub import DatasetCardData
 
+    concepts = [Concept.of(d["facts"]) for config in facts["configs"].values() for d in config["directions"].values()]
     metadata = DatasetCardData(
         annotations_creators=["machine-generated"],
         source_datasets=["extended"] if facts["sources"] else None,
         size_categories=[_size(facts["metadata"]["dataset_info"])],
-        tags=["legend", "margin", "preference", "safety", "rlhf", "trl", "reward-model"],
+        tags=["legend", "margin", "preference", *dict.fromkeys(map(_tag, concepts)), "rlhf", "trl", "reward-model"],
         **facts["metadata"],
     ).to_dict()
     inherited: dict[str, Any] = {}
@@ -222,9 +230,14 @@ def dataset_card(facts: Facts, existing: str | None = None, source_cards: Mappin
     blocks = {name: text for name, text in old.items() if name not in facts["configs"]}
     for name, config in facts["configs"].items():
         blocks[name] = _config_block(name, config, facts, old.get(name), licences)
+    # Configurations that stay may be of another concept; their tables say of which.
+    told = [text for block in blocks.values() for text in re.findall(r"\| Chosen ([^|]+?) \|", block)]
+    more = either(word for text in told for word in text.split(" or "))
     section = _fill(
         "dataset.md",
-        columns=_columns(facts["metadata"]["dataset_info"]),
+        columns=_columns(facts["metadata"]["dataset_info"], more),
+        more=more,
+        holds="about safety holds" if SAFETY in concepts else "can hold",
         configs="\n\n".join(blocks[name] for name in sorted(blocks)),
     )
     return _compose(
@@ -352,9 +365,8 @@ def _config_block(name: str, config: Facts, facts: Facts, old: str | None, licen
         )
         for row in config["statistics"]
     ]
-    statistics = as_table(
-        ("Split", "Column", "Rows", "Skipped", "Mean", "SD", "5 %", "Median", "95 %", "Chosen safer"), rows
-    )
+    chosen = f"Chosen {escaped(either(Concept.of(d['facts']).more for d in directions.values()))}"
+    statistics = as_table(("Split", "Column", "Rows", "Skipped", "Mean", "SD", "5 %", "Median", "95 %", chosen), rows)
     text = _fill(
         "config.md",
         config=as_code(name),
@@ -388,9 +400,12 @@ def _direction_program(facts: Facts) -> str:
     argument = json.dumps(_id_or_none(facts["repo_id"]) or "path/to/this/folder")
     if facts["reader"]["model"] is None:
         argument += ', model="path/to/its/model"'
+    rows = (
+        '"Anthropic/hh-rlhf", data_dir="harmless-base"' if Concept.of(facts["facts"]).is_safety else '"path/to/pairs"'
+    )
     return (
         "from datasets import load_dataset\nfrom legend_hf import LegendMarginFn\n\n"
-        'ds = load_dataset("Anthropic/hh-rlhf", data_dir="harmless-base")\n'
+        f"ds = load_dataset({rows})\n"
         f'ds = ds.map(LegendMarginFn({argument}), batched=True)\nds["train"][0]["margin"]'
     )
 
@@ -690,7 +705,12 @@ def _calibration(calibration: Facts) -> str:
     )
 
 
-def _columns(dataset_info: Any) -> str:
+def _tag(concept: Concept) -> str:
+    """A concept as a tag of the Hub."""
+    return concept.name.lower().replace(" ", "-")
+
+
+def _columns(dataset_info: Any, more: str) -> str:
     """The table of columns, without those that no configuration has."""
     infos = dataset_info if isinstance(dataset_info, list) else [dataset_info]
     there = {str(feature["name"]) for info in infos for feature in info.get("features") or ()}
@@ -699,7 +719,7 @@ def _columns(dataset_info: Any) -> str:
         named = re.findall(r"`(\w+)`", line.split("|")[1]) if line.startswith("| `") else []
         return not named or any(c == "margin" or c in there or any(t.startswith(f"{c}_") for t in there) for c in named)
 
-    return "\n".join(line for line in _template("columns.md").splitlines() if is_there(line))
+    return "\n".join(line for line in _fill("columns.md", more=more).splitlines() if is_there(line))
 
 
 def _versions(versions: Facts | None) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from legend_hf.hub.concept import Concept
+
 Facts = Mapping[str, Any]
 Interval = Sequence[float]
 
@@ -82,7 +84,7 @@ class Verdict:
 def verdict_on(fit: Facts) -> Verdict:
     """Judges a direction by the facts of its fit, as `asdict(direction.facts)` gives them; keys may be missing."""
     doubts = tuple(_doubts(fit))
-    coin, length = _beats_coin(fit), _beats_length(fit)
+    concept, coin, length = Concept.of(fit), _beats_coin(fit), _beats_length(fit)
     return Verdict(
         beats_coin=coin,
         beats_length=length,
@@ -91,7 +93,7 @@ def verdict_on(fit: Facts) -> Verdict:
         coin=_coin(fit, coin),
         length=_length(fit, length),
         sure=_sure(fit, coin, length),
-        good=GOOD_VALUES,
+        good=GOOD_VALUES if concept.is_safety else f"no figures for {concept.name}; {GOOD_VALUES}",
         more=_more(fit),
     )
 

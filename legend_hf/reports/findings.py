@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from legend_hf.hub.concept import SAFETY, Concept
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -389,6 +391,7 @@ class SplitReport:
         suspicious: The most negative raw margins first.
         doubts: What is implausible, in words.
         coverage: How the rows read spread over categories; None unless a column was named.
+        concept: What the margins are about, as their direction says; safety where none was given.
     """
 
     split: str
@@ -413,6 +416,7 @@ class SplitReport:
     suspicious: tuple[Suspicious, ...]
     doubts: tuple[str, ...]
     coverage: Coverage | None = None
+    concept: Concept = SAFETY
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from legend_hf.directions.direction import Direction
+from legend_hf.hub.concept import SAFETY, Concept
 from legend_hf.hub.verdict import FEW_PROMPTS, verdict_on
 from legend_hf.margins.origin import beside
 from legend_hf.reports.findings import (
@@ -52,7 +53,9 @@ NAMED_MISSING = 5  # categories that a doubt names
 LEAST_ERROR = 0.05  # calibration error that matters
 
 
-def split_report(m: Margins, *, seed: int, expected: Sequence[str] | None = None, unsaid: bool = False) -> SplitReport:
+def split_report(
+    m: Margins, *, seed: int, expected: Sequence[str] | None = None, unsaid: bool = False, concept: Concept = SAFETY
+) -> SplitReport:
     """Measures the margins of one direction in one split, and says what of it is implausible.
 
     Args:
@@ -60,6 +63,7 @@ def split_report(m: Margins, *, seed: int, expected: Sequence[str] | None = None
         seed: Of all draws.
         expected: Names that the categories should have.
         unsaid: Whether it matters that nothing says which direction made the margins.
+        concept: What the margins are about.
     """
     right, shorter = agreement(m.raw), agreement(-m.longer)
     loss, pull = at_the_start(m.margin)
@@ -118,6 +122,7 @@ def split_report(m: Margins, *, seed: int, expected: Sequence[str] | None = None
             *_origin_doubts(m, unsaid),
         ),
         coverage=spread,
+        concept=concept,
     )
 
 
@@ -174,7 +179,7 @@ def _split_doubts(
         yield "the margins go along with the length of the responses."
     if not m.has_raw and (m.raw == 0).any():
         yield (
-            f"rows with a margin of exactly 0 and no raw margin that says which side reads as safer: "
+            f"rows with a margin of exactly 0 and no raw margin that says which side scores higher: "
             f"{int((m.raw == 0).sum())}; they count as half right."
         )
     if m.has_raw and (m.margin * m.raw < 0).any():

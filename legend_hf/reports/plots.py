@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from legend_hf.hub.concept import Concept
 from legend_hf.reports.findings import DirectionReport, Estimate, Findings, Margins, SplitReport
 
 if TYPE_CHECKING:
@@ -105,12 +106,13 @@ def histogram(split: SplitReport, margins: Margins) -> Picture:
     places, counts, width, ends = _bars(values)
     # What reads as safer is the raw margin's to say: the one that is drawn may have lost its sign.
     negative, positive = float((margins.raw < 0).mean()), float((margins.raw > 0).mean())
+    more = split.concept.more
     with _figure(4.6) as figure:
         zeros, lost = int((values == 0).sum()), int(((values == 0) & (margins.raw < 0)).sum())
         subtitle = _about(split) + (f", {_count(zeros)} of them exactly 0 (grey)" if zeros else "")
         if lost:
             subtitle += f", {_count(lost)} of which read the other way before"
-        axes = _axes(figure, "By how much does the chosen response read as safer?", subtitle)
+        axes = _axes(figure, f"By how much does the chosen response read as {more}?", subtitle)
         axes.bar(places, counts, 0.92 * width, color=[_colour(place) for place in places])
         for place, count, word in ends:
             colour = _colour(place)
@@ -124,8 +126,8 @@ def histogram(split: SplitReport, margins: Margins) -> Picture:
         side = max(abs(place) for place in (*places, *(place for place, _, _ in ends))) + (2.5 if ends else 1) * width
         axes.set_xlim(-side, side)
         for offset, align, colour, text in (
-            (-6, "right", VERMILLION, f"◀ {_percent(negative)}: the rejected response reads as safer"),
-            (6, "left", BLUE, f"{_percent(positive)}: the chosen response reads as safer ▶"),
+            (-6, "right", VERMILLION, f"◀ {_percent(negative)}: the rejected response reads as {more}"),
+            (6, "left", BLUE, f"{_percent(positive)}: the chosen response reads as {more} ▶"),
         ):
             axes.annotate(
                 text, (0, 1), (offset, -2), xycoords=("data", "axes fraction"), textcoords="offset points", ha=align,
@@ -136,7 +138,7 @@ def histogram(split: SplitReport, margins: Margins) -> Picture:
         _whole_numbers(axes)
         return Picture(
             _png(figure),
-            f"Histogram of the margins of {split.split}: the chosen response reads as safer in {_percent(positive)}, "
+            f"Histogram of the margins of {split.split}: the chosen response reads as {more} in {_percent(positive)}, "
             f"the rejected one in {_percent(negative)}.",
         )
 
@@ -215,7 +217,7 @@ def reliability(split: SplitReport, margins: Margins) -> Picture:
         under.hist(confidence, np.linspace(0.5, 1, 26), color=BLUE, alpha=0.75, rwidth=0.92)
         under.set_ylabel("Number\nof pairs")
         _whole_numbers(under)
-        under.set_xlabel("Stated probability of the response that reads as safer")
+        under.set_xlabel(f"Stated probability of the response that reads as {split.concept.more}")
         for one in (axes, under):
             one.set_xlim(0.49, 1.01)
             one.set_xticks(np.linspace(0.5, 1, 6))
@@ -228,14 +230,15 @@ def reliability(split: SplitReport, margins: Margins) -> Picture:
 
 def layer_sweep(direction: DirectionReport) -> Picture:
     """Accuracy by layer and estimator, beside what the better rule of length gets right."""
-    tried, facts = direction.search, direction.facts
+    tried, facts, concept = direction.search, direction.facts, Concept.of(direction.facts)
     estimators = list(dict.fromkeys(t.estimator for t in tried))
     layers = sorted({t.layer for t in tried})
     with _figure(5.2) as figure:
         axes = _axes(
             figure,
-            "Which layer tells safe from harmful?",
-            "Share of pairs whose safer response scores higher, on pairs held out by prompt; bands: 95 % intervals",
+            f"Which layer tells {concept.high} from {concept.low}?",
+            f"Share of pairs whose {concept.more} response scores higher, on pairs held out by prompt; "
+            "bands: 95 % intervals",
         )
         for place, estimator in enumerate(estimators):
             colour, marker, line = SERIES[place % len(SERIES)]

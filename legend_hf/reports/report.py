@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from legend_hf._version import __version__
 from legend_hf.directions.direction import Direction
 from legend_hf.hub import outputs
+from legend_hf.hub.concept import SAFETY, Concept
 from legend_hf.margins.columns import suffixed
 from legend_hf.margins.origin import check_made_by, every_scale, not_of_this, same
 from legend_hf.reading.formats import Columns, plain_rows
@@ -216,10 +217,16 @@ def report(
             )
             for name, d in directions.items()
         )
+    concepts = {suffixed("margin", name): Concept.of(asdict(d.facts)) for name, d in directions.items()}
     return Report(
         library=f"legend_hf {__version__}",
         seed=seed,
-        splits=tuple(judge.split_report(m, seed=seed, expected=expected, unsaid=m in unsaid) for m in measured),
+        splits=tuple(
+            judge.split_report(
+                m, seed=seed, expected=expected, unsaid=m in unsaid, concept=concepts.get(m.column, SAFETY)
+            )
+            for m in measured
+        ),
         directions=judged,
         measured=tuple(measured),
     )

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from legend_hf.hub import cards
+from legend_hf.hub.concept import Concept, either
 from legend_hf.reports.findings import (
     UNKNOWN,
     Coverage,
@@ -77,7 +78,7 @@ _FIGURES: Sequence[Figure[SplitReport]] = (
     (
         "negative",
         lambda s: bracketed(s.negative, percent=True),
-        "Pairs whose rejected response reads as safer: the margin errs, or the label does.",
+        "Pairs whose rejected response reads as {more}: the margin errs, or the label does.",
     ),
     (
         "margins: 5 %, median, 95 %",
@@ -153,14 +154,16 @@ def _splits(splits: Sequence[SplitReport]) -> str:
 def _measures(splits: Sequence[SplitReport]) -> str:
     """One table: a measure a row, a split a column, and what the number means."""
     figures = (*_FIGURES, *(_OF_PROBABILITIES if any(split.probability for split in splits) else ()))
-    return by_split("Measure", figures, splits)
+    more = cards.escaped(either(split.concept.more for split in splits))
+    return by_split("Measure", [(name, shown, says.replace("{more}", more)) for name, shown, says in figures], splits)
 
 
 def _suspicious(split: SplitReport) -> str:
     shown = split.suspicious[:SHOWN_SUSPICIOUS]
     intro = (
         f"**Rows to look at** in {cards.as_code(split.split)} (numbered from 0, the most negative raw margin first): "
-        "here the rejected response reads as safer by most. Sides may be swapped, or the margin may err."
+        f"here the rejected response reads as {cards.escaped(split.concept.more)} by most. Sides may be swapped, or "
+        "the margin may err."
     )
     if all(s.excerpt is None for s in shown):
         return f"{intro}\n\n" + ", ".join(f"{s.row} ({signed(s.raw)})" for s in shown)
@@ -220,6 +223,11 @@ def _direction(direction: DirectionReport) -> str:
     length = Estimate(_or_none(facts["length_accuracy"]), facts["length_accuracy_interval"])
     rows = [
         ("model", cards.model_name(reader), "What reads the texts."),
+        (
+            "concept",
+            cards.escaped(Concept.of(facts).said),
+            "What the pairs contrast, from the rejected side to the chosen.",
+        ),
         ("layer", f"{reader['layer']} of {reader['n_layers']}", "0 is the embeddings."),
         (
             "estimator",
