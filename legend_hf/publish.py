@@ -22,6 +22,7 @@ from legend_hf.hub import cards, outputs, transfer
 from legend_hf.hub.layout import Layout, data_files, layout_of
 from legend_hf.hub.rows import load_rows, named_ids, united_sources
 from legend_hf.hub.source import Source, Trace, find_sources, has_commit, traces_of
+from legend_hf.hub.verdict import verdict_on
 from legend_hf.margins.configs import Config, MadeBy, by_config, inspected, made_by
 
 if TYPE_CHECKING:
@@ -181,6 +182,9 @@ def _push(
 ) -> CommitInfo:
     """Uploads checked configurations in one commit; the text of `card` joins that of the card that is there."""
     target = repo.check_writable(create_pr=create_pr)
+    judged = [verdict_on(d["facts"]) for config in configs.values() for d in config.facts["directions"].values()]
+    for said in dict.fromkeys(verdict.warning for verdict in judged if verdict.doubtful):
+        logger.warning("pushing margins to `%s` of a direction that is %s", target.repo_id, said)
     repo = replace(repo, repo_id=target.repo_id)
     sources, source_cards = _look_at_sources(
         configs, named, target, private=private, allow_source=allow_source, token=repo.token

@@ -152,4 +152,4 @@ def test_the_command_fits_and_shows_it(tiny_llama, tmp_path):
     assert done.exit_code == 0, done.stderr
     assert "     concept  helpfulness, from unhelpful to helpful" in done.output
     refused = CliRunner().invoke(app, [str(word) for word in (*typed[:-1], tmp_path / "other")])
-    assert (refused.exit_code, "`poles` is missing" in refused.stderr) == (2, True), refused.stderr
+    assert (refused.exit_code, "`--poles` is missing" in refused.stderr) == (2, True), refused.stderr

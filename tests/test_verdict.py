@@ -13,7 +13,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legend_hf import Direction, fit_direction
+from legend_hf import Direction, LegendMarginFn, LegendScoreFn, annotate, fit_direction, push_annotated, report
 from legend_hf.directions import resample
 from legend_hf.directions.choose import choose, right
 from legend_hf.directions.curve import learning_curve
@@ -96,6 +96,67 @@ def test_cards_say_what_the_verdict_says(sound, tossed, tmp_path):
         assert card.count("**Doubtful:**") == len(verdict.doubts)
         assert ("worthless" in card) is (name == "tossed")
         assert Direction.from_pretrained(tmp_path / name).facts == direction.facts
+
+
+def warnings_of(caplog):
+    """What was warned of since, but for what the libraries beneath say."""
+    found = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and r.name.startswith("legend_hf")]
+    caplog.clear()
+    return found
+
+
+def annotated(fn, **columns):
+    from datasets import Dataset
+
+    rows = [{**row, **{name: make(row) for name, make in columns.items()}} for row in demo_pairs()[:30]]
+    return annotate(Dataset.from_list(rows), fn)
+
+
+def test_a_transform_of_a_doubtful_direction_warns_once(sound, tossed, demo, tmp_path, caplog):
+    made = {
+        "margins": lambda given, **k: annotated(LegendMarginFn(given, **k)),
+        "scores": lambda given, **k: annotated(
+            LegendScoreFn(given, **k), responses=lambda row: [row["chosen"], row["rejected"]]
+        ),
+    }
+    for name, direction in (("tossed", tossed), ("sound", sound)):
+        direction.save_pretrained(tmp_path / name)
+        warnings_of(caplog)
+        for make in made.values():
+            make(direction)
+            make(tmp_path / name, model=demo)
+            said = warnings_of(caplog)
+            assert len(said) == (2 if name == "tossed" else 0), said
+            assert all("this direction is doubtful: not to be told from a coin" in one for one in said)
+    LegendMarginFn({"a": tossed, "b": sound, "c": tossed})
+    (said,) = warnings_of(caplog)
+    assert ("the direction 'a' is doubtful" in said, "'b'" in said, "'c'" in said) == (True, False, True)
+
+
+def test_a_push_its_card_and_the_report_name_it(sound, tossed, demo, hub, tmp_path, caplog):
+    from huggingface_hub import HfApi, hf_hub_download
+
+    api = HfApi()
+    api.create_repo("user/annotator", exist_ok=True)
+    api.upload_folder(repo_id="user/annotator", folder_path=demo, ignore_patterns="README.md")
+    for name, direction in (("tossed", tossed), ("sound", sound)):
+        doubtful = name == "tossed"
+        rows = annotated(LegendMarginFn(direction))
+        warnings_of(caplog)
+        direction.push_to_hub(f"user/{name}", model_id="user/annotator")
+        said = warnings_of(caplog)
+        assert len([one for one in said if f"pushing a direction to `user/{name}` that is doubtful" in one]) == doubtful
+        push_annotated(rows, f"user/margins-{name}", direction=direction, source=[])
+        said = warnings_of(caplog)
+        assert len([one for one in said if "of a direction that is doubtful" in one]) == len(said) == doubtful
+        with open(hf_hub_download(f"user/margins-{name}", "README.md", repo_type="dataset"), encoding="utf-8") as file:
+            card = file.read()
+        made = report(rows, direction=direction)
+        for text in (card, made.to_markdown()):
+            assert (("**Doubtful" in text), ("worthless" in text)) == (doubtful, doubtful)
+        assert f"- **Verdict:** {direction.verdict.headline}." in made.to_markdown()
+        verdict = json.loads(made.to_json())["directions"][0]["verdict"]
+        assert (verdict["beats_coin"], verdict["beats_length"]) == (not doubtful, not doubtful)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +22,8 @@ import numpy as np
 from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Bins, Calibration, Link
 from legend_hf.hub import cards, outputs, transfer
-from legend_hf.hub.concept import check_concept
+from legend_hf.hub.concept import Concept, check_concept
+from legend_hf.hub.verdict import Verdict, verdict_on
 from legend_hf.reading.formats import SKIP, Columns, Message, RowError, conversation, pairs_from_batch
 from legend_hf.reading.plain import make_plain
 from legend_hf.reading.reader import OpenReader, Reader, Runtime, check_folder, open_reader
@@ -30,6 +32,8 @@ from legend_hf.tracing.values import Neutral
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 CONFIG_FILE = "config.json"
@@ -147,6 +151,16 @@ class Direction:
             )
         if not np.isfinite(v).all() or abs(float(np.linalg.norm(v.astype(np.float64))) - 1.0) > 1e-3:
             raise ValueError("`vector` must be finite and of length one; divide it by its norm")
+
+    @property
+    def verdict(self) -> Verdict:
+        """Is it any good? By what is known of its fit: `verdict.doubtful`, or `verdict.lines` to read."""
+        return verdict_on(vars(self.facts))
+
+    @property
+    def concept(self) -> Concept:
+        """What it is about, and its two poles."""
+        return Concept.of(vars(self.facts))
 
     def project(self, hidden: torch.Tensor) -> np.ndarray:
         """Projects pooled hidden states `[n, d_model]` on the direction: scores `[n]`, float64, in hidden-state units.
@@ -366,6 +380,8 @@ class Direction:
             ValueError: The direction was fitted on a folder and `model_id` is missing or another model.
         """
         published = self._with_model_id(model_id, trust_remote_code)
+        if self.verdict.doubtful:
+            logger.warning("pushing a direction to `%s` that is %s", repo_id, self.verdict.warning)
         # A bare name stands for a repository of the token's owner; the card's program needs the whole id.
         repo_id = transfer.Repository(repo_id, token=token).check_writable(create_pr=create_pr).repo_id
         info = transfer.Repository(repo_id, revision=revision, token=token).commit(

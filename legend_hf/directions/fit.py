@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -29,7 +29,6 @@ from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.directions.kept import KeptDifferences
 from legend_hf.directions.recipe import Recipe
 from legend_hf.hub.concept import check_concept
-from legend_hf.hub.verdict import verdict_on
 from legend_hf.reading.formats import Columns, Pair, opening, read_pairs
 from legend_hf.reading.plain import check_on_error
 from legend_hf.reading.reader import (
@@ -196,9 +195,8 @@ def fit_direction(
         )
         if kept_here is not None:
             kept_here.remove()
-    verdict = verdict_on(asdict(direction.facts))
-    if verdict.doubtful:
-        logger.warning("this direction %s", verdict.warning)
+    if direction.verdict.doubtful:
+        logger.warning("this direction is %s", direction.verdict.warning)
     return direction
 
 

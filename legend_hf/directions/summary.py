@@ -5,11 +5,7 @@ In: a direction. Out: what reads, what it was fitted on, and the verdict of held
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from legend_hf.directions.direction import Direction
-from legend_hf.hub.concept import Concept
-from legend_hf.hub.verdict import verdict_on
 
 
 def summary(direction: Direction) -> str:
@@ -18,12 +14,12 @@ def summary(direction: Direction) -> str:
 
     rows = [
         ("model", reader.name),
-        ("concept", Concept.of(asdict(facts)).said),
+        ("concept", direction.concept.said),
         ("reads", f"{reader.template!r} template, {reader.pooling} pooling, layer {reader.layer} of {reader.n_layers}, "
                   f"up to {reader.max_length} tokens, {reader.dtype}"),
         ("fitted on", f"{facts.pairs} pairs of {facts.prompts} prompts, {facts.estimator}"),
         ("held out", facts.held_out or "not recorded"),
-        *verdict_on(asdict(facts)).lines,
+        *direction.verdict.lines,
         ("effect", "not recorded" if facts.effect is None else f"{facts.effect:+.2f} deviations, held out"),
         ("calibration", direction.calibration.label()),
     ]  # fmt: skip

@@ -143,7 +143,7 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
     from huggingface_hub import ModelCardData
 
     reader, fit = facts["reader"], facts["facts"]
-    concept = Concept.of(fit)
+    concept, found = Concept.of(fit), verdict_on(fit)
     metadata = ModelCardData(
         library_name="legend_hf",
         base_model=_id_or_none(reader["model"]),
@@ -176,7 +176,7 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
             ],
         ),
         calibration=_calibration(facts["calibration"]),
-        verdict=_verdict(verdict_on(fit)),
+        verdict="\n".join([verdict_lines(found), *(f"- **Doubtful:** {doubt}" for doubt in found.doubts)]),
     )
     return _compose(
         existing, metadata, section, title=_title(facts["repo_id"], f"A direction of {escaped(concept.name)}")
@@ -266,10 +266,19 @@ def described_configs(text: str | None) -> frozenset[str]:
     return frozenset(_blocks(front_matter.split(text)[1]))
 
 
-def _verdict(found: Verdict) -> str:
-    """Whether a direction is any good, a line each, and what is doubtful about it."""
-    lines = [f"- **{asked[:1].upper()}{asked[1:]}:** {answer}." for asked, answer in found.lines]
-    return "\n".join([*lines, *(f"- **Doubtful:** {doubt}" for doubt in found.doubts)])
+def verdict_lines(found: Verdict) -> str:
+    """Whether a direction is any good, a line each."""
+    return "\n".join(f"- **{asked.capitalize()}:** {answer}." for asked, answer in found.lines)
+
+
+def _doubtful(directions: Mapping[str, Facts]) -> str:
+    """A paragraph on the directions of a configuration that are doubtful; nothing where none is."""
+    found = {name: verdict_on(d["facts"]) for name, d in directions.items()}
+    return "".join(
+        f"\n\n**Doubtful:** the direction{f' {as_code(name)}' if name else ''} is {verdict.warning}."
+        for name, verdict in found.items()
+        if verdict.doubtful
+    )
 
 
 def _length(fit: Facts) -> str:
@@ -370,7 +379,7 @@ def _config_block(name: str, config: Facts, facts: Facts, old: str | None, licen
     text = _fill(
         "config.md",
         config=as_code(name),
-        provenance=f"{provenance}\n\nAnnotated with {escaped(facts['library'])}.",
+        provenance=f"{provenance}{_doubtful(directions)}\n\nAnnotated with {escaped(facts['library'])}.",
         source="\n".join(_source_line(source, licences) for source in facts["sources"])
         or "The source dataset was not named.",
         statistics="\n".join([statistics, *kept_rows]),

@@ -63,10 +63,10 @@ class Verdict:
 
     @property
     def warning(self) -> str:
-        """What to say wherever a doubtful direction is used, behind the word for it."""
+        """What to say wherever a doubtful direction is used, behind "this direction is"."""
         figures = {"beats a coin": self.coin, "beats length": self.length}
         known = [f"{asked}? {said}" for asked, said in figures.items() if said != NOT_KNOWN]
-        return f"is {self.headline}" + (f" ({'; '.join([*known, self.sure])})" if known else "")
+        return self.headline + (f" ({'; '.join([*known, self.sure])})" if known else "")
 
     @property
     def lines(self) -> tuple[tuple[str, str], ...]:

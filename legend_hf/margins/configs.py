@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from legend_hf.directions.direction import Direction
+from legend_hf.directions.direction import Direction, Facts
 from legend_hf.hub.outputs import MANIFEST
 from legend_hf.hub.source import loaded_as
 from legend_hf.margins.columns import (
@@ -259,13 +259,15 @@ def _transform(directions: Mapping[str, Direction], arguments: Any) -> LegendMar
     """The transform that made margins, where its arguments are known."""
     if not arguments:
         return None
-    known = LegendMarginFn(directions).arguments
+    # What is known of a fit makes no column, and whether it is doubtful is said elsewhere.
+    bare = {name: replace(direction, facts=Facts()) for name, direction in directions.items()}
+    known = LegendMarginFn(bare).arguments
     if not isinstance(arguments, Mapping) or set(arguments) - set(known):
         raise ValueError(
             f"the folder's `{MANIFEST}` notes the options {arguments!r:.200}, which this version does not "
             "know; upgrade (`pip install -U legend-hf`), or give the transform as `direction`"
         )
-    return LegendMarginFn(directions, **arguments)
+    return LegendMarginFn(bare, **arguments)
 
 
 def _label(fn: LegendMarginFn, name: str) -> str:

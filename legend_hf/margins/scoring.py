@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -39,6 +40,8 @@ from legend_hf.reading.templates import TextError, Tokens
 # A change that alters numbers raises this: it is part of the pickled state and of the store's keys. An imported class
 # is hashed by its name alone, so a `map` cache would otherwise survive the upgrade.
 SCORING_VERSION = 2
+
+logger = logging.getLogger(__name__)
 
 GivenDirection = Direction | str | os.PathLike[str]
 
@@ -182,13 +185,22 @@ def scorer_of(
     trust_remote_code: bool = False,
     store: str | os.PathLike[str] | None = None,
 ) -> Scorer:
-    """Makes the Scorer of one direction or of several. Arguments are those of `LegendMarginFn`.
+    """Makes the Scorer of one direction or of several, with one warning if any is doubtful.
+
+    Arguments are those of `LegendMarginFn`.
 
     Raises:
         ValueError: An argument that is not allowed, which is found before anything is loaded.
     """
     where = Scorer((), device, batch_tokens, route, trust_remote_code, None if store is None else os.fspath(store))
-    return replace(where, directions=load_directions(direction, revision=revision, model=model))
+    directions = load_directions(direction, revision=revision, model=model)
+    doubtful = [(name, d.verdict.warning) for name, d in directions if d.verdict.doubtful]
+    if doubtful:
+        said = "; ".join(
+            f"the direction {name!r} is {why}" if name else f"this direction is {why}" for name, why in doubtful
+        )
+        logger.warning(said)
+    return replace(where, directions=directions)
 
 
 def load_directions(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from legend_hf.hub.concept import SAFETY, Concept
+from legend_hf.hub.verdict import Verdict, verdict_on
 
 
 @dataclass(frozen=True)
@@ -456,6 +457,11 @@ class DirectionReport:
     doubts: tuple[str, ...]
     coverage: Coverage | None = None
     ladder: LadderCheck | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Is the direction any good? By the facts of its fit."""
+        return verdict_on(self.facts)
 
 
 @dataclass(frozen=True)

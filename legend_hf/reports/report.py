@@ -267,7 +267,7 @@ def _check_origins(measured: Sequence[Margins], directions: Mapping[str, Directi
 
 def _direction_values(direction: DirectionReport) -> Any:
     """A direction's numbers as plain values, without the arrays behind them."""
-    values = asdict(direction)
+    values = asdict(direction) | {"verdict": asdict(direction.verdict)}
     if values["ladder"] is not None:
         del values["ladder"]["measured"]
     return _plain(values)

@@ -258,6 +258,7 @@ def _direction(direction: DirectionReport) -> str:
     title = f"## The direction {cards.as_code(direction.name)}" if direction.name else "## The direction"
     name = f"{cards.repository_link(direction.repo_id, '', '')}\n\n" if direction.repo_id else ""
     parts = [f"{title}\n\n{name}{cards.as_table(('', '', 'What it is'), rows)}"]
+    parts.append(cards.verdict_lines(direction.verdict))
     if direction.doubts:
         parts.append("\n".join(f"- **Doubtful:** {cards.escaped(doubt)}" for doubt in direction.doubts))
     if direction.search:
