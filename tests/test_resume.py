@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -58,18 +60,33 @@ def _closed():
     close_stores()
 
 
-def forked(work: Callable[[], None]) -> int:
-    """Runs work in a new process with a group of its own; returns its pid."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.setsid()
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
+# What is killed here is forked by a server that has no threads: in a child of the tests' own process, a lock that one of
+# their many threads held when it was forked is never let go.
+FORKED = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server():
+    FORKED.set_forkserver_preload(["torch", "transformers", "datasets", "legend_hf.margins.annotate"])
+
+
+def forked(work: Callable[..., None], *args: object) -> BaseProcess:
+    """Runs work in a new process with a group of its own."""
+    process = FORKED.Process(target=_in_a_group_of_its_own, args=(work, *args))
+    process.start()
+    return process
+
+
+def _in_a_group_of_its_own(work: Callable[..., None], *args: object) -> None:
+    os.setsid()
+    work(*args)
+
+
+def ended(process: BaseProcess) -> int:
+    """The exit code; a process that does not end fails the test instead of holding it."""
+    process.join(120)
+    assert process.exitcode is not None, "it still runs"
+    return process.exitcode
 
 
 def alive(group: int) -> list[int]:
@@ -101,29 +118,13 @@ class Run:
         self.store = folder / "scores.sqlite"
         self.log, self.result = folder / "log", folder / "result.npy"
 
-    def start(self, *, num_proc: int | None = WORKERS, pause: float = 0.01, batch_size: int = 15) -> int:
-        def work() -> None:
-            read = OpenReader.read
-
-            def slow(opened, texts, layers, *, batch_tokens=None):
-                for index, hidden in read(opened, texts, layers, batch_tokens=batch_tokens):
-                    with open(self.log, "ab", buffering=0) as log:
-                        log.write(f"{os.getpid()} {len(index)}\n".encode())
-                    time.sleep(pause)  # between reading and keeping: the worst moment
-                    yield index, hidden
-
-            OpenReader.read = slow  # type: ignore[method-assign]
-            fn = LegendMarginFn(self.direction, store=self.store, batch_tokens=120)
-            out = annotate(self.rows, fn, num_proc=num_proc, batch_size=batch_size)
-            numbers = np.array([out[c] for c in COLUMNS])
-            np.save(self.result, numbers)
-
-        return forked(work)
+    def start(self, *, num_proc: int | None = WORKERS, pause: float = 0.01, batch_size: int = 15) -> BaseProcess:
+        return forked(_annotate_slowly, self, num_proc, pause, batch_size)
 
     def finish(self, **options: int | None) -> np.ndarray:
-        pid = self.start(**options)  # type: ignore[arg-type]
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        assert gone(pid)
+        process = self.start(**options)  # type: ignore[arg-type]
+        assert ended(process) == 0
+        assert gone(process.pid)
         return np.load(self.result)
 
     def passes(self) -> list[int]:
@@ -132,6 +133,22 @@ class Run:
 
     def held(self) -> int:
         return sum(kept.scores for kept in open_store(self.store).contents()) if self.store.exists() else 0
+
+
+def _annotate_slowly(run: Run, num_proc: int | None, pause: float, batch_size: int) -> None:
+    read = OpenReader.read
+
+    def slow(opened, texts, layers, *, batch_tokens=None):
+        for index, hidden in read(opened, texts, layers, batch_tokens=batch_tokens):
+            with open(run.log, "ab", buffering=0) as log:
+                log.write(f"{os.getpid()} {len(index)}\n".encode())
+            time.sleep(pause)  # between reading and keeping: the worst moment
+            yield index, hidden
+
+    OpenReader.read = slow  # type: ignore[method-assign]
+    fn = LegendMarginFn(run.direction, store=run.store, batch_tokens=120)
+    out = annotate(run.rows, fn, num_proc=num_proc, batch_size=batch_size)
+    np.save(run.result, np.array([out[c] for c in COLUMNS]))
 
 
 @pytest.fixture
@@ -214,13 +231,14 @@ def test_twenty_kills(direction, rows, tmp_path, record_property):
         folder = tmp_path / str(kill)
         folder.mkdir()
         run = Run(direction, rows, folder)
-        pid = run.start()
+        process = run.start()
+        pid = process.pid
         due, end = draw.randrange(passes), time.monotonic() + 60
         while len(run.passes()) < due and time.monotonic() < end:
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.03))  # before, in, between and after forward passes
         (os.kill if kill % 2 else os.killpg)(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        ended(process)
         assert gone(pid), f"kill {kill}: left behind {alive(pid)}"
         held = run.held()
         survived += run.result.exists()
@@ -261,30 +279,31 @@ def test_without_a_store_a_killed_run_starts_anew(direction, rows, tmp_path):
     assert sum(run.passes()) == 2 * distinct_texts(rows)
 
 
+def _map_for_ever(direction: Direction, rows: Dataset, started: Path) -> None:
+    read = OpenReader.read
+
+    def slow(opened, texts, layers, *, batch_tokens=None):
+        with open(started, "ab", buffering=0) as file:
+            file.write(f"{os.getpid()}\n".encode())
+        time.sleep(30)
+        return read(opened, texts, layers, batch_tokens=batch_tokens)
+
+    OpenReader.read = slow  # type: ignore[method-assign]
+    rows.map(LegendMarginFn(direction), batched=True, num_proc=WORKERS)
+
+
 def test_workers_end_with_a_parent_that_is_killed_in_a_plain_map(direction, rows, tmp_path):
     """`map` alone: the workers end; the server of their queue is the library's that forked it."""
     started = tmp_path / "started"
-
-    def work() -> None:
-        read = OpenReader.read
-
-        def slow(opened, texts, layers, *, batch_tokens=None):
-            with open(started, "ab", buffering=0) as file:
-                file.write(f"{os.getpid()}\n".encode())
-            time.sleep(30)
-            return read(opened, texts, layers, batch_tokens=batch_tokens)
-
-        OpenReader.read = slow  # type: ignore[method-assign]
-        rows.map(LegendMarginFn(direction), batched=True, num_proc=WORKERS)
-
-    pid = forked(work)
+    process = forked(_map_for_ever, direction, rows, started)
+    pid = process.pid
     end = time.monotonic() + 30
     while (not started.exists() or len(started.read_text().split()) < WORKERS) and time.monotonic() < end:
         time.sleep(0.05)
     workers = [int(p) for p in started.read_text().split()]
     assert len(workers) == WORKERS
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    ended(process)
     time.sleep(2)
     try:
         assert set(alive(pid)).isdisjoint(workers)
@@ -297,8 +316,7 @@ def test_two_processes_annotate_the_same_rows_into_one_store(direction, rows, tm
     two.result = tmp_path / "other.npy"
     first = one.start(num_proc=None)
     second = two.start(num_proc=None, batch_size=11)
-    for pid in (first, second):
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert (ended(first), ended(second)) == (0, 0)
     assert one.held() == distinct_texts(rows), "nothing lost, nothing doubled"
     assert (np.load(one.result) == np.load(two.result)).all(), "one text has one score"
 
