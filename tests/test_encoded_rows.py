@@ -12,8 +12,8 @@ from legend_hf import LegendMarginFn, RowError, annotate, fit_direction
 from legend_hf.directions.induce import pairs_from_labels, pairs_with_refusal, sample_questions
 from legend_hf.preferences.corr_at_k import corr_at_k
 from legend_hf.preferences.similarity import PairSimilarityFn
-from legend_hf.reading.formats import Conversation, batches_of, conversation
-from legend_hf.reading.rows import encode_rows, of_responses
+from legend_hf.reading.formats import Conversation, batches_of, conversation, read_pairs
+from legend_hf.reading.rows import encode_pairs, encode_rows, of_responses
 from legend_hf.reading.templates import TextError
 from legend_hf.reports.ladder import ladder_check
 from legend_hf.reports.report import report
@@ -95,6 +95,18 @@ def test_encoded_rows_are_the_rows_and_a_refused_text_refuses_its_row():
     assert str(got[2]) == "row 9, column `answers[1]`: too long"
     assert got[3] == ()
     assert encode_rows(encode, []) == []
+
+
+def test_pairs_that_can_be_read_come_with_their_texts_and_the_others_are_refused_or_left_out():
+    rows = [{"prompt": "Why?", "chosen": "Rain.", "rejected": side} for side in ("Sun.", None, "Because of the sun.")]
+    pairs = list(read_pairs(rows))
+    kept = encode_pairs(encode, pairs)
+    assert [(pair.chosen.response[0]["content"], sides) for pair, sides in kept] == [("Rain.", ("RAIN.", "SUN."))]
+    with pytest.raises(RowError, match="row 1, column `rejected`"):
+        list(read_pairs(rows, on_error="raise"))
+    with pytest.raises(RowError, match="row 2, column `rejected`: too long"):
+        encode_pairs(encode, [pairs[0], pairs[0], pairs[2]], on_error="raise")
+    assert len(encode_pairs(encode, [pairs[0], pairs[0]], on_error="raise")) == 2
 
 
 # PKU's columns, whichever of the two is the safer one.

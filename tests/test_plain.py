@@ -32,7 +32,7 @@ from legend_hf import (
 from legend_hf import margins as margins_stage
 from legend_hf.preferences import PairSimilarityFn
 from legend_hf.reading.formats import Columns
-from legend_hf.reading.plain import check_choice, plain
+from legend_hf.reading.plain import check_choice, digest_of, key_of, plain
 from legend_hf.reading.reader import Runtime, describe_model
 
 PAIRS = pair_rows(("bread", "bikes", "paint", "tents"))
@@ -250,3 +250,14 @@ def test_no_file_refuses_a_choice_by_hand():
     files = sorted((Path(__file__).parents[1] / "legend_hf").rglob("*.py"))
     assert [f.name for f in files if WRITTEN_BY_HAND.search(f.read_text(encoding="utf-8"))] == ["plain.py"]
     assert WRITTEN_BY_HAND.search("""f"`keep` is {keep!r}; allowed are 'all', 'some'\"""")  # the control
+
+
+def test_equal_data_has_one_key_and_one_digest_in_whatever_order_its_keys_come():
+    one = {"role": "user", "content": "Grüß dich\ud800", "parts": [1, 2.5, None]}
+    other = dict(reversed(one.items()))
+    assert list(one) != list(other)
+    for same in (key_of, digest_of):
+        assert same(one) == same(other)
+        different = [one | {"parts": [2.5, 1, None]}, one | {"parts": [1, 2.5]}, [one], "user", None]
+        assert len({same(value) for value in (one, *different)}) == len(different) + 1
+    assert json.loads(key_of(one)) == one, "a key says what it is the key of"

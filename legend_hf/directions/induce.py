@@ -12,7 +12,6 @@ pairs out of labelled responses.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -26,7 +25,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from legend_hf.hub import outputs
 from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch, plain_rows
-from legend_hf.writing.answers import Answer, check_leave_out, counted, key_of
+from legend_hf.reading.plain import digest_of, key_of
+from legend_hf.writing.answers import Answer, check_leave_out, counted
 from legend_hf.writing.refusals import refuses
 from legend_hf.writing.writer import OpenWriter, Writer, open_writer
 
@@ -387,9 +387,9 @@ def _paired(
     counts = Counter(name for found in doubts for name in found)
     facts = {
         "questions": len(rows),
-        "questions_sha256": _sha256([row["prompt"] for row in rows]),
+        "questions_sha256": digest_of([row["prompt"] for row in rows]),
         "refusals": len(refusals),
-        "refusals_sha256": _sha256(refusals),
+        "refusals_sha256": digest_of(refusals),
         "seed": seed,
         "pairs": len(used),
         "empty": len(rows) - len(there),
@@ -430,7 +430,7 @@ def _doubts(answer: Answer) -> set[str]:
 
 def _describe(facts: Mapping[str, Any]) -> str:
     """The provenance in a line, as a card takes it."""
-    reference = facts["refusals_sha256"] == _sha256([REFERENCE_REFUSAL])
+    reference = facts["refusals_sha256"] == digest_of([REFERENCE_REFUSAL])
     many = "another refusal" if facts["refusals"] == 1 else f"{facts['refusals']} refusals"
     refusals = "the reference refusal" if reference else many
     template = facts["template"]
@@ -440,7 +440,7 @@ def _describe(facts: Mapping[str, Any]) -> str:
     greedy = "greedy"
     if "temperature" in facts:
         greedy = f"sampled (temperature {facts['temperature']:g}, top_p {facts['top_p']:g})"
-    named = f"template sha256 {_sha256(template)[:12]}" if "{prompt}" in template else f"{template} template"
+    named = f"template sha256 {digest_of(template)[:12]}" if "{prompt}" in template else f"{template} template"
     return (
         f"{refusals} against {greedy} answers of up to {facts['max_new_tokens']} tokens by {facts['annotator']} "
         f"({named}, {facts['dtype']}) to {facts['questions']} questions (sha256 {facts['questions_sha256'][:12]}): "
@@ -549,7 +549,3 @@ def _kept(row: Mapping[str, Any], column: str) -> dict[str, Any]:
 
 def _blank(text: Any) -> bool:
     return not text or (isinstance(text, str) and text.isspace())
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(key_of(value).encode()).hexdigest()

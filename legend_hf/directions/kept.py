@@ -8,8 +8,6 @@ days, the next fit deletes. This file knows neither texts nor models.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import time
@@ -20,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from legend_hf.reading.plain import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class KeptDifferences:
     def __init__(self, folder: str | os.PathLike[str], deciding: Any) -> None:
         if "://" in os.fspath(folder):
             raise ValueError(f"`store` is {os.fspath(folder)!r}; give a folder on a local disk")
-        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+        digest = digest_of(deciding)
         self.path = Path(folder).expanduser().resolve() / f"{digest}{SUFFIX}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._forget_abandoned()

@@ -8,7 +8,6 @@ what is made of a score.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from legend_hf.directions.direction import Direction
 from legend_hf.margins.store import Store, check_path, open_store
 from legend_hf.reading.formats import Conversation
 from legend_hf.reading.forward import Way
-from legend_hf.reading.plain import make_plain
+from legend_hf.reading.plain import digest_of, make_plain
 from legend_hf.reading.reader import (
     OpenReader,
     Reader,
@@ -317,7 +316,7 @@ def _identity(direction: Direction) -> list[Any]:
 
 
 def _digest(direction: Direction) -> bytes:
-    return hashlib.sha256(json.dumps([SCORING_VERSION, *_identity(direction)], sort_keys=True).encode()).digest()
+    return bytes.fromhex(digest_of([SCORING_VERSION, *_identity(direction)]))
 
 
 def _text_digest(text: Tokens) -> bytes:

@@ -10,7 +10,6 @@ receive nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from abc import ABC, abstractmethod
@@ -22,7 +21,7 @@ import numpy as np
 
 from legend_hf.margins import columns
 from legend_hf.reading.formats import Columns, Conversation, RowError, names_of
-from legend_hf.reading.plain import check_on_error, plain
+from legend_hf.reading.plain import check_on_error, digest_of, plain
 from legend_hf.reading.rows import Row, encode_rows
 from legend_hf.reading.templates import TextError
 
@@ -262,7 +261,7 @@ class Transform(ABC):
         """Hash of all that decides the columns, and of nothing that only says where to compute them."""
         kind = f"{type(self).__module__}.{type(self).__qualname__}"
         decides = [kind, self.columns, self._own, self._on_error, asdict(self._columns), *self._reading.deciding()]
-        return hashlib.sha256(json.dumps(plain(decides), sort_keys=True).encode()).hexdigest()[:32]
+        return digest_of(plain(decides))[:32]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as packed JSON and the vectors' bytes, so that equal transforms give equal bytes, and few.

@@ -32,7 +32,7 @@ from legend_hf.preferences.corrections import (
     opened,
 )
 from legend_hf.reading.formats import plain_rows
-from legend_hf.writing.answers import key_of
+from legend_hf.reading.plain import key_of
 from legend_hf.writing.refusals import turns_away
 from legend_hf.writing.writer import Writer, open_writer
 

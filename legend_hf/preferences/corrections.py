@@ -28,8 +28,8 @@ from legend_hf.margins.columns import kind_of, shown_as
 from legend_hf.margins.scoring import edition
 from legend_hf.preferences.alongside import Alongside, alongside
 from legend_hf.reading.formats import RowError
-from legend_hf.reading.plain import check_on_error
-from legend_hf.writing.answers import Answer, check_leave_out, counted, key_of
+from legend_hf.reading.plain import check_on_error, key_of
+from legend_hf.writing.answers import Answer, check_leave_out, counted
 from legend_hf.writing.refusals import refuses
 from legend_hf.writing.writer import OpenWriter, Writer, open_writer
 

@@ -11,8 +11,6 @@ between two ratings, fewer stages than a prompt has pairs, `mode="global"` and `
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -23,7 +21,7 @@ from legend_hf.directions import resample
 from legend_hf.margins.columns import MARGIN_STATUS, OK, kind_of, ok_rows
 from legend_hf.margins.origin import check_one, marks_of
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
-from legend_hf.reading.plain import check_choice
+from legend_hf.reading.plain import check_choice, digest_of, key_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -247,7 +245,7 @@ def _prompts(dataset: Dataset, rows: np.ndarray, columns: Columns) -> np.ndarray
     # On no rows: refuses wrong columns, naming all that there are.
     pairs_from_batch(dataset.with_format(None)[:0], columns)
     texts = dataset.select_columns([name for name in asdict(columns).values() if name in dataset.column_names])
-    keys: list[bytes] = []
+    keys: list[str] = []
     for batch in texts.with_format(None).select(rows).iter(batch_size=ROWS_AT_ONCE):
         for pair in pairs_from_batch(batch, columns, first_row=len(keys)):
             if isinstance(pair, RowError):
@@ -256,6 +254,5 @@ def _prompts(dataset: Dataset, rows: np.ndarray, columns: Columns) -> np.ndarray
                     'or make margins by `LegendMarginFn(direction, on_error="skip")`: rows it skips are left out here'
                 )
                 raise refusal
-            said = json.dumps(pair.chosen.prompt, sort_keys=True, default=str)
-            keys.append(hashlib.sha256(said.encode()).digest()[:16])
+            keys.append(digest_of(key_of(pair.chosen.prompt))[:32])
     return resample.groups_of(keys)

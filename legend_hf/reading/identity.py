@@ -19,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from legend_hf.reading.plain import digest_of
+
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
@@ -155,7 +157,7 @@ def tensors_sha256(folder: str | os.PathLike[str]) -> str:
 
 def config_sha256(config: Mapping[str, Any]) -> str:
     """Digest of the fields of a config, and of its parts, that can change a number; not of how they are written."""
-    return hashlib.sha256(json.dumps(_deciding(config), sort_keys=True).encode()).hexdigest()
+    return digest_of(_deciding(config))
 
 
 def code_sha256(

@@ -2,12 +2,14 @@
 
 In: paths, NumPy's numbers, enumerations, devices, alone or in lists and mappings. Out: str, int, float, bool. So a
 layer out of `np.argmax` or a folder as a `Path` makes the same Reader, the same key of a store and the same fingerprint
-as the number or the name itself. A choice that nobody has is refused in one way. This file does not know what the
-values are for.
+as the number or the name itself, and what is equal has one key and one digest. A choice that nobody has is refused in
+one way. This file does not know what the values are for.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -38,6 +40,16 @@ def make_plain(instance: Any) -> None:
     """Makes every field of a frozen dataclass plain; for its `__post_init__`, before anything is checked."""
     for f in fields(instance):
         object.__setattr__(instance, f.name, plain(getattr(instance, f.name)))
+
+
+def key_of(value: Any) -> str:
+    """What makes two values of rows the same, prompts say, as one text; what JSON does not have, in Python's words."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def digest_of(value: Any) -> str:
+    """The sha256 of plain data: the same for the same data, in whatever order its keys come."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def check_choice(name: str, given: Any, allowed: Iterable[str | None], *, otherwise: str = "") -> None:

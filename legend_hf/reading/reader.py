@@ -32,7 +32,7 @@ from legend_hf.reading.identity import (
     folder_state,
     tensors_sha256,
 )
-from legend_hf.reading.plain import check_choice, make_plain, plain
+from legend_hf.reading.plain import check_choice, digest_of, make_plain, plain
 from legend_hf.reading.probe import probe
 from legend_hf.reading.templates import TextError, Tokens
 from legend_hf.reading.window import window
@@ -828,7 +828,7 @@ def _tokenizer_hashes(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
     template = tokenizer.chat_template
-    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest() if template else None
+    return digest_of(template) if template else None
 
 
 def _resolve_commit(model: str, revision: str | None) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from legend_hf.hub import outputs
-from legend_hf.reading.plain import plain
+from legend_hf.reading.plain import key_of, plain
 
 logger = logging.getLogger(__name__)
 
@@ -183,8 +183,3 @@ def _read(line: bytes) -> tuple[str, Answer] | None:
 
 def _line(key: str, answer: Answer) -> str:
     return json.dumps({"prompt": json.loads(key), **asdict(answer)}, ensure_ascii=False) + "\n"
-
-
-def key_of(value: Any) -> str:
-    """What makes two prompts, or two responses, the same."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)

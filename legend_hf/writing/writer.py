@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from legend_hf.reading import templates
 from legend_hf.reading.formats import conversation
-from legend_hf.reading.plain import check_choice, make_plain
+from legend_hf.reading.plain import check_choice, key_of, make_plain
 from legend_hf.reading.reader import (
     DTYPES,
     Reader,
@@ -31,7 +31,7 @@ from legend_hf.reading.reader import (
     parse_device,
     resolve_device,
 )
-from legend_hf.writing.answers import Answer, AnswersFile, check_output, key_of
+from legend_hf.writing.answers import Answer, AnswersFile, check_output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
