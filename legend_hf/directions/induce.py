@@ -28,7 +28,7 @@ from legend_hf.reading.formats import Columns, Pair, RowError, pairs_from_batch,
 from legend_hf.reading.plain import digest_of, key_of
 from legend_hf.writing.answers import Answer, check_leave_out, counted
 from legend_hf.writing.refusals import refuses
-from legend_hf.writing.writer import OpenWriter, Writer, open_writer
+from legend_hf.writing.writer import Writer, open_writer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -99,10 +99,14 @@ def induce_pairs(
     deck = _refusals(refusals)
     check_leave_out(leave_out, DOUBTS)
     writer = open_writer(model, max_new_tokens=MAX_NEW_TOKENS, seed=seed, output=output, overwrite=overwrite)
-    answers = writer.write(_encoded(rows, prompt_column, writer))
+    prompts = [row["prompt"] for row in rows]
+    _check_questions(prompts, prompt_column)
+    for i, prompt in enumerate(prompts):
+        writer.check_fits(i, prompt_column, prompt)
+    said = writer.answer(prompts)
     kwargs = writer.writer.chat_template_kwargs
     try:
-        counts, pairs = _paired(rows, answers, deck, seed, category_column, kwargs, leave_out)
+        counts, pairs = _paired(rows, said, deck, seed, category_column, kwargs, leave_out)
     except ValueError:
         if not leave_out:
             writer.discard()  # not one is of use, and they would keep a run with the remedy from going on
@@ -332,18 +336,6 @@ def _question_rows(questions: Any, prompt_column: str, category_column: str) -> 
     return rows
 
 
-def _encoded(rows: Sequence[Mapping[str, Any]], prompt_column: str, writer: OpenWriter) -> dict[str, list[int]]:
-    """Each distinct question once, as the token ids that the annotator sees."""
-    _check_questions([row["prompt"] for row in rows], prompt_column)
-    asked = {}
-    for i, row in enumerate(rows):
-        try:
-            asked[key_of(row["prompt"])] = writer.encode(row["prompt"])
-        except ValueError as error:
-            raise RowError(i, prompt_column, str(error)) from error
-    return asked
-
-
 def _check_questions(prompts: Sequence[Any], prompt_column: str) -> None:
     """Refuses what a row of pairs could not have as its prompt, and what asks nothing."""
     batch = {prompt_column: prompts, "chosen": [_PLACE] * len(prompts), "rejected": [_PLACE] * len(prompts)}
@@ -364,7 +356,7 @@ def _check_questions(prompts: Sequence[Any], prompt_column: str) -> None:
 
 def _paired(
     rows: Sequence[Mapping[str, Any]],
-    answers: Mapping[str, Answer],
+    said: Sequence[Answer],
     refusals: Sequence[str],
     seed: int,
     category_column: str,
@@ -372,7 +364,6 @@ def _paired(
     leave_out: Sequence[str],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Pairs out of questions and their answers, and what there is to count."""
-    said = [answers[key_of(row["prompt"])] for row in rows]
     there = [(row, answer) for row, answer in zip(rows, said, strict=True) if answer.response.strip()]
     doubts = [_doubts(answer) for _, answer in there]
     answered = [

@@ -25,7 +25,6 @@ from legend_hf.directions.resample import Interval, interval_of, share_interval,
 from legend_hf.preferences.corrections import (
     AFFIRMATIONS,
     check_columns,
-    check_fits,
     check_phrases,
     check_signature,
     check_text,
@@ -217,7 +216,7 @@ def compute_corr_at_k(
         prompt, full = (check_text(i, name, row[name]) for name in (prompt_column, response_column))
         draw = random.Random(f"{seed}:{key_of([prompt, full])}")  # of each row alone: another row does not change it
         begun = _begun(opened(draw.choice(affirmations), full), ks)
-        check_fits(writer, i, prompt, [begun[max(ks)]["prefix"]])  # the others are shorter
+        writer.check_fits(i, None, prompt, [begun[max(ks)]["prefix"]])  # the others are shorter
         records += [
             {"row": i, "request": prompt, "k": k, "sample": sample, **begun[k]} for k in ks for sample in range(samples)
         ]

@@ -338,7 +338,7 @@ def _planned(
                 allowed = f"allowed are more than {plan.cuts} words to cut between"
                 raise RowError(i, names[1], f"{given}; {allowed}; drop the row")
             if isinstance(writer, OpenWriter):
-                check_fits(writer, i, prompt, ("", *rungs.prefixes))
+                writer.check_fits(i, None, prompt, ("", *rungs.prefixes))
         except RowError as refusal:
             yield refusal
         else:
@@ -492,15 +492,6 @@ def check_text(row: int, column: str, text: Any) -> str:
     if not isinstance(text, str) or not text.strip():
         raise RowError(row, column, f"given {text!r:.60}; allowed is a string with text; fill it in, or drop the row")
     return text
-
-
-def check_fits(writer: OpenWriter, row: int, prompt: str, prefixes: Sequence[str]) -> None:
-    """Refuses, before anything is generated, what the model's template or window does not take."""
-    for prefix in prefixes:
-        try:
-            writer.encode(prompt, prefix)
-        except ValueError as error:
-            raise RowError(row, None, str(error)) from error
 
 
 def check_columns(dataset: Any, needed: Mapping[str, str | None], added: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.reading import templates
-from legend_hf.reading.formats import conversation
+from legend_hf.reading.formats import RowError, conversation
 from legend_hf.reading.plain import check_choice, key_of, make_plain
 from legend_hf.reading.reader import (
     DTYPES,
@@ -161,6 +161,38 @@ class OpenWriter:
             raise ValueError(f"{length}; shorten {'them' if prefix else 'it'}, or drop the row")
         self._ids[key] = ids
         return ids
+
+    def check_fits(
+        self, row: int, column: str | None, prompt: str | Sequence[Message], prefixes: Sequence[str] = ("",)
+    ) -> None:
+        """Refuses, before anything is generated, a row of which the template or the window does not take a text.
+
+        Args:
+            row: Its number.
+            column: The column to blame, if it is one.
+            prompt: As for `text`.
+            prefixes: As for `text`; all of those that will be gone on with.
+
+        Raises:
+            RowError: As said.
+        """
+        for prefix in prefixes:
+            try:
+                self.encode(prompt, prefix)
+            except ValueError as error:
+                raise RowError(row, column, str(error)) from error
+
+    def answer(self, prompts: Sequence[str | Sequence[Message]]) -> list[Answer]:
+        """Answers prompts, each distinct one once.
+
+        Returns:
+            `[n]` answers.
+
+        Raises:
+            ValueError: As `encode`.
+        """
+        answers = self.write({key_of(prompt): self.encode(prompt) for prompt in prompts})
+        return [answers[key_of(prompt)] for prompt in prompts]
 
     def go_on(self, prompts: Sequence[str], prefixes: Sequence[str]) -> list[Answer]:
         """Goes on with responses; equal texts get equal answers, unless they are sampled.
