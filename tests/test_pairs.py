@@ -309,9 +309,13 @@ def test_misuse_of_select_pairs_is_refused():
         select_pairs(ds.remove_columns("pair_similarity"))
     with pytest.raises(ValueError, match="no column `margin`, but .*; name another"):
         select_pairs(ds, by="margin")
-    with pytest.raises(ValueError, match="`prompt` is .*; allowed is a column of numbers"):
+    with pytest.raises(
+        ValueError, match="row 0, column `prompt`: given .* in a column of string; allowed is a finite number"
+    ):
         select_pairs(ds, by="prompt")
-    with pytest.raises(ValueError, match="row 1, column `pair_similarity`: no finite number"):
+    with pytest.raises(
+        ValueError, match="row 1, column `pair_similarity`: given None in a column of .*; allowed is a finite number"
+    ):
         select_pairs(table([0.1, None]))
     with pytest.raises(ValueError, match="`dataset` is an IterableDataset; allowed are `Dataset` and `DatasetDict`"):
         select_pairs(ds.to_iterable_dataset())

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from legend_hf.reading.formats import RowError
+
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
@@ -172,16 +174,45 @@ def splits_of(dataset: Any) -> dict[str, Any]:
     return dict(dataset)
 
 
+def column_of(split: Dataset, column: str) -> Any:
+    """One column as a `pyarrow.ChunkedArray`, without a look at the others."""
+    return split.select_columns([column]).with_format("arrow")[:].column(column)
+
+
 def numbers_of(split: Dataset, column: str) -> np.ndarray | None:
     """A column of numbers `[n]` float64, NaN where there is none; None if the column holds something else."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    values = split.select_columns(column).with_format("arrow")[:][column]
+    values = column_of(split, column)
     kind = values.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         return None
-    return pc.fill_null(pc.cast(values, pa.float64()), float("nan")).to_numpy()
+    return pc.fill_null(pc.cast(values, pa.float64(), safe=False), float("nan")).to_numpy()
+
+
+def finite_numbers(split: Dataset, column: str, rows: np.ndarray) -> np.ndarray:
+    """The numbers of some rows `[n]`, for their order: whole ones stay whole, however large.
+
+    Raises:
+        RowError: One of them is missing, not finite, or no number.
+    """
+    import pyarrow as pa
+
+    stored = column_of(split, column)
+    known = stored.to_numpy() if pa.types.is_integer(stored.type) else numbers_of(split, column)  # a null becomes NaN
+    if known is None or pa.types.is_boolean(stored.type):
+        known = np.full(len(split), np.nan)
+    values: np.ndarray = known[rows]
+    bad = rows[~np.isfinite(values)]
+    if len(bad):
+        raise RowError(
+            int(bad[0]),
+            column,
+            f"given {stored[int(bad[0])].as_py()!r:.60} in a column of {stored.type}; allowed is a finite number; fill "
+            "it in, drop such rows with `Dataset.filter`, or convert the column with `Dataset.cast_column`",
+        )
+    return values
 
 
 def ok_rows(split: Dataset, *statuses: str) -> np.ndarray:
@@ -189,8 +220,7 @@ def ok_rows(split: Dataset, *statuses: str) -> np.ndarray:
     good = np.ones(len(split), dtype=bool)
     for status in statuses:
         if status in split.column_names:
-            said = split.select_columns(status).with_format("arrow")[:].column(status)
-            good &= np.array([one == OK for one in said.to_pylist()], dtype=bool)
+            good &= np.array([said == OK for said in column_of(split, status).to_pylist()], dtype=bool)
     return np.flatnonzero(good)
 
 

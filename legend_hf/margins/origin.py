@@ -20,7 +20,7 @@ import numpy as np
 
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.columns import MARGIN_MARKS, SCORES_MARKS, suffixed
+from legend_hf.margins.columns import MARGIN_MARKS, SCORES_MARKS, column_of, suffixed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,9 +59,9 @@ def marks_of(rows: Dataset, column: str) -> frozenset[str | None]:
     """The different marks that stand beside a column of numbers."""
     marks = beside(column)
     strings = ("string", "large_string")  # the latter out of pandas and polars
-    if marks not in rows.column_names or getattr(rows.features[marks], "dtype", "") not in strings:
+    if marks is None or marks not in rows.column_names or getattr(rows.features[marks], "dtype", "") not in strings:
         return frozenset({None})
-    return marks_in(rows.select_columns([marks]).with_format("arrow")[:].column(marks).unique().to_pylist())
+    return marks_in(column_of(rows, marks).unique().to_pylist())
 
 
 def check_made_by(direction: Direction, marks: Iterable[str | None], column: str, where: str = "") -> bool:

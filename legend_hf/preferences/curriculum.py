@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from legend_hf.directions import resample
-from legend_hf.margins.columns import MARGIN_STATUS, OK, kind_of, ok_rows
+from legend_hf.margins.columns import MARGIN_STATUS, OK, finite_numbers, kind_of, ok_rows
 from legend_hf.margins.origin import check_one, marks_of
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
 from legend_hf.reading.plain import check_choice, digest_of, key_of
@@ -95,7 +95,7 @@ def curriculum(
     """
     _check_arguments(dataset, by, stages, mode=mode, order=order, negative=negative)
     rows = _annotated_rows(dataset)
-    values = _numbers(dataset, by, rows)
+    values = finite_numbers(dataset, by, rows)
     dropped = 0
     if negative == "drop":
         kept = values >= 0
@@ -213,31 +213,6 @@ def _annotated_rows(dataset: Dataset) -> np.ndarray:
             len(dataset) - len(good), len(dataset), MARGIN_STATUS, OK,
         )  # fmt: skip
     return good
-
-
-def _numbers(dataset: Dataset, by: str, rows: np.ndarray) -> np.ndarray:
-    """The column's values in these rows `[n]`, all finite; whole numbers stay whole."""
-    import pyarrow as pa
-
-    column = _column(dataset, by)
-    numeric = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    # A null becomes NaN.
-    values: np.ndarray = column.to_numpy()[rows] if numeric else np.full(len(rows), np.nan)
-    bad = rows[~np.isfinite(values)]
-    if len(bad):
-        given = f"{column[int(bad[0])].as_py()!r:.60}"
-        raise RowError(
-            int(bad[0]),
-            by,
-            f"given {given} in a column of {column.type}; allowed is a finite number; fill it in, drop such rows with "
-            "`Dataset.filter`, or convert the column with `Dataset.cast_column`",
-        )
-    return values
-
-
-def _column(dataset: Dataset, name: str) -> Any:
-    """One column as a `pyarrow.ChunkedArray`, without a look at the others."""
-    return dataset.select_columns([name]).with_format("arrow")[:].column(name)
 
 
 def _prompts(dataset: Dataset, rows: np.ndarray, columns: Columns) -> np.ndarray:

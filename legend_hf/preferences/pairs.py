@@ -32,7 +32,7 @@ from legend_hf.margins.columns import (
     SCORES_STATUS,
     SIMILARITY,
     SIMILARITY_STATUS,
-    numbers_of,
+    finite_numbers,
     ok_rows,
     one_size,
     shown_as,
@@ -364,7 +364,7 @@ def _readable(split: Dataset) -> np.ndarray:
 
 def _selected(split: Dataset, rows: np.ndarray, keep: str, fraction: float, by: str | None, seed: int) -> list[int]:
     """Which of the rows to keep, ascending; without a column to go by the draw alone decides."""
-    values = np.zeros(len(rows)) if by is None else _finite(split, by, rows)
+    values = np.zeros(len(rows)) if by is None else finite_numbers(split, by, rows)
     # 0.29 * 100 is a little less than 29.
     count = math.floor(fraction * len(rows) + 1e-9)
     if keep == "random":
@@ -375,18 +375,6 @@ def _selected(split: Dataset, rows: np.ndarray, keep: str, fraction: float, by: 
     how = keep if by is None else f"{keep} by `{by}`"
     logger.info("kept %d of %d rows (%s), dropped %d", count, len(split), how, len(split) - count)
     return sorted(rows[taken].tolist())
-
-
-def _finite(split: Dataset, by: str, rows: np.ndarray) -> np.ndarray:
-    """The numbers of some rows, all of them finite."""
-    column = numbers_of(split, by)
-    if column is None:
-        raise ValueError(f"`{by}` is {split.features[by]}; allowed is a column of numbers; name another")
-    values = column[rows]
-    bad = rows[~np.isfinite(values)]
-    if len(bad):
-        raise ValueError(f"row {bad[0]}, column `{by}`: no finite number; allowed is one in each row; drop such rows")
-    return values
 
 
 def _check_scored_by(direction: Direction, splits: Mapping[str | None, Dataset], column: str) -> None:
