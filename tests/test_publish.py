@@ -18,7 +18,7 @@ from loopback_hub import OTHER_TOKEN, READ_TOKEN, LoopbackHub
 from legend_hf import publish
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction, Facts
-from legend_hf.hub import transfer
+from legend_hf.hub import parquet, transfer
 from legend_hf.publish import push_annotated, save_annotated
 from legend_hf.reading.reader import Reader
 
@@ -345,7 +345,7 @@ def test_many_shards_and_then_few(hub: LoopbackHub, repo_id: str, monkeypatch: p
     from datasets import load_dataset
 
     data = three_splits()
-    monkeypatch.setattr(publish, "SHARD_BYTES", 500)
+    monkeypatch.setattr(parquet, "SHARD_BYTES", 500)
     push(data, repo_id)
     many = [path for path in stored(hub, repo_id) if path.endswith(".parquet")]
     assert len(many) > 5
@@ -737,16 +737,16 @@ def test_a_fault_that_stays_leaves_the_repository_as_it_was(hub: LoopbackHub, re
 
 def test_a_commit_in_between_is_kept(hub: LoopbackHub, repo_id: str, monkeypatch: pytest.MonkeyPatch):
     push(three_splits(), repo_id)
-    real, done = publish._card, []
+    real, done = publish.readme_of, []
 
-    def card(*args: Any) -> str:
+    def card(*args: Any, **named: Any) -> str:
         if not done:
             done.append(True)
             edit_readme(repo_id, lambda old: old + "Theirs.\n")
             three_splits(seed=50).push_to_hub(repo_id, config_name="theirs")
-        return real(*args)
+        return real(*args, **named)
 
-    monkeypatch.setattr(publish, "_card", card)
+    monkeypatch.setattr(publish, "readme_of", card)
     push(three_splits(seed=3), repo_id)
     from datasets import load_dataset
 
@@ -806,7 +806,7 @@ def test_a_folder_is_written_again_over_what_is_there(tmp_path: Path, monkeypatc
     def contents() -> dict[str, bytes]:
         return {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
-    monkeypatch.setattr(publish, "SHARD_BYTES", 500)
+    monkeypatch.setattr(parquet, "SHARD_BYTES", 500)
     save_annotated(three_splits(), tmp_path, direction=DIRECTION)
     monkeypatch.undo()
     (tmp_path / "README.md").write_bytes((tmp_path / "README.md").read_bytes() + b"Mine.\r\n")

@@ -106,3 +106,27 @@ def data_files(splits: Mapping[str, Collection[str]], there: Collection[str]) ->
             exact = [re.sub(r"([*?[])", r"[\1]", file) for file in files]
             entries.append({"split": split, "path": exact[0] if len(exact) == 1 else exact})
     return entries
+
+
+def changed(before: Layout, after: Layout, *, but: Collection[str]) -> list[str]:
+    """The configurations, but for some, that would not be what they were."""
+    return [name for name in before.files if name not in but and after.files.get(name) != before.files[name]]
+
+
+def check_same(before: Layout, after: Layout, *, new: Collection[str]) -> None:
+    """Refuses what `load_dataset` could not read as it was, or not at all.
+
+    Args:
+        before: What could be loaded.
+        after: What could be now.
+        new: The configurations that were written.
+
+    Raises:
+        ValueError: As said.
+    """
+    lost = [name for name in new if name not in after.files or after.kind != "parquet"]
+    for name in (*changed(before, after, but=new), *lost):
+        raise ValueError(
+            f"after this, `load_dataset` could not read config `{name}` as it is, beside what else is there; choose "
+            "another `config_name`, or another place"
+        )

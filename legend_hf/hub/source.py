@@ -1,12 +1,14 @@
-"""Where did these rows come from? What `datasets` leaves behind of that, and which repositories it means.
+"""Where did these rows come from, and may they go there? What `datasets` leaves behind of that, and what it means.
 
-In: datasets, and ids that somebody named. Out: repositories of the Hub with the commit that was loaded, and what could
-not be identified. Only what `datasets` keeps can be seen: rows that were copied into Python objects and back carry no
-trace. Reads no rows and no cards, and decides nothing: who may see what is the caller's.
+In: datasets, ids that somebody named, and a repository to write to. Out: repositories of the Hub with the commit that
+was loaded, their cards, and what could not be identified; or a refusal to show what a source hides. Only what
+`datasets` keeps can be seen: rows that were copied into Python objects and back carry no trace. Reads no rows, and
+nothing in a card.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from legend_hf.hub.transfer import Description, Repository, list_datasets
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_FILE = re.compile(r"hf://datasets/(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/")
@@ -220,3 +224,114 @@ def _candidates(trace: Trace, token: str | bool | None) -> Iterator[str]:
         yield from (
             name for name in list_datasets(namespace, token=token) if spelled(name).lower() == trace.name.lower()
         )
+
+
+def look_at_sources(
+    rows: Iterable[Dataset],
+    named: Sequence[str] | None,
+    target: Description,
+    *,
+    private: bool,
+    allow_source: bool,
+    token: str | bool | None,
+) -> tuple[tuple[Source, ...], dict[str, str]]:
+    """Finds the sources of rows and their cards by id, and checks that the rows may go to the target.
+
+    Args:
+        rows: Datasets.
+        named: Ids that somebody named.
+        target: Where the rows would go.
+        private: As for `check_sources`, as the next two.
+        allow_source: As said.
+        token: As said.
+
+    Raises:
+        ValueError: As `find_sources` and `check_sources`.
+    """
+    traces = traces_of(rows)
+    sources, lost = find_sources(traces, named, token=token)
+    check_sources(target, sources, traces, lost, private=private, allow_source=allow_source, token=token)
+    # The card of a source that is written to is the one that is there.
+    others = [one for one in sources if not _is_same_repository(one.repo_id, target.repo_id)]
+    return sources, _cards_of(others, token)
+
+
+def look_from_afar(
+    rows: Iterable[Dataset], named: Sequence[str] | None
+) -> tuple[tuple[Source, ...], dict[str, str], bool]:
+    """The sources and their cards as far as they can be reached, and whether all sources are known."""
+    sources: tuple[Source, ...] = ()
+    try:
+        sources, lost = find_sources(traces_of(rows), named)
+        return sources, _cards_of(sources, None), not lost
+    except (OSError, ValueError) as error:
+        logger.warning("left the card of %s out: %s", ", ".join(f"`{n}`" for n in named or ("the source",)), error)
+    ids = (name.partition("@") for name in named or ())
+    sources = sources or tuple(Source(Description(n, None, False, False), at or None) for n, _, at in ids)
+    return sources, {}, named is not None
+
+
+def check_sources(
+    target: Description,
+    sources: Sequence[Source],
+    traces: Sequence[Trace],
+    lost: Sequence[Trace],
+    *,
+    private: bool,
+    allow_source: bool = False,
+    token: str | bool | None = None,
+) -> None:
+    """Refuses to write onto a source, and to show what a source hides or what is from nobody knows where.
+
+    Args:
+        target: Where the rows would go.
+        sources: As `find_sources` gives them.
+        traces: Of the rows.
+        lost: Those of them that lead nowhere.
+        private: Whether the target would be made private, where it does not exist.
+        allow_source: Allow pushing onto a source itself.
+        token: Hub token; None takes the environment's.
+
+    Raises:
+        ValueError: As said.
+    """
+    if target.exists and not allow_source:
+        commits = {trace.commit for trace in traces if trace.commit}
+        if any(_is_same_repository(source.repo_id, target.repo_id) for source in sources) or any(
+            has_commit(target.repo_id, commit, token=token) for commit in commits
+        ):
+            raise ValueError(
+                f"`{target.repo_id}` is the dataset that was annotated; push to another repository, or pass "
+                "`allow_source=True` to put the margins into this one"
+            )
+    if target.private if target.exists else private:
+        return
+    gated = target.exists and not target.public
+    seen = f"{'is' if target.exists else 'would be'} {'gated, which lets others in' if gated else 'public'}"
+    for source in sources:
+        hidden = source.repository.private if gated else not source.repository.public
+        if hidden and not _is_same_repository(source.repo_id, target.repo_id):
+            raise ValueError(
+                f"the source `{source.repo_id}` is private or gated and `{target.repo_id}` {seen}; push to a private "
+                "repository (`private=True`), or make the source public first"
+            )
+    if lost:
+        raise ValueError(
+            f"these rows are from {lost[0].said}, and it cannot be found out which dataset of the Hub that is, while "
+            f'`{target.repo_id}` {seen}; name all that they are from, `source="user/name"` or a list of such '
+            "(`source=[]`: they never were on the Hub), or push to a private repository (`private=True`)"
+        )
+
+
+def _is_same_repository(one: str, other: str) -> bool:
+    return one.lower() == other.lower()
+
+
+def _cards_of(sources: Iterable[Source], token: str | bool | None) -> dict[str, str]:
+    """The cards of sources, as they were when these were loaded, by id."""
+    found = {}
+    for source in sources:
+        commit = source.revision or source.repository.commit
+        card = commit and Repository(source.repo_id, "dataset", commit, token).readme()
+        found[source.repo_id] = card or ""
+    return found

@@ -10,22 +10,25 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction, Facts
 from legend_hf.hub.outputs import MANIFEST
+from legend_hf.hub.parquet import Config
 from legend_hf.hub.source import loaded_as
 from legend_hf.margins.columns import (
     MARGIN_ADDED,
     MARGIN_COLUMNS,
     MARGIN_NEGATIVE,
     MARGIN_STATUS,
-    OK,
     SCORES_MARKS,
     SIMILARITY,
+    column_of,
+    ok_rows,
     suffixed,
 )
 from legend_hf.margins.margin_fn import LegendMarginFn
@@ -46,21 +49,6 @@ _NAME = re.compile(r"\w[\w.-]*")
 _SPLIT = re.compile(r"\w+(\.\w+)*")
 
 
-@dataclass(frozen=True)
-class Config:
-    """One configuration, ready to be written.
-
-    Attributes:
-        splits: Split name to its rows; none is empty.
-        whole: Whether these are all its splits. A single `Dataset` leaves the config's other splits alone.
-        facts: What `cards.dataset_card` asks of a configuration.
-    """
-
-    splits: Mapping[str, Dataset]
-    whole: bool
-    facts: Mapping[str, Any]
-
-
 def made_by(direction: MadeBy) -> tuple[Mapping[str, Direction], Mapping[str, Any] | None]:
     """Directions by name, and the transform's arguments where that was given.
 
@@ -79,7 +67,40 @@ def made_by(direction: MadeBy) -> tuple[Mapping[str, Direction], Mapping[str, An
     return named, None
 
 
-def by_config(dataset: Annotated, config_name: str | None) -> Mapping[str, tuple[Mapping[str, Dataset], bool]]:
+def inspected(
+    dataset: Annotated,
+    direction: MadeBy,
+    config_name: str | None = None,
+    noted: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Mapping[str, Config]:
+    """Checks all that `load_dataset` and a trainer rely on, and takes the statistics.
+
+    Args:
+        dataset: As `push_annotated` takes it.
+        direction: As `push_annotated` takes it.
+        config_name: Of a dataset that has one configuration; None is `"default"`.
+        noted: What a folder knows of each configuration: the `arguments` of the transform that made its margins, and
+            how its rows were `loaded`.
+
+    Raises:
+        TypeError: The dataset is streaming, or not a dataset.
+        ValueError: A column is missing, not finite or not of these directions, splits differ in their columns, or a
+            configuration has a name that cannot be one.
+    """
+    directions, arguments = made_by(direction)
+    return {
+        name: _inspect(
+            name,
+            splits,
+            directions,
+            {**(noted or {}).get(name, {}), **({"arguments": arguments} if arguments else {})},
+            whole=whole,
+        )
+        for name, (splits, whole) in _by_config(dataset, config_name).items()
+    }
+
+
+def _by_config(dataset: Annotated, config_name: str | None) -> Mapping[str, tuple[Mapping[str, Dataset], bool]]:
     """Sorts any accepted input by configuration: its splits, and whether these are all that it has.
 
     Raises:
@@ -121,28 +142,6 @@ def by_config(dataset: Annotated, config_name: str | None) -> Mapping[str, tuple
                 f"the configuration name {name!r} cannot be one; give letters, digits and `-_.`, not 'data'"
             )
     return {name: ({str(split): rows for split, rows in splits.items()}, True) for name, splits in dataset.items()}
-
-
-def inspected(
-    by_config: Mapping[str, tuple[Mapping[str, Dataset], bool]],
-    directions: Mapping[str, Direction],
-    noted: Mapping[str, Mapping[str, Any]],
-) -> Mapping[str, Config]:
-    """Checks all that `load_dataset` and a trainer rely on, and takes the statistics.
-
-    Args:
-        by_config: As `by_config` gives it.
-        directions: By name.
-        noted: What is known of each configuration: the `arguments` of the transform that made its margins, and how its
-            rows were `loaded`.
-
-    Raises:
-        ValueError: A column is missing, not finite or not of these directions, or splits differ in their columns.
-    """
-    return {
-        name: _inspect(name, splits, directions, noted[name], whole=whole)
-        for name, (splits, whole) in by_config.items()
-    }
 
 
 def _inspect(
@@ -290,9 +289,7 @@ def _options(features: Any, directions: Mapping[str, Direction], scales: Mapping
     if any(kind not in (None, directions[name].calibration.kind) for name, kind in kinds.items()):
         options["scale"] = next(iter(kinds.values()))
     first = next(iter(directions))
-    calibration = directions[first].calibration
-    can = {"margin_bin": "bins" in calibration.kinds, "margin_prob": calibration.gives_prob}
-    add = [column for column in MARGIN_ADDED if can[column] and suffixed(column, first) in features]
+    add = [column for column in _addable(directions[first].calibration) if suffixed(column, first) in features]
     if add:
         options["add"] = add
     if zeroed or features.get(suffixed(MARGIN_NEGATIVE, first)) == Value("bool"):
@@ -302,17 +299,16 @@ def _options(features: Any, directions: Mapping[str, Direction], scales: Mapping
     return options
 
 
+def _addable(calibration: Calibration) -> list[str]:
+    """The columns that can be asked for; one of such a name that a direction cannot have made is somebody else's."""
+    can = {"margin_bin": "bins" in calibration.kinds, "margin_prob": calibration.gives_prob}
+    return [column for column in MARGIN_ADDED if can[column]]
+
+
 def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Direction) -> dict[str, Any]:
     """Checks one direction's columns in one split and describes its margins; skipped rows do not count."""
-    from datasets import Value
-
     calibration = direction.calibration
-    # A column of such a name that this direction cannot have made is somebody else's.
-    can = {"margin_bin": "bins" in calibration.kinds, "margin_prob": calibration.gives_prob}
-    columns = {
-        column: suffixed(column, name)
-        for column in (*MARGIN_COLUMNS, *(column for column in MARGIN_ADDED if can[column]))
-    }
+    columns = {column: suffixed(column, name) for column in (*MARGIN_COLUMNS, *_addable(calibration))}
     if columns["margin"] not in rows.features:
         raise ValueError(
             f"{where} has no column `{columns['margin']}`; annotate it first: `annotate(dataset, "
@@ -323,39 +319,15 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
             "%s: nothing says which direction made `%s`; margins that `annotate` makes now do", where, columns["margin"]
         )
     values = {c: _numbers(rows, full, where) for c, full in columns.items() if full in rows.features}
-    read = np.ones(len(rows), dtype=bool)
-    if MARGIN_STATUS in rows.features:
-        read = np.array([status == OK for status in rows.with_format(None)[MARGIN_STATUS][:]], dtype=bool)
-    margin = values["margin"][read].astype(np.float64)
-    sides = margin  # where the raw margins are there, they say which side reads as safer, whatever was made of them
+    read = ok_rows(rows, MARGIN_STATUS)
+    numbers = {c: values[read].astype(np.float64) for c, values in values.items()}
+    margin = numbers["margin"]
+    # Where the raw margins are there, they say which side reads as safer, whatever was made of them.
+    sides = numbers.get("margin_raw", margin)
     scales = ["as annotated"]
-    if "margin_raw" in values:
-        sides = raw = values["margin_raw"][read].astype(np.float64)
-        # Where all margins are 0, every scale fits; the first one is taken.
-        scales = [text for text, expected in every_scale(calibration, raw) if same(margin, expected)]
-        made: dict[str, list[np.ndarray]] = {}
-        if "margin_bin" in values:
-            bins = calibration.apply(raw, "bins")
-            made["margin_bin"] = [bins, np.maximum(bins, 0)]
-        if "margin_prob" in values:
-            made["margin_prob"] = [calibration.prob(raw)]
-        wrong = ["margin"] if not scales else []
-        wrong += [c for c, expected in made.items() if not any(same(values[c][read], e) for e in expected)]
-        if wrong:
-            raise not_of_this(
-                f"{where}: ",
-                columns[wrong[0]],
-                f"`{columns['margin_raw']}`",
-                ", or drop the raw column if the margins were changed on purpose",
-            )
-        flag = suffixed(MARGIN_NEGATIVE, name)
-        if rows.features.get(flag) == Value("bool"):
-            flagged = np.array([bool(value) for value in rows.with_format(None)[flag][:]], dtype=bool)
-            if (flagged[read] != (raw < 0)).any():
-                raise ValueError(
-                    f"{where}: `{flag}` does not say where `{columns['margin_raw']}` is below 0; annotate again, or "
-                    "rename the column if it says something else"
-                )
+    if "margin_raw" in numbers:
+        scales = _scales_that_fit(numbers, calibration, columns, f"{where}: ")
+        _check_flags(rows, suffixed(MARGIN_NEGATIVE, name), columns["margin_raw"], read, sides < 0, where)
     quantiles = np.quantile(margin, [0.05, 0.5, 0.95]).tolist() if len(margin) else [None] * 3
     return {
         "split": split,
@@ -370,6 +342,41 @@ def _statistics(rows: Dataset, where: str, split: str, name: str, direction: Dir
     }
 
 
+def _scales_that_fit(
+    numbers: Mapping[str, np.ndarray], calibration: Calibration, columns: Mapping[str, str], where: str
+) -> list[str]:
+    """What `margin` can be, in words, the likeliest first; refuses columns that are not made of the raw margins."""
+    raw = numbers["margin_raw"]
+    # Where all margins are 0, every scale fits; the first one is taken.
+    scales = [text for text, expected in every_scale(calibration, raw) if same(numbers["margin"], expected)]
+    made: dict[str, list[np.ndarray]] = {}
+    if "margin_bin" in numbers:
+        bins = calibration.apply(raw, "bins")
+        made["margin_bin"] = [bins, np.maximum(bins, 0)]
+    if "margin_prob" in numbers:
+        made["margin_prob"] = [calibration.prob(raw)]
+    wrong = ["margin"] if not scales else []
+    wrong += [c for c, expected in made.items() if not any(same(numbers[c], e) for e in expected)]
+    if wrong:
+        remedy = ", or drop the raw column if the margins were changed on purpose"
+        raise not_of_this(where, columns[wrong[0]], f"`{columns['margin_raw']}`", remedy)
+    return scales
+
+
+def _check_flags(rows: Dataset, flag: str, raw: str, read: np.ndarray, below: np.ndarray, where: str) -> None:
+    """Refuses flags that do not stand where the raw margin is below 0 `[n]`, of the rows that were read `[n]`."""
+    from datasets import Value
+
+    if rows.features.get(flag) != Value("bool"):
+        return
+    flagged = np.array([bool(value) for value in column_of(rows, flag).to_pylist()], dtype=bool)
+    if (flagged[read] != below).any():
+        raise ValueError(
+            f"{where}: `{flag}` does not say where `{raw}` is below 0; annotate again, or rename the column if it says "
+            "something else"
+        )
+
+
 def _numbers(rows: Dataset, column: str, where: str) -> np.ndarray:
     """A column `[n]`, float32, of which every value is a finite number."""
     from datasets import Value
@@ -379,9 +386,7 @@ def _numbers(rows: Dataset, column: str, where: str) -> np.ndarray:
             f"{where}: `{column}` is {rows.features[column]}, not float32, which trainers add to their "
             f'rewards; annotate again, or cast it: `ds.cast_column("{column}", Value("float32"))`'
         )
-    table = rows.with_format("arrow").select_columns([column])[:]
-    array = table.column(column)
-    values = array.to_numpy()
+    values: np.ndarray = column_of(rows, column).to_numpy()
     bad = np.flatnonzero(~np.isfinite(values))  # A null arrives as NaN.
     if len(bad):
         raise ValueError(
