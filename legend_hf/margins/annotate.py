@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from legend_hf.directions.direction import Direction
 from legend_hf.margins.columns import kind_of, shown_as
+from legend_hf.margins.devices import check_devices, read_on
 from legend_hf.margins.margin_fn import LegendMarginFn
 from legend_hf.margins.scoring import GivenDirection
 from legend_hf.margins.transform import Transform
@@ -33,6 +35,7 @@ def annotate(
     *,
     batch_size: int = 200,
     num_proc: int | None = None,
+    devices: str | Sequence[str] | None = None,
 ) -> AnyDataset:
     """Adds a transform's columns, such as margins, to every split in one call.
 
@@ -49,13 +52,17 @@ def annotate(
             options are not needed.
         batch_size: Rows in one call of the transform, after each of which the progress bar moves.
         num_proc: Processes.
+        devices: `"auto"`, for one process on each GPU, or, without one, as many on the CPUs as are timed to be
+            quickest; or the device of each process, such as `["cuda:0", "cuda:1"]`. Rows are handed out by their
+            tokens, so that all end together. Neither the program nor what it did with CUDA before matters.
 
     Returns:
         The same kind, with the columns.
 
     Raises:
         RowError: A row cannot be read, unless the transform has `on_error="skip"`.
-        ValueError: `dataset` is something else, or a column exists already.
+        ValueError: `dataset` is something else, or a column exists already; `devices` are not here, or make no sense
+            beside `num_proc`, a stream, or a device of the transform's own.
     """
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
@@ -74,15 +81,27 @@ def annotate(
         )
     splits = dataset if isinstance(dataset, DatasetDict | IterableDatasetDict) else {None: dataset}
     splits = {name: transform.cleared(split) for name, split in splits.items()}
+    if devices is not None:
+        _check_spread(dataset, num_proc)
+        spread = check_devices(devices, transform)
+    made: Mapping[str | None, Any] = {}
     with stopping_in_order(transform.how_to_go_on, workers=num_proc is not None):
-        for name, split in splits.items():
-            try:
-                _check_split(split, transform, name, batch_size)
-            except RowError as refusal:
-                if named:
-                    refusal.add_note('`on_error="skip"` is an option of `LegendMarginFn`: give `annotate` one of those')
-                raise
-        done = {name: _annotate_split(split, transform, batch_size, num_proc) for name, split in splits.items()}
+        try:
+            for name, split in splits.items():
+                transform.check_free(split.column_names or ())
+                if devices is None:
+                    _check_split(split, transform, name, batch_size)
+            if devices is not None:
+                new = {name: split for name, split in splits.items() if not _is_cached(split, transform)}
+                made = read_on(spread, new, transform, most_rows=batch_size)
+        except RowError as refusal:
+            if named:
+                refusal.add_note('`on_error="skip"` is an option of `LegendMarginFn`: give `annotate` one of those')
+            raise
+        done = {
+            name: _annotate_split(split, transform, batch_size, num_proc, made.get(name))
+            for name, split in splits.items()
+        }
     in_memory = [split for split in done.values() if isinstance(split, Dataset)]
     for doubt in dict.fromkeys(said for split in in_memory for said in transform.doubts(split)):
         logger.warning(doubt)
@@ -94,7 +113,6 @@ def _check_split(split: Any, fn: Transform, name: str | None, batch_size: int) -
     from datasets import Dataset
     from datasets.utils import tqdm
 
-    fn.check_free(split.column_names or ())
     if not isinstance(split, Dataset) or fn.skips:
         return
     plain = split.with_format(None)
@@ -110,9 +128,35 @@ def _check_split(split: Any, fn: Transform, name: str | None, batch_size: int) -
             bar.update(min(batch_size, len(plain) - first))
 
 
-def _annotate_split(split: Any, fn: Transform, batch_size: int, num_proc: int | None) -> Any:
-    from datasets import Dataset
+def _check_spread(dataset: Any, num_proc: int | None) -> None:
+    from datasets import IterableDataset, IterableDatasetDict
+
+    if num_proc is not None:
+        raise ValueError(f"`devices` and `num_proc={num_proc}` both say how many processes there are; leave one out")
+    if isinstance(dataset, IterableDataset | IterableDatasetDict):
+        raise ValueError(
+            "`devices` need all rows at once, and a stream is read as it is consumed; leave `devices` out, or give "
+            "each device a job of its own: `legend_hf.scale.annotate_stream(..., shard='1/4')`"
+        )
+
+
+def _fingerprint(split: Dataset, fn: Transform) -> str:
     from datasets.fingerprint import Hasher
+
+    return str(Hasher.hash([split._fingerprint, fn.fingerprint()]))
+
+
+def _is_cached(split: Dataset, fn: Transform) -> bool:
+    """Whether `map` will find its result again."""
+    from datasets import is_caching_enabled
+
+    known = split.cache_files and is_caching_enabled()
+    return bool(known and os.path.exists(split._get_cache_file_path(_fingerprint(split, fn))))
+
+
+def _annotate_split(split: Any, fn: Transform, batch_size: int, num_proc: int | None, made: Any = None) -> Any:
+    """Annotates a split, by the transform or out of the table `made` of its columns."""
+    from datasets import Dataset
 
     features = fn.features(split.features)
     if not isinstance(split, Dataset):
@@ -120,14 +164,42 @@ def _annotate_split(split: Any, fn: Transform, batch_size: int, num_proc: int | 
     if len(split) == 0:  # `map` returns an empty split without the columns, which no `push_to_hub` then takes
         empty: dict[str, list[Any]] = {name: [] for name in features or ()}
         return shown_as(Dataset.from_dict(empty, features=features, split=split.split), split)
-    mapped = split.with_format(None).map(
-        fn,
-        batched=True,
-        batch_size=batch_size,
-        num_proc=num_proc,
-        with_rank=num_proc is not None and num_proc > 1,
-        features=features,
-        new_fingerprint=Hasher.hash([split._fingerprint, fn.fingerprint()]),
-        desc="Annotating",
-    )
+    with _one_bar(made is not None):
+        mapped = split.with_format(None).map(
+            fn if made is None else _Read(made),
+            batched=True,
+            batch_size=batch_size,
+            num_proc=num_proc,
+            with_rank=num_proc is not None and num_proc > 1,
+            with_indices=made is not None,
+            features=features,
+            new_fingerprint=_fingerprint(split, fn),
+            desc="Annotating",
+        )
     return shown_as(mapped, split)
+
+
+class _Read:
+    """Gives `map` what was read already."""
+
+    def __init__(self, made: Any) -> None:
+        self.made = made
+
+    def __call__(self, batch: Any, indices: Sequence[int]) -> dict[str, Any]:
+        part = self.made.slice(indices[0], len(indices))
+        return {name: part.column(name).to_pylist() for name in part.column_names}
+
+
+@contextmanager
+def _one_bar(shown: bool) -> Iterator[None]:
+    """Keeps `map` from showing a bar where another one told of the same rows."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if not shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

@@ -130,6 +130,11 @@ class Transform(ABC):
         return str(self._reading.how_to_go_on)
 
     @property
+    def device(self) -> str | None:
+        """Where it reads, if it says so itself."""
+        return getattr(self._reading, "device", None)
+
+    @property
     def skips(self) -> bool:
         """Whether rows that cannot be read are skipped."""
         return self._on_error == "skip"
@@ -151,9 +156,10 @@ class Transform(ABC):
         Returns:
             None for such a stream: `map` takes it too, and goes by what the rows hold.
         """
-        return columns.after(features, self._types())
+        return columns.after(features, self.types)
 
-    def _types(self) -> Features:
+    @property
+    def types(self) -> Features:
         """The features of the new columns alone, in order."""
         from datasets import Features, List, Value
 
@@ -208,7 +214,7 @@ class Transform(ABC):
         made = {name: made[name] for name in self.columns if name != self.status}
         if self.skips:
             made[self.status] = [refusals[i].status if i in refusals else columns.OK for i in range(len(rows))]
-        return columns.written(batch, made, self._types())
+        return columns.written(batch, made, self.types)
 
     def _refuse(self, name: str, rows: np.ndarray, refusals: dict[int, RowError]) -> None:
         for row in rows.tolist():
@@ -225,8 +231,13 @@ class Transform(ABC):
             batch: Columns of one batch.
             first_row: Number of its first row in the dataset, for the message.
         """
-        rows = encode_rows(self._reading.open(None).encode, self._rows(batch, first_row), first_row=first_row)
-        return next((row for row in rows if isinstance(row, RowError)), None)
+        return self.look(batch, first_row=first_row)[0]
+
+    def look(self, batch: Any, *, first_row: int = 0, rank: int | None = None) -> tuple[RowError | None, np.ndarray]:
+        """The same, and how many tokens each row has `[n]`: what it costs to read it; 0 where it cannot be read."""
+        rows = encode_rows(self._reading.open(rank).encode, self._rows(batch, first_row), first_row=first_row)
+        refusal = next((row for row in rows if isinstance(row, RowError)), None)
+        return refusal, np.array([0 if isinstance(row, RowError) else _size(row) for row in rows], dtype=np.int64)
 
     def check_free(self, there: Collection[str]) -> None:
         """Refuses to overwrite columns unless asked to, and to leave some of an earlier run standing beside new ones.
@@ -291,6 +302,13 @@ def _rebuild(kind: type[Transform], reading: type[Reading], packed: bytes, vecto
     )
     fn._read_with(reading.from_state(state["reading"], vectors))
     return fn
+
+
+def _size(text: Any) -> int:
+    """Tokens of an encoded text; of several, and of one that several models read, in all."""
+    if isinstance(text, tuple | list):
+        return sum(map(_size, text))
+    return len(text.ids) if hasattr(text, "ids") else 1
 
 
 def _not_finite(numbers: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ _TWICE_SECONDS = 1.0  # Launchers may pass on a Ctrl-C that the terminal has sen
 
 _watched = -1  # The process whose watcher runs; a fork copies the number and not the thread.
 _speaker = -1  # The process in which `stopping_in_order` is around the run.
+_working = -1  # The process that `work_for_another` was called in.
 _watching_for: int | None = None  # While workers run: the process that they must not outlive.
 
 
@@ -63,7 +64,7 @@ def finish_batches(how_to_go_on: str) -> Iterator[Callable[[], None]]:
             return
         if not came:
             since = time.monotonic()
-            if _worker() is None:  # not by `logging`, which may be in the middle of a line
+            if _speaks():  # not by `logging`, which may be in the middle of a line
                 os.write(2, b"\nstopping after the batch at hand; Ctrl-C again stops at once\n")
         came.append(number)
 
@@ -81,7 +82,7 @@ def finish_batches(how_to_go_on: str) -> Iterator[Callable[[], None]]:
             put_back()
             number = came[0]
             came.clear()
-            if _worker() is None and _speaker != os.getpid():  # whoever is around the whole run speaks at its end
+            if _speaks() and _speaker != os.getpid():  # whoever is around the whole run speaks at its end
                 logger.warning("stopped by %s; %s", signal.Signals(number).name, how_to_go_on)
             signal.raise_signal(number)
 
@@ -139,6 +140,17 @@ def stopping_in_order(how_to_go_on: str, *, workers: bool) -> Iterator[None]:
             signal.signal(number, handler)
         if signal.SIGTERM in came:
             signal.raise_signal(signal.SIGTERM)
+
+
+def work_for_another() -> None:
+    """In a process that works for another one, which is not a pool's: leaves Ctrl-C and all talk to that one."""
+    global _working
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _working = os.getpid()
+
+
+def _speaks() -> bool:
+    return _worker() is None and _working != os.getpid()
 
 
 def settle_in_worker() -> None:
