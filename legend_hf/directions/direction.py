@@ -27,6 +27,7 @@ from legend_hf.hub.verdict import Verdict, verdict_on
 from legend_hf.reading.formats import SKIP, Columns, Message, RowError, conversation, pairs_from_batch
 from legend_hf.reading.plain import make_plain
 from legend_hf.reading.reader import OpenReader, Reader, Runtime, check_folder, open_reader
+from legend_hf.tracing.stream import Stream
 from legend_hf.tracing.trace import Trace, TracePair, trace_texts
 from legend_hf.tracing.values import Neutral
 
@@ -273,6 +274,28 @@ class Direction:
             middle = replace(neutral, zero=(both[0].score + both[1].score) / 2)
             both = [replace(one, neutral=middle) for one in both]
         return TracePair(both[0], both[1], title)
+
+    def stream(
+        self,
+        prompt: str | list[Message] | None,
+        *,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> Stream:
+        """Opens what reads a response while it is written, and answers the score so far after each piece.
+
+        A token costs one step of the model and one dot product. `Stream.stop_below` makes a stopping criterion for
+        `generate` of it.
+
+        Args:
+            prompt: A string or messages; None for a response alone.
+            device: Where to run; None takes a GPU when there is one.
+            trust_remote_code: Run code that comes with the model.
+
+        Raises:
+            ValueError: The prompt cannot be read, or the model cannot be read on from where it was, as encoders.
+        """
+        return Stream(self._open(device, trust_remote_code), prompt, self.vector)
 
     def _open(self, device: str | None, trust_remote_code: bool) -> OpenReader:
         runtime = Runtime(path=self.model_path, device=device, trust_remote_code=trust_remote_code)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from legend_hf.reading.attention import NAME as TREE
 from legend_hf.reading.attention import UnservedAttention, tree_layout
 from legend_hf.reading.packing import Pack, plan_padded, plan_trees
 from legend_hf.reading.state import changed_on_purpose, reading
@@ -290,6 +291,12 @@ def set_attention(model: Any, name: str) -> None:
         model.set_attn_implementation(name)
     if attention_of(model) != name:
         raise UnservedAttention("its attention cannot be exchanged")
+
+
+def own_attention(model: Any) -> None:
+    """Gives a model that was set to tree attention one of its own again, for what is no tree."""
+    if attention_of(model) == TREE:
+        set_attention(model, "sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
 
 
 def tree_inputs(model: Any, pack: Pack, kernel: str = "dense") -> dict[str, Any]:

@@ -27,6 +27,7 @@ from legend_hf.reading.forward import (
     loaded_blocks,
     onednn_is_faster,
     out_of_memory,
+    own_attention,
     padded_inputs,
     rope_limit,
     set_attention,
@@ -78,8 +79,7 @@ def probe(model: Any, *, max_length: int, force: Way | None = None, depth: int |
     """
     check_choice("force", force, (*WAYS, None), otherwise=" to find out")
     attention.register_tree_attention()
-    if attention_of(model) == attention.NAME:  # read before
-        set_attention(model, "sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
+    own_attention(model)
     if model.device.type == "cpu":
         keep_freed_memory()
     with reading(model):
@@ -259,7 +259,7 @@ class _Trial:
             middle = (low + high + 1) // 2
             try:
                 with torch.inference_mode():
-                    self.model(**padded_inputs(self.model, [_random(self.model, middle)]))
+                    self.model(**padded_inputs(self.model, [random_tokens(self.model, middle)]))
                 low = middle
             except Exception:
                 high = middle - 1
@@ -427,7 +427,7 @@ def _texts(model: Any, max_length: int) -> tuple[list[list[int]], list[list[int]
     Of the short ones two are of equal length, which is what reading in groups is tried on.
     """
     long = min(max_length, MOST_TOKENS)
-    take = iter(_random(model, max(long, 40) + 100))
+    take = iter(random_tokens(model, max(long, 40) + 100))
 
     def more(n: int) -> list[int]:
         return [next(take) for _ in range(n)]
@@ -439,7 +439,7 @@ def _texts(model: Any, max_length: int) -> tuple[list[list[int]], list[list[int]
     return [text[:max_length] for text in texts], [text[:max_length] for text in short]
 
 
-def _random(model: Any, n: int) -> list[int]:
+def random_tokens(model: Any, n: int) -> list[int]:
     """Random tokens. The first ids are often special ones, to which some models give a meaning of their own."""
     import torch
 

@@ -171,11 +171,11 @@ def prefix_fault(opened: OpenReader, text: Tokens) -> str:
         return ""
     places = sorted({text.said[0], text.said[len(text.said) // 2]})
     places = [place for place in places if place + 1 < len(text.ids)]
-    within = _states(opened, text.ids, text.said)
+    within = states_at(opened, text.ids, text.said)
     spread = within.std(0).mean() if len(within) > 1 else within.abs().mean()
     own = {place: i for i, place in enumerate(text.said)}
     for place in places:
-        (alone,) = _states(opened, text.ids[: place + 1], (place,))
+        (alone,) = states_at(opened, text.ids[: place + 1], (place,))
         off = float((alone - within[own[place]]).square().mean().sqrt() / (spread + 1e-30))
         if not off <= (TOLERANCE if opened.reader.dtype == "float32" else TOLERANCE_HALF):
             return (
@@ -187,7 +187,7 @@ def prefix_fault(opened: OpenReader, text: Tokens) -> str:
     return ""
 
 
-def _states(opened: OpenReader, ids: Sequence[int], places: Iterable[int]) -> torch.Tensor:
+def states_at(opened: OpenReader, ids: Sequence[int], places: Iterable[int]) -> torch.Tensor:
     """The states at some places of one text, read alone `[places, d_model]`, float32."""
     seen: list[torch.Tensor] = []
     layer = opened.reader.layer
