@@ -1,0 +1,381 @@
+"""What traces show, on a real chat model: when a margin settles, whether a turn is found, which pooling judges best.
+
+    python scripts/evaluate_traces.py --data ../shared/data --results scripts/RESULTS.md
+
+In: the folder of the real chat model that `scripts/real_llm` makes, and public pairs. Out: a section of Markdown. Each
+text is read once, at one layer; all directions are fitted without the prompts that they are judged on. The default is
+bounded: 150 pairs a set, under ten minutes on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from evaluate_direction import DEMO, replace_section
+from train_demo_annotator import read_jsonl
+
+from legend_hf.directions import pairs_from_labels, resample
+from legend_hf.directions.estimators import unit, whitened
+from legend_hf.reading.formats import Pair, conversation, opening, pairs_from_batch
+from legend_hf.reading.forward import read_vectors
+from legend_hf.reading.reader import OpenReader, Runtime, describe_model, open_reader
+from legend_hf.reading.templates import Tokens
+from legend_hf.tracing import remember, settled_after, turn_of
+from legend_hf.tracing.trace import running
+
+log = logging.getLogger("evaluate_traces")
+BEGIN, END = "<!-- traces: begin -->", "<!-- traces: end -->"
+SETS = {"hh_harmless": "hh-rlhf harmless", "pku_saferlhf": "PKU-SafeRLHF", "gptfuzz_labelled": "GPTFuzz"}
+FITTED = ("hh_harmless", "pku_saferlhf")
+PER_PROMPT = 4  # pairs of a GPTFuzz prompt
+FOLDS = 5
+WINDOW = 16
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
+CUTS = (0.25, 0.5, 0.75)
+RANDOM = 5
+# How the values of a text's tokens become its score; the running ones take a window of 16 tokens.
+POOLINGS: Mapping[str, Callable[[np.ndarray], float]] = {
+    "mean (what the score is)": lambda v: float(v.mean()),
+    "lowest token": lambda v: float(v.min()),
+    "highest token": lambda v: float(v.max()),
+    "lowest running mean": lambda v: float(rolling(v).min()),
+    "highest running mean": lambda v: float(rolling(v).max()),
+    "lowest level of the memory": lambda v: float(remember(v - v.mean(), 2, WINDOW)[:, 0].min() + v.mean()),
+    "last 16 tokens": lambda v: float(v[-WINDOW:].mean()),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Pairs and the states of their tokens.
+
+    Attributes:
+        names: Set of each pair `[n]`.
+        groups: Number of each pair's prompt `[n]`.
+        states: Of each response's tokens, chosen first: `[n][2]` arrays `[t, d_model]`.
+        rows: `prompt`, `chosen` and `rejected` of each pair.
+    """
+
+    names: np.ndarray
+    groups: np.ndarray
+    states: list[tuple[np.ndarray, np.ndarray]]
+    rows: list[dict[str, Any]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the .jsonl files")
+    parser.add_argument(
+        "--model", type=Path, help="folder of the real chat model; else where `scripts/real_llm` made it"
+    )
+    parser.add_argument("--rows", type=int, default=150, help="pairs of each set")
+    parser.add_argument("--layer", type=int, default=20, help="layer to read, of 30")
+    parser.add_argument("--ladders", type=int, default=6, help="requests that the model itself makes ladders of")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("legend_hf", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    sys.path.append(str(DEMO))
+    from real_llm import default_folder
+
+    start = time.perf_counter()
+    model = given.model or default_folder()
+    reader = describe_model(str(model), layer=given.layer, dtype="float32")
+    opened = open_reader(reader, Runtime(path=str(model)))
+    texts = read_texts(opened, given.data, given.rows)
+    log.info("read %d pairs in %.1f minutes", len(texts.rows), (time.perf_counter() - start) / 60)
+    folds = resample.folds_of(texts.groups, FOLDS, 0)
+    vectors = fitted(texts, folds)
+    values = [tuple(s @ vectors[f] for s in sides) for sides, f in zip(texts.states, folds, strict=True)]
+    parts, numbers = [], {}
+    tables: Sequence[tuple[str, Callable[[], tuple[str, Any]]]] = (
+        ("settled", lambda: settled(texts, values, folds)),
+        ("turns", lambda: turns(opened, texts, folds, vectors, model, given.ladders)),
+        ("poolings", lambda: poolings(texts, values)),
+    )
+    for name, table in tables:
+        text, numbers[name] = table()
+        parts.append(text)
+        log.info("\n%s\n%.1f minutes", text, (time.perf_counter() - start) / 60)
+    intro = (
+        "## What traces show\n\n"
+        f"SmolLM2-135M-Instruct dequantised from 4 bits, layer {given.layer} of {reader.n_layers}, mean over the "
+        f"response; whitened directions, fitted on hh-rlhf and PKU-SafeRLHF without the prompts that they are judged "
+        f"on ({FOLDS} folds); the first {given.rows} pairs of each set. 95 % intervals by prompt. Made by `python "
+        "scripts/evaluate_traces.py --results scripts/RESULTS.md`."
+    )
+    if given.json:
+        given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    if given.results:
+        replace_section(given.results, "\n\n".join([intro, *parts]), BEGIN, END)
+
+
+def read_texts(opened: OpenReader, data: Path, most: int) -> Texts:
+    """Reads the first pairs of each set; those that do not fit are left out."""
+    names: list[str] = []
+    rows: list[dict[str, Any]] = []
+    encoded: list[Any] = []
+    for name in SETS:
+        read = read_jsonl(data / f"{name}.jsonl")
+        if name == "gptfuzz_labelled":
+            read = list(pairs_from_labels(read, per_prompt=PER_PROMPT))
+        read = read[: most + 10]
+        parsed = pairs_from_batch({key: [row[key] for row in read] for key in ("prompt", "chosen", "rejected")})
+        good = [(row, pair) for row, pair in zip(read, parsed, strict=True) if isinstance(pair, Pair)]
+        sides = zip(
+            opened.encode([p.chosen for _, p in good]), opened.encode([p.rejected for _, p in good]), strict=True
+        )
+        both = [
+            (row, pair) for (row, _), pair in zip(good, sides, strict=True) if all(isinstance(t, Tokens) for t in pair)
+        ]
+        for row, pair in both[:most]:
+            names.append(name)
+            rows.append(row)
+            encoded += pair
+    states = read_states(opened, encoded)
+    groups = resample.groups_of([opening(parsed_of(row)) for row in rows])
+    return Texts(np.array(names), groups, list(zip(states[0::2], states[1::2], strict=True)), rows)
+
+
+def parsed_of(row: Mapping[str, Any]) -> Any:
+    return conversation(row["prompt"], row["chosen"])
+
+
+def read_states(opened: OpenReader, texts: Sequence[Any]) -> list[np.ndarray]:
+    """States of each text's response `[t, d_model]`, at the reader's layer."""
+    found: list[np.ndarray] = [np.empty(0)] * len(texts)
+    seen: list[tuple[Any, Any]] = []
+    batches = read_vectors(
+        opened.model,
+        [text.ids for text in texts],
+        [text.said for text in texts],
+        [opened.reader.layer],
+        route=opened.route,
+        watch=lambda _, states, counts: seen.append((states, counts)),
+    )
+    for index, _ in batches:
+        states, counts = seen[-1]
+        for i, one in zip(index, states.split(list(counts)), strict=True):
+            found[i] = one.cpu().numpy()
+        seen.clear()
+    return found
+
+
+def fitted(texts: Texts, folds: np.ndarray, signs: np.ndarray | None = None) -> np.ndarray:
+    """A direction for each fold `[folds, d_model]`, fitted without it; with `signs`, on labels that are drawn."""
+    differences = np.stack([c.mean(0) - r.mean(0) for c, r in texts.states])
+    if signs is not None:
+        differences = differences * signs[:, None]
+    use = np.isin(texts.names, FITTED)
+    return np.stack([unit(whitened(differences[use & (folds != f)])) for f in range(FOLDS)])
+
+
+# -- Tables ----------------------------------------------------------------------------------------------------
+
+
+def settled(texts: Texts, values: Sequence[tuple[np.ndarray, ...]], folds: np.ndarray) -> tuple[str, Any]:
+    """After what share of both responses the sign of the margin is the one that it ends with."""
+    drawn = [random_signs(texts, folds, seed) for seed in range(RANDOM)]
+    lines = [
+        "### When is the sign of a margin settled?",
+        "",
+        "Both responses are cut to the same share of their tokens, 1 % to 100 %. Settled: the share after which the "
+        "sign of the margin stays. Drawn: directions fitted on the same pairs with labels drawn at random "
+        f"({RANDOM} times). The other columns: agreement with the labels, in %, of the beginnings alone.",
+        "",
+        "| set | settled: median (quartiles) | drawn | " + " | ".join(f"first {s:.0%}" for s in SHARES) + " |",
+        "|---|---|---|" + "---|" * len(SHARES),
+    ]
+    numbers: dict[str, Any] = {}
+    for name, title in SETS.items():
+        own = np.flatnonzero(texts.names == name).tolist()
+        paths = np.stack([margins_by_share(*values[i]) for i in own])
+        after = np.array([settled_after(path) for path in paths])
+        control = [settled_after(margins_by_share(*d[i])) for d in drawn for i in own]
+        at = [max(round(100 * s) - 1, 0) for s in SHARES]
+        right = (paths[:, at] > 0) + 0.5 * (paths[:, at] == 0)
+        means, intervals = resample.share_intervals(right, resample.groups_of(texts.groups[own].tolist()))
+        shares = " | ".join(cell(m, i) for m, i in zip(means, intervals, strict=True))
+        lines.append(f"| {title} | {quartiles(after)} | {quartiles(np.array(control))} | {shares} |")
+        numbers[name] = {"settled": np.percentile(after, [25, 50, 75]).tolist(), "right": means.tolist()}
+    return "\n".join(lines), numbers
+
+
+def margins_by_share(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    """Margin of the first 1 % to 100 % of both responses `[100]`, at least a token of each."""
+    a, b = running(chosen, "mean"), running(rejected, "mean")
+    shares = np.arange(1, 101) / 100
+    return a[np.ceil(shares * len(a)).astype(int) - 1] - b[np.ceil(shares * len(b)).astype(int) - 1]
+
+
+def random_signs(texts: Texts, folds: np.ndarray, seed: int) -> list[tuple[np.ndarray, ...]]:
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], len(texts.rows))
+    vectors = fitted(texts, folds, signs)
+    return [tuple(s @ vectors[f] for s in sides) for sides, f in zip(texts.states, folds, strict=True)]
+
+
+def turns(
+    opened: OpenReader, texts: Texts, folds: np.ndarray, vectors: np.ndarray, model: Path, ladders: int
+) -> tuple[str, Any]:
+    """Whether a text that was made to turn is seen to turn there."""
+    own = np.flatnonzero(np.isin(texts.names, FITTED))
+    made = [(i, *composed(texts.rows[i], cut)) for i in own[:: max(1, len(own) // 80)] for cut in CUTS]
+    lines = [
+        "### Does a text turn where it was made to turn?",
+        "",
+        "Composed: the first quarter, half or three quarters of the words of a rejected response, then the chosen "
+        "response to the same prompt. Written: ladders that `correction_ladders` makes, in which the model itself goes "
+        f"on behind a phrase that turns back. Found is the turn of the memory (window {WINDOW}); the error is its "
+        "distance from the seam in tokens. Hit: within 16 tokens of it, and towards the direction.",
+        "",
+        "| texts | direction | error: median (quartiles) | hit, % | turns towards, % |",
+        "|---|---|---|---|---|",
+    ]
+    numbers: dict[str, Any] = {}
+    kinds = [("composed", made)]
+    if ladders:
+        kinds.append(("written", written(texts, own, model, ladders)))
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], len(texts.rows))
+    noise = np.random.default_rng(1).normal(size=vectors.shape)
+    directions = {
+        "fitted": vectors,
+        "fitted on drawn labels": fitted(texts, folds, signs),
+        "random": noise / np.linalg.norm(noise, axis=1, keepdims=True),
+    }
+    for kind, several in kinds:
+        traced = trace_of(opened, texts, several)
+        groups = resample.groups_of([int(texts.groups[i]) for i, _, _ in traced])
+        seams = np.array([seam for _, _, seam in traced])
+        found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for name, each in directions.items():
+            seen = [turn_of(states @ each[folds[i]], WINDOW) for i, states, _ in traced]
+            found[name] = np.array([t.token for t in seen]), np.array([t.sign for t in seen])
+        found["the middle of the text"] = np.array([len(s) // 2 for _, s, _ in traced]), np.ones(len(traced))
+        for name, (token, sign) in found.items():
+            error = np.abs(token - seams)
+            both = np.stack([(error <= WINDOW) & (sign > 0), sign > 0], axis=1).astype(float)
+            means, intervals = resample.share_intervals(both, groups)
+            hit, towards = (cell(m, i) for m, i in zip(means, intervals, strict=True))
+            towards = "" if name.startswith("the middle") else towards
+            lines.append(f"| {kind} ({len(traced)}) | {name} | {quartiles(error)} | {hit} | {towards} |")
+            numbers[f"{kind}, {name}"] = {"error": np.percentile(error, [25, 50, 75]).tolist(), "hit": means.tolist()}
+    return "\n".join(lines), numbers
+
+
+def composed(row: Mapping[str, Any], share: float) -> tuple[str, int]:
+    """A beginning of the rejected response and then the chosen one, and at which character it turns."""
+    words = row["rejected"].split()
+    begun = " ".join(words[: max(1, round(share * len(words)))])
+    return f"{begun} {row['chosen'].strip()}", len(begun) + 1
+
+
+def written(texts: Texts, own: np.ndarray, model: Path, ladders: int) -> list[tuple[int, str, int]]:
+    """Rungs of ladders that the model makes out of rejected responses, and where each turns back."""
+    from datasets import Dataset
+
+    from legend_hf import Writer
+    from legend_hf.preferences import correction_ladders
+
+    pku = [int(i) for i in own if texts.names[i] == "pku_saferlhf" and len(texts.rows[i]["rejected"].split()) >= 40]
+    few = pku[:: max(1, len(pku) // ladders)][:ladders]
+    rows = Dataset.from_list(
+        [{"prompt": texts.rows[i]["prompt"], "response": texts.rows[i]["rejected"], "row": i} for i in few]
+    )
+    made = correction_ladders(rows, model=Writer(str(model), max_new_tokens=48), on_error="skip")
+    found = []
+    for row in made:
+        for response, trigger in zip(row["responses"][1:-1], row["triggers"] * len(row["responses"]), strict=False):
+            at = next((response.rfind(t) for t in (trigger, *row["triggers"]) if t in response), -1)
+            if at > 0:
+                found.append((row["row"], response, at))
+    return found
+
+
+def trace_of(
+    opened: OpenReader, texts: Texts, several: Sequence[tuple[int, str, int]]
+) -> list[tuple[int, np.ndarray, int]]:
+    """States of texts, and the first token behind each seam."""
+    prompts = [conversation(texts.rows[i]["prompt"], said) for i, said, _ in several]
+    encoded = opened.encode(prompts)
+    good = [k for k, text in enumerate(encoded) if isinstance(text, Tokens)]
+    states = read_states(opened, [encoded[k] for k in good])
+    found = []
+    for k, one in zip(good, states, strict=True):
+        i, said, at = several[k]
+        text, places = opened.places(prompts[k])
+        begin = text.rfind(said.strip()[:40])
+        offset = text.rfind(said.strip()) if said.strip() in text else begin
+        first = next((n for n, (start, _) in enumerate(places) if start >= offset + at - 1), len(places))
+        found.append((i, one, first))
+    return found
+
+
+def poolings(texts: Texts, values: Sequence[tuple[np.ndarray, ...]]) -> tuple[str, Any]:
+    """Which number of a response's tokens judges pairs best, of all responses and of the longer half."""
+    lengths = np.array([max(len(c), len(r)) for c, r in values])
+    kinds = {"all": np.full(len(values), True), "long": lengths >= np.median(lengths)}
+    lines = [
+        "### Which pooling of a trace judges best?",
+        "",
+        f"Agreement with the labels, in %, and the gain over the mean in points. Long: the half of the pairs whose "
+        f"longer response has {int(np.median(lengths))} tokens or more. No pooling is picked: each has one number, "
+        "on prompts that its direction was not fitted on.",
+        "",
+        "| pooling | all pairs | gain | long pairs | gain |",
+        "|---|---|---|---|---|",
+    ]
+    numbers: dict[str, Any] = {}
+    right = {
+        name: np.array([side(pool(c) - pool(r)) for c, r in values], dtype=float) for name, pool in POOLINGS.items()
+    }
+    first = right[next(iter(POOLINGS))]
+    for name, own in right.items():
+        cells = []
+        for where in kinds.values():
+            groups = resample.groups_of(texts.groups[where].tolist())
+            mean, interval = resample.share_interval(own[where], groups)
+            gain = resample.difference_interval(own[where] - first[where], groups)
+            points = 100 * float((own[where] - first[where]).mean())
+            cells += [
+                cell(mean, interval),
+                "" if own is first or gain is None else f"{points:+.1f} [{100 * gain[0]:+.1f}, {100 * gain[1]:+.1f}]",
+            ]
+            numbers.setdefault(name, []).append([mean, points])
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines), numbers
+
+
+def rolling(values: np.ndarray) -> np.ndarray:
+    """Means of every window of 16 tokens that lies in the text; of a shorter one its mean."""
+    n = min(WINDOW, len(values))
+    sums = np.cumsum(np.r_[0.0, values])
+    return (sums[n:] - sums[:-n]) / n
+
+
+def side(difference: float) -> float:
+    return 0.5 if difference == 0 else float(difference > 0)
+
+
+def cell(mean: float, interval: Any) -> str:
+    low, high = interval if interval is not None else (np.nan, np.nan)
+    return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def quartiles(numbers: np.ndarray) -> str:
+    low, middle, high = np.percentile(numbers, [25, 50, 75])
+    return f"{middle:.0f} ({low:.0f}, {high:.0f})"
+
+
+if __name__ == "__main__":
+    main()
