@@ -16,6 +16,7 @@ from legend_hf.directions.choose import (
     directions_without,
     length_axis,
     right,
+    unseen_sources,
     without_length,
 )
 from legend_hf.directions.estimators import ESTIMATORS
@@ -127,6 +128,70 @@ def test_nothing_is_scored_by_what_saw_its_prompt():
     again = chosen_from(wild, ("mean_difference",), groups, seed=3)
     np.testing.assert_allclose(again.unbiased[inside], -50 * choice.unbiased[inside], rtol=1e-4)
     assert not np.allclose(again.unbiased[~inside], choice.unbiased[~inside], rtol=1e-2)
+
+
+def of_sources(own, shared, sources=3, pairs=120, width=24, seed=0):
+    """Differences `[2, n, width]`: layer 0 has an axis of each source's own, layer 1 one that all share; and sources."""
+    rng = np.random.default_rng(seed)
+    differences = rng.standard_normal((2, sources * pairs, width))
+    named = np.repeat(np.arange(sources), pairs)
+    axes = np.linalg.qr(rng.standard_normal((width, width)))[0]
+    differences[0] += own * axes[named]
+    differences[1] += shared * axes[-1]
+    return differences.astype(np.float32), named
+
+
+def test_a_layer_that_serves_every_source_is_chosen_over_one_that_serves_each_its_own():
+    differences, sources = of_sources(own=3.0, shared=1.0)
+    alone = chosen_from(differences)
+    apart = chosen_from(differences, sources=sources)
+    assert (alone.place, apart.place) == (0, 1)
+    assert right(alone.unbiased).mean() > right(apart.unbiased).mean() + 0.03, "which costs something at home"
+    # Both are held-out margins of directions of all sources, so those of one trial are the same.
+    for trial in apart.tried:
+        (same,) = [t for t in alone.tried if (t.place, t.estimator) == (trial.place, trial.estimator)]
+        np.testing.assert_allclose(trial.raw, same.raw, atol=1e-5)
+    # The control: sources that are drawn at random, and say nothing of the pairs, change nothing.
+    coins = np.random.default_rng(0).permutation(sources)
+    assert chosen_from(differences, sources=coins).place == alone.place
+
+
+def test_each_source_counts_the_same_however_many_pairs_it_has():
+    # Layer 1 serves a large source well, layer 0 two small ones; all along axes that the sources share.
+    rng = np.random.default_rng(1)
+    sources = np.repeat([0, 1, 2], [400, 60, 60])
+    differences = rng.standard_normal((2, 520, 12)).astype(np.float32)
+    differences[0, :, 0] += np.where(sources == 0, 0.3, 2.5)
+    differences[1, :, 0] += np.where(sources == 0, 2.5, 0.3)
+    assert chosen_from(differences, ("mean_difference",)).place == 1
+    assert chosen_from(differences, ("mean_difference",), sources=sources).place == 0
+
+
+def test_of_an_unseen_source_neither_pairs_nor_prompts_were_seen():
+    differences, sources = of_sources(own=0.5, shared=1.0, pairs=60)
+    groups = np.arange(180)
+    groups[60:70] = groups[:10]  # prompts that two sources share
+    wild = differences.copy()
+    wild[:, sources == 1] *= -50
+    wild[:, :10] *= -50  # what source 0 has of the prompts of source 1
+
+    def margins(given):
+        return unseen_sources(given, range(2), TRIED, groups, sources, middle=0.5, seed=0)
+
+    before, after = margins(differences), margins(wild)
+    np.testing.assert_allclose(after[sources == 1], -50 * before[sources == 1], rtol=1e-4)
+    assert not np.allclose(after[70:][sources[70:] == 2], before[70:][sources[70:] == 2], rtol=1e-2), "the control"
+    assert right(before).mean() > 0.7
+    # Where nothing is left to fit on, nothing is claimed.
+    assert np.isnan(unseen_sources(differences, range(2), TRIED, np.zeros(180, int), sources, middle=1, seed=0)).all()
+
+
+def test_a_source_that_lacks_folds_is_judged_by_the_others():
+    differences, sources = of_sources(own=0.5, shared=1.0, pairs=40)
+    groups = np.r_[np.zeros(40, int), np.arange(1, 81)]  # the first source is one prompt
+    for estimator in ESTIMATORS:
+        choice = chosen_from(differences, (estimator,), groups, sources=sources)
+        assert all(np.isfinite(trial.apart).all() for trial in choice.tried)
 
 
 @pytest.mark.parametrize("name", list(ESTIMATORS))

@@ -19,6 +19,7 @@ from legend_hf.directions.differences import read_differences
 from legend_hf.directions.direction import CONFIG_FILE, TENSOR_FILE, ArtifactError, Direction, _digest
 from legend_hf.directions.fit import fit_direction
 from legend_hf.directions.induce import REFERENCE_REFUSAL, pairs_with_refusal
+from legend_hf.directions.summary import summary
 from legend_hf.hub.verdict import verdict_on
 from legend_hf.reading.formats import RowError
 
@@ -249,6 +250,73 @@ def test_a_fit_records_the_folds_that_it_had_and_no_interval_of_a_point(tiny_lla
     assert f"it was measured on {prompts} distinct prompts, fewer than 20: too few to rely on." in doubts
     alone = fit_direction(PAIRS[:1], model=str(tiny_llama), calibration="raw").facts
     assert (alone.accuracy_interval, alone.length_accuracy_interval, alone.effect) == (None, None, None)
+
+
+def named_by(rows, *names):
+    return [{**row, "origin": names[i % len(names)]} for i, row in enumerate(rows)]
+
+
+def test_where_pairs_name_their_source_both_accuracies_are_recorded_and_said(tiny_llama, tmp_path):
+    rows = named_by(MANY, "kitchen", "garden", "music")
+    direction = fit_direction(rows, model=str(tiny_llama), source_column="origin")
+    facts = direction.facts
+    assert set(facts.transfer_by_source) == {"kitchen", "garden", "music"}
+    assert facts.transfer_accuracy == pytest.approx(np.mean(list(facts.transfer_by_source.values())))
+    assert facts.transfer_interval[0] <= facts.transfer_accuracy <= facts.transfer_interval[1]
+    assert facts.held_out.endswith("for each fold without it, by sources left out of the fit")
+    direction.save_pretrained(tmp_path / "direction")
+    loaded = Direction.from_pretrained(tmp_path / "direction", model=tiny_llama)
+    assert loaded.facts == facts
+    card = (tmp_path / "direction" / "README.md").read_text()
+    assert f"| accuracy on a source left out | {facts.transfer_accuracy:.3f}" in card
+    assert f"other sources  {facts.transfer_accuracy:.3f} of the pairs" in summary(direction)
+    assert direction.facts.accuracy is not None
+    # Without sources there is one accuracy, and nothing is said of another.
+    plain = fit_direction(rows, model=str(tiny_llama))
+    assert (plain.facts.transfer_accuracy, plain.facts.transfer_by_source) == (None, None)
+    assert "other sources" not in summary(plain)
+    # With nothing to choose, sources change nothing but what is known.
+    fixed = {"model": str(tiny_llama), "layer": 2, "estimator": "mean_difference"}
+    told = fit_direction(rows, source_column="origin", **fixed)
+    assert (told.vector == fit_direction(rows, **fixed).vector).all()
+    assert told.facts.transfer_accuracy is not None
+
+
+def test_transfer_is_the_mean_over_sources_and_falls_to_a_coin_where_they_contradict_each_other(tiny_llama):
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"], "origin": "turned"} for row in MANY[:8]]
+    rows = [*named_by(MANY[8:], "straight"), *turned]
+    facts = fit_direction(
+        rows, model=str(tiny_llama), layer=2, estimator="mean_difference", source_column="origin"
+    ).facts
+    assert max(facts.transfer_by_source.values()) < 0.5 < facts.accuracy
+    assert "on pairs of a source left out of the fit it cannot be told from chance." in verdict_on(asdict(facts)).doubts
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (MANY, "`source_column='origin'` names no column; allowed are the batch's columns, `prompt`, `chosen`"),
+        (
+            named_by(MANY, "one"),
+            "`origin` names 'one' as the source of all pairs, and one can be left out only of several",
+        ),
+        (
+            named_by(MANY, "one", None),
+            "row 1, column `origin`: given None; allowed is what names where the pair is from",
+        ),
+    ],
+)
+def test_sources_that_are_none_are_refused_before_the_model_is_touched(rows, message):
+    with pytest.raises(ValueError, match=message):
+        fit_direction(rows, model="nobody/nothing", source_column="origin")
+
+
+def test_a_pair_without_a_source_can_be_skipped(tiny_llama):
+    rows = named_by(MANY, "one", "two", None)
+    facts = fit_direction(
+        rows, model=str(tiny_llama), layer=2, estimator="mean_difference", source_column="origin", on_error="skip"
+    ).facts
+    assert (facts.pairs, facts.skipped) == (24, 12)
 
 
 def test_the_effect_tells_labels_from_coins_where_the_scale_does_not():

@@ -1,24 +1,30 @@
 """Which layer, which estimator: tried on pairs held out by prompt.
 
-In: differences `[layers, n, d_model]`, the pairs' prompts. Out: held-out raw margins of every layer and estimator
-that was tried, the choice, and what the choice scores on pairs that had no part in it. This file knows no texts and no
-models.
+In: differences `[layers, n, d_model]`, the pairs' prompts, maybe their sources. Out: held-out raw margins of every
+layer and estimator that was tried, the choice, and what the choice scores on pairs that had no part in it. This file
+knows no texts and no models.
 
 Pairs are dealt to five folds by prompt. One direction is fitted without each fold, and one without each two: fifteen
-fits, which give a cross-validation and, for each fold, one among the other four that has never seen it.
+fits, which give a cross-validation and, for each fold, one among the other four that has never seen it. Where the
+pairs' sources are told, each of these fits is made once more without each source, and what is judged by is its pairs:
+what does best on pairs of a kind that was not fitted on need not be what does best on more of the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
 from legend_hf.directions import resample
 from legend_hf.directions.estimators import ESTIMATORS, NoDirectionError, Sums, unit, whitened_from
 
+Differences = np.ndarray | Sequence[np.ndarray]
+"""`[layers, n, d_model]`, or the layers one after the other."""
 FOLDS = 5
 # With fewer prompts the order of layers is noise. On forty pairs of twenty prompts, where trying begins, the layer
 # chosen as below scored half a point less than the middle one, and the best of cross-validation two points.
@@ -41,11 +47,18 @@ class Trial:
         raw: Raw margins `[n, folds]`. In column k: of a direction fitted without fold k and without the pair's own
             fold. So where k is the pair's own fold, this is plain cross-validation; elsewhere it is one that never
             saw fold k. NaN where that was not asked for.
+        apart: The same, of directions that were fitted without the pair's source too; None where sources are not told.
     """
 
     place: int
     estimator: str
     raw: np.ndarray
+    apart: np.ndarray | None = None
+
+    @property
+    def judged(self) -> np.ndarray:
+        """The margins `[n, folds]` that a choice goes by."""
+        return self.raw if self.apart is None else self.apart
 
     def held_out(self, folds: np.ndarray) -> np.ndarray:
         """Raw margins `[n]` of directions fitted without the pair's fold."""
@@ -80,7 +93,7 @@ class Choice:
 
 
 def choose(
-    differences: np.ndarray,
+    differences: Differences,
     layers: Sequence[int],
     estimators: Sequence[str],
     groups: np.ndarray,
@@ -88,6 +101,7 @@ def choose(
     middle: float,
     seed: int,
     lengths: np.ndarray | None = None,
+    sources: np.ndarray | None = None,
 ) -> Choice:
     """Tries layers and estimators on held-out prompts and takes one of each.
 
@@ -95,6 +109,9 @@ def choose(
     model and there the estimator that was named first. An accuracy is averaged with its neighbours' before, and the
     error is that of the difference to the best, by prompt. So a few pairs, which cannot tell layers apart, get the
     middle layer, the best guess without data, and many pairs get the layer that they show to be better.
+
+    Where sources are told, an accuracy is that on each source of directions fitted on the others, every source counting
+    the same. The raw margins of the choice are those of directions fitted on all of them, either way.
 
     Args:
         differences: `[layers, n, d_model]`.
@@ -104,6 +121,7 @@ def choose(
         middle: The layer to prefer.
         seed: Of the folds.
         lengths: Length differences `[n]` whose effect every fit is to leave out, see `without_length`.
+        sources: Where each pair is from, numbered, `[n]`, at least two; see `unseen_sources`.
 
     Returns:
         The choice. With one layer and one estimator nothing is chosen, only cross-validated.
@@ -114,8 +132,18 @@ def choose(
     left_out = [(k,) for k in range(count)] + (list(combinations(range(count), 2)) if nested else [])
 
     def try_out(place: int, estimator: str) -> Trial:
-        vectors = directions_without(differences[place], folds, left_out, estimator, lengths)
-        return Trial(place, estimator, _margins(differences[place], folds, left_out, vectors))
+        layer = differences[place]
+        vectors = directions_without(layer, folds, left_out, estimator, lengths)
+        raw = _margins(layer, folds, left_out, vectors)
+        if sources is None or not nested:
+            return Trial(place, estimator, raw)
+        apart = np.empty_like(raw)
+        for source in np.unique(sources):
+            own = sources == source
+            rest = None if lengths is None else lengths[~own]
+            vectors = directions_without(layer[~own], folds[~own], left_out, estimator, rest)
+            apart[own] = _margins(layer[own], folds[own], left_out, vectors)
+        return Trial(place, estimator, raw, apart)
 
     tried: dict[tuple[int, str], Trial] = {}
     running: Sequence[int] = range(len(layers))
@@ -123,7 +151,7 @@ def choose(
         # The mean difference needs no covariance, so all layers can be compared by it.
         scout = [try_out(place, "mean_difference") for place in running]
         tried.update({(trial.place, trial.estimator): trial for trial in scout})
-        running = sorted({place for k in (None, *range(count)) for place in _best_layers(scout, folds, k)})
+        running = sorted({place for k in (None, *range(count)) for place in _best_layers(scout, folds, k, sources)})
     for estimator in estimators:
         for place in running:
             if (place, estimator) not in tried:
@@ -137,9 +165,9 @@ def choose(
         """The choice that pairs outside fold k make; of all pairs where k is None."""
         candidates = everything
         if len(running) < len(layers):
-            best = _best_layers([t for t in everything if t.estimator == "mean_difference"], folds, k)
+            best = _best_layers([t for t in everything if t.estimator == "mean_difference"], folds, k, sources)
             candidates = tuple(t for t in everything if t.place in best and t.estimator in estimators)
-        return _pick(candidates, layers, estimators, folds, groups, k, middle)
+        return _pick(candidates, layers, estimators, folds, groups, k, middle, sources)
 
     final = pick(None)
     raw, unbiased, comparable = final.held_out(folds), np.empty(len(groups)), np.empty(len(groups))
@@ -148,6 +176,56 @@ def choose(
         unbiased[inside] = picked.raw[inside, k]
         comparable[inside] = unbiased[inside] * _times_as_large(raw, picked.held_out(folds))
     return Choice(final.place, final.estimator, raw, unbiased, comparable, True, everything)
+
+
+def unseen_sources(
+    differences: Differences,
+    layers: Sequence[int],
+    estimators: Sequence[str],
+    groups: np.ndarray,
+    sources: np.ndarray,
+    *,
+    middle: float,
+    seed: int,
+    lengths: np.ndarray | None = None,
+) -> np.ndarray:
+    """Raw margins `[n]`, each of the layer and estimator chosen, and the direction fitted, without the pair's source.
+
+    Neither choice nor direction has seen the prompts of that source, in any other. Of three sources or more the choice
+    among the others is one by sources again, of two it is one by prompts. NaN where too little is left to fit on.
+
+    Args: as `choose` has them.
+    """
+    raw = np.full(len(groups), np.nan)
+    for source in np.unique(sources):
+        own = sources == source
+        rest = ~np.isin(groups, groups[own])
+        prompts, others = resample.groups_of(groups[rest].tolist()), resample.groups_of(sources[rest].tolist())
+        if len(np.unique(prompts)) < 2:
+            continue
+        some = None if lengths is None else lengths[rest]
+        choice = choose(
+            _Layers(differences, rest), layers, estimators, prompts,
+            middle=middle, seed=seed, lengths=some, sources=others if len(np.unique(others)) > 1 else None,
+        )  # fmt: skip
+        layer = differences[choice.place]
+        with suppress(NoDirectionError):
+            raw[own] = layer[own] @ ESTIMATORS[choice.estimator](without_length(layer[rest], some))
+    return raw
+
+
+@dataclass(frozen=True, eq=False)
+class _Layers(Sequence[np.ndarray]):
+    """Some pairs of every layer, copied when a layer is asked for: all layers may be more than the memory holds."""
+
+    differences: Differences
+    rows: np.ndarray
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.differences[place][self.rows]
+
+    def __len__(self) -> int:
+        return len(self.differences)
 
 
 def directions_without(
@@ -170,10 +248,12 @@ def directions_without(
     outer = estimator == "whitened" and n >= width
     sums = None
     if outer or estimator == "mean_difference":
-        sums = [Sums.of(differences[folds == k], outer=outer) for k in range(int(folds.max()) + 1)]
+        sums = [Sums.of(differences[folds == k], outer=outer) for k in range(_count(left_out))]
     vectors = np.zeros((len(left_out), width))
     for row, without in enumerate(left_out):
         keep = ~np.isin(folds, without)
+        if not keep.any():
+            continue
         axis = None if lengths is None else length_axis(differences[keep], lengths[keep])
         try:
             if sums is None:
@@ -234,7 +314,7 @@ def _margins(
     differences: np.ndarray, folds: np.ndarray, left_out: Sequence[tuple[int, ...]], vectors: np.ndarray
 ) -> np.ndarray:
     """Raw margins `[n, folds]` as `Trial` has them."""
-    count = int(folds.max()) + 1
+    count = _count(left_out)
     with np.errstate(invalid="ignore"):  # Not finite times zero, in a layer that has no direction.
         projections = np.nan_to_num(differences.astype(np.float64) @ vectors.T, nan=0.0)  # [n, sets]
     raw = np.full((len(folds), count), np.nan)
@@ -245,6 +325,11 @@ def _margins(
             inside = folds == own
             raw[inside, other] = projections[inside, column]
     return raw
+
+
+def _count(left_out: Sequence[tuple[int, ...]]) -> int:
+    """How many folds there are; some of them may have no pair of a source."""
+    return max(fold for without in left_out for fold in without) + 1
 
 
 def _times_as_large(raw: np.ndarray, other: np.ndarray) -> float:
@@ -258,12 +343,19 @@ def right(raw: np.ndarray) -> np.ndarray:
     return (np.sign(raw) + 1) / 2
 
 
-def _scores(trials: Sequence[Trial], folds: np.ndarray, k: int | None) -> np.ndarray:
-    """Whether each pair `[n]` outside fold k is right, for each trial: `[n, trials]`."""
-    if k is None:
-        return np.stack([right(t.held_out(folds)) for t in trials], axis=1)
-    outside = folds != k
-    return np.stack([right(t.raw[outside, k]) for t in trials], axis=1)
+def _scores(trials: Sequence[Trial], folds: np.ndarray, k: int | None, sources: np.ndarray | None) -> np.ndarray:
+    """Whether each pair `[n]` outside fold k is right, for each trial: `[n, trials]`.
+
+    Weighted, where sources are told, so that the mean is that of the sources' means.
+    """
+    outside = np.flatnonzero(folds != k)  # all, where k is None
+    columns = folds if k is None else np.full(len(outside), k)
+    scores = np.stack([right(t.judged[outside, columns]) for t in trials], axis=1)
+    if sources is None:
+        return scores
+    sizes = np.bincount(sources[outside])
+    weights: np.ndarray = len(outside) / (np.count_nonzero(sizes) * sizes[sources[outside]])
+    return scores * weights[:, None]
 
 
 def _smoothing(trials: Sequence[Trial]) -> np.ndarray:
@@ -274,9 +366,9 @@ def _smoothing(trials: Sequence[Trial]) -> np.ndarray:
     return weights / weights.sum(axis=0)
 
 
-def _best_layers(scout: Sequence[Trial], folds: np.ndarray, k: int | None) -> list[int]:
+def _best_layers(scout: Sequence[Trial], folds: np.ndarray, k: int | None, sources: np.ndarray | None) -> list[int]:
     """The layers that pairs outside fold k leave in the running."""
-    accuracy = _scores(scout, folds, k).mean(axis=0) @ _smoothing(scout)
+    accuracy = _scores(scout, folds, k, sources).mean(axis=0) @ _smoothing(scout)
     apart = [abs(t.place - (len(scout) - 1) / 2) for t in scout]
     order = np.lexsort((apart, -accuracy))
     return [scout[i].place for i in order[:RUNNING]]
@@ -290,8 +382,9 @@ def _pick(
     groups: np.ndarray,
     k: int | None,
     middle: float,
+    sources: np.ndarray | None,
 ) -> Trial:
-    scores = _scores(trials, folds, k) @ _smoothing(trials)  # [n, trials]
+    scores = _scores(trials, folds, k, sources) @ _smoothing(trials)  # [n, trials]
     accuracy = scores.mean(axis=0)
     best = int(accuracy.argmax())
     within = groups if k is None else groups[folds != k]

@@ -89,6 +89,10 @@ class Facts:
         concept: What the direction is about; None is safety.
         poles: What it points from and to; None is from unsafe to safe.
         curve: Held-out accuracy by the share of the prompts fitted on, one mapping each, see `curve.learning_curve`.
+        transfer_accuracy: Where the pairs' sources were told: share of a source's pairs that are right by a direction
+            chosen and fitted on the other sources, the mean over the sources. What to expect of another kind of pairs.
+        transfer_interval: Its 95 % interval, by prompt, the sources taken as given.
+        transfer_by_source: The share of each source.
     """
 
     estimator: str | None = None
@@ -113,6 +117,9 @@ class Facts:
     curve: Curve | None = None
     concept: str | None = None
     poles: tuple[str, str] | None = None
+    transfer_accuracy: float | None = None
+    transfer_interval: tuple[float, float] | None = None
+    transfer_by_source: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         """Makes numbers and paths what JSON has, and refuses a concept that cannot be told."""
@@ -629,6 +636,11 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "None": lambda value: value is None,
     "Mapping[str, str]": lambda value: isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
     "tuple[str, str]": lambda value: isinstance(value, list) and all(isinstance(word, str) for word in value),
+    "Mapping[str, float]": lambda value: (
+        isinstance(value, dict)
+        and len(value) <= MOST_TRIED
+        and all(len(name) <= _MOST_TEXT and _is_share(v) for name, v in value.items())
+    ),
     "tuple[float, float]": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_float, value)),
     "tuple[float, ...]": lambda value: isinstance(value, list) and all(map(_is_float, value)),
     "tuple[Mapping[str, Any], ...]": _is_search,

@@ -21,7 +21,16 @@ import numpy as np
 
 from legend_hf.directions import resample
 from legend_hf.directions.calibrate import RAW, Calibration, fit_calibration
-from legend_hf.directions.choose import FEWEST_PROMPTS, FOLDS, TRIED, Choice, choose, right, without_length
+from legend_hf.directions.choose import (
+    FEWEST_PROMPTS,
+    FOLDS,
+    TRIED,
+    Choice,
+    choose,
+    right,
+    unseen_sources,
+    without_length,
+)
 from legend_hf.directions.curve import learning_curve
 from legend_hf.directions.differences import log_lengths, read_differences
 from legend_hf.directions.direction import Direction, Facts
@@ -70,6 +79,7 @@ def fit_direction(
     prompt_column: str = "prompt",
     chosen_column: str = "chosen",
     rejected_column: str = "rejected",
+    source_column: str | None = None,
     on_error: str = "raise",
     pairs_source: str | None = None,
     concept: str | None = None,
@@ -85,6 +95,11 @@ def fit_direction(
     chosen by all. The direction that is returned is fitted on all pairs.
 
     With fewer than 20 prompts nothing is tried: `"auto"` is then the middle layer and the mean difference.
+
+    With `source_column` the pairs say where they are from, and the choice is the one that does best on each source when
+    fitted on the others, each counting the same. Both accuracies are recorded: `facts.accuracy`, on other prompts of
+    the same sources, and `facts.transfer_accuracy`, on sources that had no part in choice or fit: what to expect of
+    pairs of a kind that is not among yours.
 
     Args:
         pairs: A `Dataset` or rows, in any shape that `LegendMarginFn` takes; `chosen` is the harmless side, or
@@ -112,6 +127,8 @@ def fit_direction(
         prompt_column: Name of the prompts' column, where it is not `prompt`.
         chosen_column: Name of the chosen (harmless) responses' column.
         rejected_column: Name of the rejected (harmful) responses' column.
+        source_column: Name of a column that says which source each pair is from, two of them at least; None leaves
+            prompts out, and no sources.
         on_error: `"raise"` at the first pair that cannot be read, before any forward pass, or `"skip"` them.
         pairs_source: What the pairs are, for the card: a dataset id, say.
         concept: What the pairs contrast, in a word or two, where it is not safety: `"helpfulness"`, say. Cards, plots
@@ -127,7 +144,7 @@ def fit_direction(
 
     Raises:
         ValueError: `pairs` are no rows, an argument contradicts the preset, a pair cannot be read, the sides do not
-            differ, or there are too few prompts to hold any out.
+            differ, there are too few prompts to hold any out, or `source_column` names fewer than two sources.
         RowError: A row is none of the accepted shapes (a ValueError).
     """
     _check_pairs(pairs)
@@ -149,14 +166,16 @@ def fit_direction(
     )
     check_on_error(on_error)
     runtime = Runtime(None, device, batch_tokens, trust_remote_code)  # refused before any row is read
-    columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
+    columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column, source=source_column)
     read = [*read_pairs(pairs, columns, on_error=on_error)]  # all of them, before anything costly happens
+    _check_sources([pair for pair in read if isinstance(pair, Pair)], source_column)
     opened, path = _open(recipe, model, revision, runtime)
     reader = opened.reader
     encoded = encode_pairs(partial(opened.encode, fitting=True), read, on_error=on_error)
     kept, texts = [pair for pair, _ in encoded], [sides for _, sides in encoded]
     groups = resample.groups_of([opening(pair.chosen) for pair in kept])
     _check_enough(groups, recipe.calibration)
+    _check_sources(kept, source_column)
     layers, estimators = _candidates(recipe, reader, len(np.unique(groups)))
     kept_here = None if store is None else KeptDifferences(store, _deciding(reader, path, layers, texts))
     with stopping_in_order(how_to_go_on(None if kept_here is None else str(kept_here.path.parent)), workers=False):
@@ -168,14 +187,20 @@ def fit_direction(
             kept = [pair for row, pair in enumerate(kept) if row not in lost]
             groups = resample.groups_of([opening(pair.chosen) for pair in kept])
             _check_enough(groups, recipe.calibration)
+            _check_sources(kept, source_column)
         lengths = log_lengths(kept) if recipe.debias == "length" else None
-        chosen = None
+        sources = None if source_column is None else resample.groups_of([pair.source for pair in kept])
+        chosen, unseen = None, None
         if len(np.unique(groups)) > 1:
-            middle = reader.n_layers / 2
-            chosen = choose(differences, layers, estimators, groups, middle=middle, seed=seed, lengths=lengths)
+            tried: dict[str, Any] = {"middle": reader.n_layers / 2, "seed": seed, "lengths": lengths}
+            chosen = choose(differences, layers, estimators, groups, sources=sources, **tried)
+            if sources is not None:
+                unseen = unseen_sources(differences, layers, estimators, groups, sources, **tried)
         place, name = (chosen.place, chosen.estimator) if chosen is not None else (0, estimators[0])
         vector = ESTIMATORS[name](without_length(differences[place], lengths)).astype(np.float32)
         facts = _facts(kept, groups, layers, chosen, seed)
+        if unseen is not None:
+            facts = replace(facts, **_transfer(right(unseen), groups, kept))
         if chosen is not None:
             facts = replace(facts, curve=learning_curve(differences[place], groups, chosen, seed=seed, lengths=lengths))
         direction = Direction(
@@ -288,6 +313,14 @@ def _calibrate(kind: str, chosen: Choice | None) -> Calibration:
     return RAW if chosen is None else fit_calibration(kind, chosen.raw, unbiased=chosen.comparable)
 
 
+def _check_sources(pairs: Sequence[Pair], column: str | None) -> None:
+    if column is not None and len(named := {pair.source for pair in pairs}) < 2:
+        raise ValueError(
+            f"`{column}` names {', '.join(map(repr, named)) or 'nothing'} as the source of all pairs, and one can be "
+            "left out only of several; give pairs of at least two sources, or leave out `source_column`"
+        )
+
+
 def _facts(pairs: Sequence[Pair], groups: np.ndarray, layers: Sequence[int], chosen: Choice | None, seed: int) -> Facts:
     """What the pairs and the held-out numbers say of a fit."""
     shorter_right = right(-log_lengths(pairs))
@@ -302,6 +335,7 @@ def _facts(pairs: Sequence[Pair], groups: np.ndarray, layers: Sequence[int], cho
         held_out = f"{count}-fold cross-fitting by prompt (first user turn)"
         if chosen.nested:
             held_out += "; layer and estimator chosen for each fold without it"
+            held_out += ", by sources left out of the fit" if pairs[0].source is not None else ""
     packages = ("torch", "transformers", "tokenizers", "numpy")
     return Facts(
         pairs=len(pairs),
@@ -320,6 +354,27 @@ def _facts(pairs: Sequence[Pair], groups: np.ndarray, layers: Sequence[int], cho
         gain=gain,
         gain_interval=gain_interval,
     )
+
+
+def _transfer(rights: np.ndarray, groups: np.ndarray, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """How often pairs `[n]` of a source are right by what was fitted without it: the mean of the sources' shares."""
+    named = np.array([pair.source for pair in pairs])
+    shares: dict[str, float] = {}
+    errors = []
+    for source in dict.fromkeys(named.tolist()):
+        own = named == source
+        if np.isfinite(rights[own]).all():  # else too little was left to fit on
+            shares[source] = float(rights[own].mean())
+            errors.append(resample.standard_errors(rights[own, None], resample.groups_of(groups[own].tolist()))[0])
+    if not shares:
+        return {}
+    mean, error = float(np.mean(list(shares.values()))), float(np.linalg.norm(errors)) / len(errors)
+    ends = resample.wilson(np.array([mean]), np.array([error]), np.bincount(groups)) if np.isfinite(error) else None
+    return {
+        "transfer_accuracy": mean,
+        "transfer_interval": None if ends is None else resample.interval_of(ends[0]),
+        "transfer_by_source": shares,
+    }
 
 
 def _effect(raw: np.ndarray, groups: np.ndarray) -> tuple[float | None, resample.Interval | None]:

@@ -20,6 +20,8 @@ def summary(direction: Direction) -> str:
         ("fitted on", f"{facts.pairs} pairs of {facts.prompts} prompts, {facts.estimator}"),
         ("held out", facts.held_out or "not recorded"),
         *direction.verdict.lines,
+        *([("other sources", f"{facts.transfer_accuracy:.3f} of the pairs of a source left out of the fit")]
+          if facts.transfer_accuracy is not None else []),
         ("effect", "not recorded" if facts.effect is None else f"{facts.effect:+.2f} deviations, held out"),
         ("calibration", direction.calibration.label()),
     ]  # fmt: skip

@@ -170,6 +170,7 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
             + [
                 ("held-out accuracy", _share(fit["accuracy"], fit["accuracy_interval"])),
                 ("length baseline", _length(fit)),
+                *_transfer(fit),
                 ("effect", _effect(fit)),
                 ("versions", _versions(fit["versions"])),
                 ("written by", escaped(facts["library"])),
@@ -287,6 +288,14 @@ def _length(fit: Facts) -> str:
     return _share(fit["length_accuracy"], fit["length_accuracy_interval"]) + (
         f", taking the {escaped(rule)} response" if rule else ""
     )
+
+
+def _transfer(fit: Facts) -> list[tuple[str, str]]:
+    """What it does on pairs of sources that it was not fitted on, where that was measured."""
+    if fit.get("transfer_accuracy") is None:
+        return []
+    each = ", ".join(f"{escaped(name)} {100 * value:.1f} %" for name, value in fit["transfer_by_source"].items())
+    return [("accuracy on a source left out", f"{_share(fit['transfer_accuracy'], fit['transfer_interval'])}: {each}")]
 
 
 def _effect(fit: Facts) -> str:

@@ -124,6 +124,9 @@ def _doubts(fit: Facts) -> Sequence[str]:
         found.append("its held-out accuracy is under one half: it points the wrong way, or at nothing.")
     elif interval is not None and interval[0] <= 0.5:
         found.append("the interval of its held-out accuracy reaches down to chance.")
+    transfer = _interval(fit, "transfer_interval")
+    if transfer is not None and transfer[0] <= 0.5:
+        found.append("on pairs of a source left out of the fit it cannot be told from chance.")
     if length is not None and accuracy <= length:
         found.append("on held-out pairs it does no better than the length of the responses.")
     elif length is not None and _beats_length(fit) is False:

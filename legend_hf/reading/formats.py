@@ -90,11 +90,13 @@ class Pair:
         chosen: The better side.
         rejected: The other one.
         columns: The row's columns that the two were read from, for errors.
+        source: Where the pair is from, in the row's words; None where no column was named for it.
     """
 
     chosen: Conversation
     rejected: Conversation
     columns: tuple[str, str] = field(default=("chosen", "rejected"), compare=False)
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class Columns:
     response_0: str = "response_0"
     response_1: str = "response_1"
     safer: str = "safer_response_id"
+    source: str | None = None
 
     def __post_init__(self) -> None:
         """Takes names of any string type."""
@@ -204,7 +207,8 @@ def pairs_from_batch(batch: Any, columns: Columns = _DEFAULT_COLUMNS, *, first_r
         if safer and _safer(row[columns.safer], columns.safer):
             given.reverse()
         chosen, rejected = _conversations(row, given, columns)
-        return Pair(chosen, rejected, (given[0][0], given[1][0]))
+        source = None if columns.source is None else _source(row[columns.source], columns.source)
+        return Pair(chosen, rejected, (given[0][0], given[1][0]), source)
 
     read = _each(table, pair, first_row)
     _check_prompts(
@@ -406,7 +410,8 @@ def _names(batch: Any, columns: Columns) -> list[str]:
 
 def _table(batch: Any, names: Sequence[str], required: Sequence[str], columns: Columns) -> dict[str, list[Any]]:
     """The required columns, and those that any shape may have, as lists of equal length."""
-    optional = (columns.prompt, columns.tools, columns.chat_template_kwargs)
+    optional = [columns.prompt, columns.tools, columns.chat_template_kwargs]
+    optional += [] if columns.source is None else [columns.source]
     wanted = [*required, *optional]
     twice = next((name for name in wanted if wanted.count(name) > 1), None)
     if twice is not None:
@@ -647,6 +652,12 @@ def _safer(value: Any, column: str) -> int:
     if isinstance(number, bool) or not isinstance(number, int | float) or number not in (0, 1):
         raise _Refusal(column, f"given {_excerpt(value)}", "is 0 or 1, the number of the safer response")
     return int(number)
+
+
+def _source(value: Any, column: str) -> str:
+    if _is_missing(value) or not str(value).strip():
+        raise _Refusal(column, f"given {_excerpt(value)}", "is what names where the pair is from")
+    return str(value)
 
 
 def _check_end(response: Sequence[Message], column: str, side: _Value) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from legend_hf.hub import cards
 from legend_hf.hub.concept import Concept, either
@@ -217,6 +218,13 @@ def _coverage(coverage: Coverage) -> str:
     return " ".join(said)
 
 
+def _transfer(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    if facts.get("transfer_accuracy") is None:
+        return []
+    measured = bracketed(Estimate(facts["transfer_accuracy"], facts["transfer_interval"]))
+    return [("other sources", measured, "The same of pairs whose source was left out of the fit, each in turn.")]
+
+
 def _direction(direction: DirectionReport) -> str:
     facts, reader = direction.facts, direction.reader
     accuracy = Estimate(_or_none(facts["accuracy"]), facts["accuracy_interval"])
@@ -246,6 +254,7 @@ def _direction(direction: DirectionReport) -> str:
             bracketed(length) + (f", the {cards.escaped(facts['length_rule'])} one" if facts["length_rule"] else ""),
             "The same for the better one of two rules: to take the shorter response, or the longer.",
         ),
+        *_transfer(facts),
         (
             "effect",
             bracketed(Estimate(_or_none(facts["effect"]), facts["effect_interval"]), signs=True),
