@@ -232,6 +232,22 @@ def report(
     )
 
 
+def _measured(dataset: Any, columns: Columns, category_column: str | None, excerpts: int) -> list[Margins]:
+    """The margins of all splits; of a mapping, the splits are its values, as those of a `DatasetDict` are."""
+    splits = {} if dataset is None else dataset if isinstance(dataset, Mapping) else {"": dataset}
+    return [
+        margins
+        for name, split in splits.items()
+        for margins in read_margins(
+            split,
+            name=str(name) or str(getattr(split, "split", None) or "train"),
+            columns=columns,
+            category_column=category_column,
+            excerpts=excerpts,
+        )
+    ]
+
+
 @contextmanager
 def _reading() -> Iterator[None]:
     """What reads for a report has options that `report` has not: whoever stops it or is refused is told so."""
