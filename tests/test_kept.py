@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from legend_hf import Direction, fit_direction
 from legend_hf.directions import differences
-from legend_hf.directions.kept import SUFFIX, KeptDifferences
+from legend_hf.directions.kept import SUFFIX, KeptDifferences, default_folder, forget
 from legend_hf.reading.reader import OpenReader
 
 THINGS = [f"{a} {b}" for a in ("red", "old", "warm") for b in ("bread", "bikes", "paint", "tents")]
@@ -222,6 +222,28 @@ def test_what_nobody_came_back_for_is_deleted_after_a_month(tiny_llama: Path, tm
     _, read = reads.of(lambda: fit(tiny_llama, tmp_path / "fits"))
     assert read < 2 * len(PAIRS)
     assert set(file.parent.iterdir()) == {young, theirs}
+
+
+def test_what_stopped_fits_have_read_is_forgotten_when_asked_but_no_running_fit_and_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from legend_hf.cli import app
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path))
+    folder = default_folder()
+    stopped, running = KeptDifferences(folder, "stopped"), KeptDifferences(folder, "running")
+    stopped.__exit__()
+    (folder / "mine.differences").write_text("mine")
+    with running:
+        assert forget(folder, unused_days=1.0) == 0
+        assert stopped.path.exists()
+        told = CliRunner().invoke(app, ["store", "prune", "--all"])
+        assert "Forgot what 1 stopped fits had read" in told.output
+        assert not stopped.path.exists()
+        assert forget(folder, unused_days=0.0) == 0
+        assert running.path.exists()
+    assert forget(folder, unused_days=0.0) == 1
+    assert [path.name for path in folder.iterdir()] == ["mine.differences"]
 
 
 def test_two_at_once_are_refused_by_name(tiny_llama: Path, tmp_path: Path, reads: Reads):

@@ -278,13 +278,20 @@ def store_prune(
 ) -> None:
     """Forget the scores of directions that are no longer used. Their space is given back.
 
+    Without a path also what stopped fits have read.
+
     Example: store prune --unused-days 30
 
     Options:
         path: A store; the one that `annotate` uses by itself when left out.
     """
+    from legend_hf.directions.kept import default_folder, forget
+
+    days = 0.0 if everything else unused_days
+    if path is None and (fits := forget(default_folder(), unused_days=days)):
+        typer.echo(f"Forgot what {fits} stopped fits had read")
     store, before = _existing_store(path)
-    gone = store.prune(unused_days=0.0 if everything else unused_days)
+    gone = store.prune(unused_days=days)
     typer.echo(f"Forgot {gone} scores; {store.path} went from {before} to {store.path.stat().st_size} bytes")
 
 

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class KeptDifferences:
         digest = digest_of(deciding)
         self.path = Path(folder).expanduser().resolve() / f"{digest}{SUFFIX}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._forget_abandoned()
+        forget(self.path.parent, but=self.path)
         # Private: whose texts these are can be guessed.
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         self._file = os.fdopen(handle, "r+b")
@@ -57,11 +57,7 @@ class KeptDifferences:
     def __enter__(self) -> KeptDifferences:
         """Has the file for this process alone."""
         try:
-            import fcntl
-
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
+            _lock(self._file)
         except BlockingIOError as error:
             self._file.close()
             raise BlockingIOError(
@@ -115,17 +111,40 @@ class KeptDifferences:
         """Deletes the file: the fit has ended well."""
         self.path.unlink(missing_ok=True)
 
-    def _forget_abandoned(self) -> None:
-        """Deletes what other fits left here and nobody came back for: each is as large as all that it read."""
-        for file in self.path.parent.glob(f"{'[0-9a-f]' * 64}{SUFFIX}"):
-            with suppress(OSError):  # another process was quicker, or it is another user's
-                if file != self.path and time.time() - file.stat().st_mtime > DAYS * 86400:
-                    file.unlink()
-                    logger.info("deleted %s, kept for a fit that was stopped over %.0f days ago", file, DAYS)
-
     @staticmethod
     def _checked(number: int, content: bytes) -> bytes:
         return zlib.crc32(content, number).to_bytes(_CHECK, "little")
+
+
+def forget(folder: str | os.PathLike[str], *, unused_days: float = DAYS, but: Path | None = None) -> int:
+    """Deletes what stopped fits left in a folder: each is as large as all that it read.
+
+    Args:
+        folder: Where stopped fits are kept.
+        unused_days: How long nobody came back for it.
+        but: A file that stays; so do those of fits that are running.
+
+    Returns:
+        How many.
+    """
+    gone = 0
+    for path in Path(folder).expanduser().glob(f"{'[0-9a-f]' * 64}{SUFFIX}"):
+        with suppress(OSError):  # another process has it or was quicker, or it is another user's
+            if path != but and time.time() - path.stat().st_mtime >= unused_days * 86400:
+                with open(path, "rb") as file:
+                    _lock(file)
+                    path.unlink()
+                gone += 1
+                logger.info("deleted %s, kept for a fit that was stopped", path)
+    return gone
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Has a file for this process alone; where another one has it, a BlockingIOError."""
+    with suppress(ImportError):  # Windows has no such locks
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def default_folder() -> Path:
