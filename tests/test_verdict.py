@@ -169,7 +169,7 @@ def test_a_push_its_card_and_the_report_name_it(sound, tossed, demo, hub, tmp_pa
         ({"accuracy_interval": (0.49, 0.9)}, False, True, "worthless"),
         ({"accuracy": 0.4, "accuracy_interval": (0.3, 0.5), "gain": -0.2}, False, False, "worthless"),
         ({"length_accuracy": 0.75, "length_accuracy_interval": None, "gain": -0.05}, True, False, "not shown to beat"),
-        ({"prompts": 12}, True, True, "measured on 12 distinct prompts, fewer than 20"),
+        ({"prompts": 12}, True, True, "measured on 12 distinct prompts, too few to tell"),
         ({"accuracy": None, "accuracy_interval": None}, None, None, "held-out accuracy is unknown"),
         ({"accuracy": math.nan}, None, None, "no share between 0 and 1"),
         ({"gain_interval": (math.nan, 7.0)}, None, None, "no share between 0 and 1"),

@@ -137,7 +137,7 @@ class Reading:
     Attributes:
         source: Hub id, folder or fsspec URL of a direction; NAME=ID for each of several.
         revision: Branch, tag or commit of the direction.
-        model: Folder of the direction's model, instead of the Hub.
+        model: Folder or Hub id of the direction's model, where it is not to be read from its own place.
     """
 
     source: Sequence[str | os.PathLike[str]]

@@ -23,10 +23,11 @@ from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Bins, Calibration, Link
 from legend_hf.hub import cards, outputs, transfer
 from legend_hf.hub.concept import Concept, check_concept
+from legend_hf.hub.nearby import DIRECTION, is_path, no_folder, saying_what_is_there
 from legend_hf.hub.verdict import Verdict, verdict_on
 from legend_hf.reading.formats import SKIP, Columns, Message, RowError, conversation, pairs_from_batch
 from legend_hf.reading.plain import make_plain
-from legend_hf.reading.reader import OpenReader, Reader, Runtime, check_folder, open_reader
+from legend_hf.reading.reader import OpenReader, Reader, Runtime, located, open_reader, published_as
 from legend_hf.tracing.stream import Stream
 from legend_hf.tracing.trace import Trace, TracePair, trace_texts
 from legend_hf.tracing.values import Neutral
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2
 CONFIG_FILE = "config.json"
-TENSOR_FILE = "direction.safetensors"
+TENSOR_FILE = DIRECTION
 CARD_FILE = "README.md"
 MOST_TRIED = 4096
 """Most entries of `Facts.search`."""
@@ -324,7 +325,7 @@ class Direction:
         Args:
             source: A Hub model id, a folder, or a URL such as `s3://bucket/direction` or `hf://you/direction`.
             revision: Branch, tag or commit on the Hub; resolved to a commit, cached, and then usable offline.
-            model: Folder with the model, for a direction that was fitted on one, or to spare a download.
+            model: Folder or Hub id of the model, for a direction that was fitted on a folder, or to spare a download.
             token: Hub token; None takes the environment's.
             cache_dir: Instead of the Hub's cache folder.
             local_files_only: Never ask the Hub.
@@ -334,25 +335,38 @@ class Direction:
             ValueError: `model` is not the model of this direction.
             OSError: It cannot be reached or does not exist.
         """
-        found = transfer.read_files(
-            os.fspath(source),
-            [CONFIG_FILE, TENSOR_FILE],
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            max_bytes=_MOST_BYTES,
-        )
+        name = os.fspath(source)
+        if not os.path.isdir(name) and (is_path(source) or "/" not in name):
+            raise FileNotFoundError(no_folder(source, "direction"))
+        with saying_what_is_there(source, "direction"):
+            found = transfer.read_files(
+                name,
+                [CONFIG_FILE],
+                optional=[TENSOR_FILE],
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                max_bytes=_MOST_BYTES,
+            )
+            _check_tensors(found)
         # Not by the name that was given, which may hold a password.
         direction = _unpack(found.contents[CONFIG_FILE], found.contents[TENSOR_FILE], found.source)
-        if model is not None:
-            check_folder(direction.reader, os.fspath(model))
-        return replace(
-            direction,
-            repo_id=found.repo_id,
-            revision=found.commit,
-            model_path=os.fspath(model) if model is not None else None,
-        )
+        direction = replace(direction, repo_id=found.repo_id, revision=found.commit)
+        return direction if model is None else direction.with_model(model)
+
+    def with_model(self, model: str | os.PathLike[str]) -> Direction:
+        """The same direction, its model read from somewhere else.
+
+        Args:
+            model: Folder of its model, or the Hub id of one (`id` or `id@revision`).
+
+        Raises:
+            ValueError: It is another model.
+            OSError: It is not there; the error says what is.
+        """
+        reader, folder = located(self.reader, model)
+        return replace(self, reader=reader, model_path=folder)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes the artifact and its card into a folder; a hand-written card text stays.
@@ -478,8 +492,6 @@ class Direction:
 
     def _with_model_id(self, model_id: str | None, trust_remote_code: bool) -> Direction:
         """The direction of a published model: its own, or the one that is said to be the folder's."""
-        from legend_hf.reading.reader import describe_model
-
         name, _, revision = (model_id or "").partition("@")
         if self.reader.model is not None and (not name or (name == self.reader.model and not revision)):
             return self
@@ -490,18 +502,24 @@ class Direction:
                 "this direction was fitted on a model folder, which nobody else can load; publish the model and name "
                 'it: `push_to_hub(..., model_id="you/model")`'
             )
-        hub = describe_model(name, revision=revision or None, trust_remote_code=trust_remote_code)
-        keys = ["model_type", "d_model", "n_layers", "tokenizer_sha256"]
-        keys += ["chat_template_sha256"] if self.reader.template == "chat" else []
-        # Of a reader that was made by hand nothing may be known.
-        keys += [k for k in ("config_sha256", "weights_sha256", "code_sha256") if self.reader.config_sha256 is not None]
-        for key in keys:
-            if getattr(hub, key) != getattr(self.reader, key):
-                cut = ", or lie in other files: publish those that it was fitted on" if key == "weights_sha256" else ""
-                raise ValueError(f"{model_id!r} is not the model of this direction: its `{key}` differs{cut}")
-        if self.reader.model is not None:
-            return self
-        return replace(self, reader=replace(self.reader, model=hub.model, revision=hub.revision, model_sha256=None))
+        reader = published_as(self.reader, model_id or name, trust_remote_code=trust_remote_code)
+        return self if self.reader.model is not None else replace(self, reader=reader)
+
+
+def _check_tensors(found: transfer.Files) -> None:
+    """Refuses what has no vector, and says so where it is a model."""
+    if TENSOR_FILE in found.contents:
+        return
+    try:
+        config = json.loads(found.contents[CONFIG_FILE])
+    except (ValueError, RecursionError):
+        config = None
+    if isinstance(config, dict) and "model_type" in config:
+        raise ArtifactError(
+            f"{found.source!r} is a model, not a direction; give a direction that was fitted on it, and the model as "
+            "`model` if need be"
+        )
+    raise FileNotFoundError(f"{found.source!r} has no `{TENSOR_FILE}`; check that it is the right place and revision")
 
 
 def _unpack(config_bytes: bytes, tensor_bytes: bytes, source: str) -> Direction:

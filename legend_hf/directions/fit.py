@@ -39,6 +39,7 @@ from legend_hf.directions.kept import KeptDifferences
 from legend_hf.directions.recipe import Recipe
 from legend_hf.hub.concept import check_concept
 from legend_hf.reading.formats import Columns, Pair, opening, read_pairs
+from legend_hf.reading.identity import model_folder
 from legend_hf.reading.plain import check_on_error
 from legend_hf.reading.reader import (
     OpenReader,
@@ -47,6 +48,7 @@ from legend_hf.reading.reader import (
     deciding,
     describe_model,
     open_reader,
+    published_as,
     tensors_of,
     with_layer,
 )
@@ -62,6 +64,7 @@ def fit_direction(
     *,
     model: str | os.PathLike[str],
     revision: str | None = None,
+    model_id: str | None = None,
     preset: str | Recipe | None = None,
     template: str | None = None,
     joiner: str | None = None,
@@ -106,6 +109,9 @@ def fit_direction(
             that of the higher pole.
         model: Hub id or folder of the model that reads.
         revision: Branch, tag or commit of a Hub model; resolved to a commit.
+        model_id: Hub id (`id` or `id@revision`) of the model that lies in the folder `model`, so that the direction is
+            of that one for others. Weights, config and tokenizer are held against the Hub's record; no weights are
+            downloaded.
         preset: `"reference"` sets everything to what the paper's public code does; a `Recipe` to what it holds.
         template: `"auto"` (default), `"chat"`, `"dialogue"`, `"alpaca"` or a string with `{prompt}`.
         joiner: What stands between a plain template and the response; None takes the template's own.
@@ -146,6 +152,7 @@ def fit_direction(
         ValueError: `pairs` are no rows, an argument contradicts the preset, a pair cannot be read, the sides do not
             differ, there are too few prompts to hold any out, or `source_column` names fewer than two sources.
         RowError: A row is none of the accepted shapes (a ValueError).
+        OSError: The model is not there; the error says what is.
     """
     _check_pairs(pairs)
     check_concept(concept, poles)
@@ -169,7 +176,7 @@ def fit_direction(
     columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column, source=source_column)
     read = [*read_pairs(pairs, columns, on_error=on_error)]  # all of them, before anything costly happens
     _check_sources([pair for pair in read if isinstance(pair, Pair)], source_column)
-    opened, path = _open(recipe, model, revision, runtime)
+    opened, path = _open(recipe, model, revision, model_id, runtime)
     reader = opened.reader
     encoded = encode_pairs(partial(opened.encode, fitting=True), read, on_error=on_error)
     kept, texts = [pair for pair, _ in encoded], [sides for _, sides in encoded]
@@ -226,7 +233,11 @@ def fit_direction(
 
 
 def _open(
-    recipe: Recipe, model: str | os.PathLike[str], revision: str | None, runtime: Runtime
+    recipe: Recipe,
+    model: str | os.PathLike[str],
+    revision: str | None,
+    model_id: str | None,
+    runtime: Runtime,
 ) -> tuple[OpenReader, str | None]:
     """Opens what reads a model's texts as the recipe says, and says in which folder the model lies, if in one."""
     reader = describe_model(
@@ -236,7 +247,9 @@ def _open(
         device=runtime.device,
         trust_remote_code=runtime.trust_remote_code,
     )
-    path = os.fspath(model) if reader.model is None else None
+    path = model_folder(model)
+    if model_id is not None and model_id.partition("@")[0] != reader.model:
+        reader = published_as(reader, model_id, trust_remote_code=runtime.trust_remote_code)
     runtime = replace(runtime, path=path)
     if open_reader(reader, runtime).ends_texts and recipe.eos_of_tokenizer:
         reader = replace(reader, eos="append")

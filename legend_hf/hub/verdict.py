@@ -173,6 +173,9 @@ def _headline(fit: Facts, coin: bool | None, length: bool | None, doubts: Sequen
         if coin is None:
             return "not known: nothing is recorded of its fit"
         return "good for use: it beats a coin" + (" and length" if length else "")
+    prompts = fit.get("prompts")
+    if coin is not None and prompts is not None and prompts < FEW_PROMPTS:
+        return f"doubtful: measured on {prompts} distinct prompts, too few to tell it from a coin or from length"
     if coin is False:
         return "doubtful: not to be told from a coin on pairs that it has not seen, so its margins are worthless"
     if length is False:
@@ -230,7 +233,7 @@ def _settled(prompts: int, above: float, low: float | None, what: str) -> str:
     """
     if above <= 0 or low is None:
         return f"where it stands, no number of prompts would show that it beats {what}"
-    more = math.ceil(prompts * (((above - low) / above) ** 2 - 1))
+    more = max(math.ceil(prompts * (((above - low) / above) ** 2 - 1)), FEW_PROMPTS - prompts)
     if more > MOST_PROMPTS:
         return f"not even {_count(MOST_PROMPTS)} more prompts would show that it beats {what}"
     digits = max(10 ** (len(str(more)) - 2), 1)

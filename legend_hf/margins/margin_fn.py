@@ -73,7 +73,7 @@ class LegendMarginFn(Transform):
         prompt_column: Name of the prompts' column, where it is not `prompt`.
         chosen_column: Name of the chosen responses' column.
         rejected_column: Name of the rejected responses' column.
-        model: Folder to load the model from, instead of the Hub; it must hold the direction's model.
+        model: Folder or Hub id to load the model from; it must be the direction's model.
         trust_remote_code: Run code that comes with the model.
 
     Raises:

@@ -71,7 +71,7 @@ class LegendScoreFn(Transform):
         overwrite: Replace columns of these names.
         prompt_column: Name of the prompts' column, where it is not `prompt`.
         responses_column: Name of the column with the lists of responses.
-        model: Folder to load the model from, instead of the Hub; it must hold the direction's model.
+        model: Folder or Hub id to load the model from; it must be the direction's model.
         trust_remote_code: Run code that comes with the model.
 
     Raises:

@@ -27,7 +27,6 @@ from legend_hf.reading.reader import (
     OpenReader,
     Reader,
     Runtime,
-    check_folder,
     deciding,
     open_reader,
     resolve_device,
@@ -227,10 +226,7 @@ def _loaded(direction: GivenDirection, revision: str | None, model: str | os.Pat
             f"`revision` is {revision!r} but `direction` is a `Direction`, which is loaded already; leave it out, or "
             "give the id"
         )
-    if model is None:
-        return direction
-    check_folder(direction.reader, os.fspath(model))
-    return replace(direction, model_path=os.fspath(model))
+    return direction if model is None else direction.with_model(model)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ from legend_hf.margins.columns import SIMILARITY, SIMILARITY_STATUS
 from legend_hf.margins.transform import Transform
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, Conversation, RowError, pairs_from_batch
+from legend_hf.reading.identity import model_folder
 from legend_hf.reading.plain import make_plain
 from legend_hf.reading.reader import (
     OpenReader,
@@ -203,7 +204,7 @@ def embedder_of(
                 "say where it is; give the folder itself, or `Direction.from_pretrained(..., model=folder)`"
             )
     else:
-        path = os.fspath(model) if os.path.isdir(model) else None
+        path = model_folder(model)
         reader = describe_model(
             model,
             revision=revision,

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from legend_hf.hub.nearby import held_in, is_path, no_folder
 from legend_hf.reading.plain import digest_of
 
 logger = logging.getLogger(__name__)
@@ -134,12 +135,40 @@ def folder_config(folder: Path) -> dict[str, Any]:
         ValueError: It has none, or none that can be read.
     """
     if not (folder / CONFIG).is_file():
-        raise ValueError(f"{str(folder)!r} has no `{CONFIG}`; give the folder of a model saved by `save_pretrained`")
+        raise ValueError(
+            f"{str(folder)!r} has no `{CONFIG}`; give the folder of a model saved by `save_pretrained`; "
+            f"{held_in(folder)}"
+        )
     try:
         config = _json_of(folder / CONFIG)
     except ValueError as error:
         raise ValueError(f"the `{CONFIG}` of {str(folder)!r} is not JSON ({error}); save the model anew") from error
+    check_no_direction(config, str(folder))
     return config
+
+
+def model_folder(model: str | os.PathLike[str]) -> str | None:
+    """The folder that a model is to be read from; None for the id of one on the Hub.
+
+    Raises:
+        FileNotFoundError: It can only be a folder, and there is none.
+    """
+    folder = os.path.expanduser(os.fspath(model))
+    if os.path.isdir(folder):
+        return folder
+    if is_path(model):
+        raise FileNotFoundError(no_folder(model, "model"))
+    return None
+
+
+def check_no_direction(config: Mapping[str, Any], source: str) -> None:
+    """Refuses the config of a direction where that of a model belongs."""
+    reader = config.get("reader")
+    if isinstance(reader, dict) and "calibration" in config:
+        of = f"{reader.get('model')!s:.100}" if reader.get("model") else "the folder that it was fitted on"
+        raise ValueError(
+            f"{source!r} is a direction, not a model; give it as `direction`, and its model ({of}) as `model`"
+        )
 
 
 def tensors_sha256(folder: str | os.PathLike[str]) -> str:

@@ -18,18 +18,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import date as calendar_date
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from legend_hf.hub.nearby import saying_what_is_there
 from legend_hf.reading import templates
 from legend_hf.reading.formats import SKIP, Conversation
 from legend_hf.reading.forward import WAYS, Route, Way, out_of_memory, read_vectors
 from legend_hf.reading.identity import (
+    CONFIG,
     Identity,
+    check_no_direction,
     commit_identity,
     config_sha256,
+    folder_config,
     folder_identity,
     folder_sha256,
     folder_state,
+    model_folder,
     tensors_sha256,
 )
 from legend_hf.reading.plain import check_choice, digest_of, make_plain, plain
@@ -218,11 +224,13 @@ def describe_model(
         ValueError: An argument that this model cannot follow.
         OSError: The model or its tokenizer cannot be loaded.
     """
-    path = os.fspath(model) if os.path.isdir(model) else None
+    path = model_folder(model)
     if path is not None and revision is not None:
         raise ValueError(
             f"`revision` is {revision!r} but {path!r} is a folder; a folder has no revisions: leave it out"
         )
+    if path is not None:
+        folder_config(Path(path))  # a folder of something else is told what it is
     commit = None if path is not None else _resolve_commit(str(model), revision)
     config = load_config(path or str(model), commit, trust_remote_code)
     tokenizer = load_tokenizer(path or str(model), commit, trust_remote_code)
@@ -670,6 +678,56 @@ def check_folder(reader: Reader, folder: str) -> None:
     _check_same(reader, folder_identity(folder), folder, ignore=("code_sha256",))
 
 
+def published_as(reader: Reader, model_id: str, *, trust_remote_code: bool = False) -> Reader:
+    """The same reader of a model on the Hub, which must be the one that it reads now.
+
+    The Hub's record of its files is asked; its weights are not downloaded.
+
+    Args:
+        reader: Of a folder, or of the same model under another name.
+        model_id: Its Hub id, `id` or `id@revision`.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ValueError: It is another model.
+        OSError: The Hub does not have it, or cannot be reached.
+    """
+    name, _, revision = model_id.partition("@")
+    hub = describe_model(name, revision=revision or None, trust_remote_code=trust_remote_code)
+    if hub.model is None:
+        raise ValueError(f"`{name}` is a folder here; give the id of the model on the Hub")
+    keys = ["model_type", "d_model", "n_layers", "tokenizer_sha256"]
+    keys += ["chat_template_sha256"] if reader.template == templates.CHAT else []
+    # Of a reader that was made by hand nothing may be known.
+    keys += [k for k in ("config_sha256", "weights_sha256", "code_sha256") if reader.config_sha256 is not None]
+    for key in keys:
+        if getattr(hub, key) != getattr(reader, key):
+            cut = ", or lie in other files: publish those that it was fitted on" if key == "weights_sha256" else ""
+            raise ValueError(f"{model_id!r} is not the model of this direction: its `{key}` differs{cut}")
+    return replace(reader, model=hub.model, revision=hub.revision, model_sha256=None)
+
+
+def located(reader: Reader, model: str | os.PathLike[str]) -> tuple[Reader, str | None]:
+    """A reader whose model is where the caller says, and the folder that it lies in, if in one.
+
+    Args:
+        reader: How texts are read.
+        model: A folder, or a Hub id (`id` or `id@revision`), of the model that the reader reads.
+
+    Raises:
+        ValueError: It is another model.
+        OSError: It is not there.
+    """
+    folder = model_folder(model)
+    if folder is not None:
+        check_folder(reader, folder)
+        return reader, folder
+    name, _, revision = str(model).partition("@")
+    return (
+        reader if reader.model == name and revision in ("", reader.revision) else published_as(reader, str(model))
+    ), None
+
+
 def tensors_of(reader: Reader, path: str | None) -> str | None:
     """Digest of the weights in whatever files, for a model that was loaded from a folder or is in the Hub's cache."""
     if path is None:
@@ -834,9 +892,11 @@ def _chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def _resolve_commit(model: str, revision: str | None) -> str:
     from legend_hf.hub.transfer import Repository
 
-    commit = Repository(model, revision=revision).resolve().revision
-    assert commit is not None
-    return commit
+    with saying_what_is_there(model, "model"):
+        repo = Repository(model, revision=revision).resolve()
+        check_no_direction(json.loads(repo.read(CONFIG) or b"{}"), model)
+    assert repo.revision is not None
+    return repo.revision
 
 
 def _resolve_dtype(dtype: str, device: str | None) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from legend_hf.reading import templates
 from legend_hf.reading.formats import RowError, conversation
+from legend_hf.reading.identity import model_folder
 from legend_hf.reading.plain import check_choice, key_of, make_plain
 from legend_hf.reading.reader import (
     DTYPES,
@@ -117,7 +118,7 @@ class OpenWriter:
     def __init__(self, writer: Writer, reader: Reader, file: AnswersFile | None = None) -> None:
         self.writer = writer
         self.reader = reader
-        self._source = reader.model or os.fspath(writer.model)
+        self._source = reader.model or model_folder(writer.model) or os.fspath(writer.model)
         self.tokenizer = load_tokenizer(self._source, reader.revision, writer.trust_remote_code)
         self._file = file
         self._ids: dict[str, list[int]] = {}  # so that a text which was checked is not written again
