@@ -524,12 +524,12 @@ def read_files(
         if pinned and revision and pinned != revision:
             raise ValueError(f"`{text}` names revision {pinned!r} and `revision` is {revision!r}; give only one")
         text, revision = in_url[1], pinned or revision
-    elif _URL.match(text):
-        _refuse_revision(revision, _without_secrets(text), "a URL")
+    elif is_url(text):
+        _refuse_revision(revision, without_secrets(text), "a URL")
         return _read_url(text, names, optional, token=token, max_bytes=max_bytes)
     if not _REPO_ID.fullmatch(text):
         raise ValueError(
-            f"{_without_secrets(text)!r} is not a folder here, not a Hub id and not a URL; give a folder that exists, "
+            f"{without_secrets(text)!r} is not a folder here, not a Hub id and not a URL; give a folder that exists, "
             "an id such as `user/name`, or a URL such as `hf://user/name` or `s3://bucket/folder`"
         )
     return _read_hub(
@@ -611,12 +611,22 @@ def _is_damaged(path: Path, content: bytes) -> bool:
     return False
 
 
-def _read_url(
-    url: str, names: Sequence[str], optional: Sequence[str], *, token: str | bool | None, max_bytes: int
-) -> Files:
+def is_url(text: Any) -> bool:
+    """Whether a text is a URL, or several chained."""
+    return isinstance(text, str) and _URL.match(text) is not None
+
+
+def open_url(url: str, *, token: str | bool | None = None) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it.
+
+    Raises:
+        ValueError: It is no URL, or of a kind that reads other files than it names.
+        ImportError: It is of a kind that needs a package which is not installed.
+        FileNotFoundError: It cannot be opened.
+    """
     import fsspec
 
-    shown = _without_secrets(url)
+    shown = without_secrets(url)
     secrets = _secrets_in(url)
     elsewhere = sorted(_ELSEWHERE & {part.partition(":")[0].lower() for part in url.split("::")})
     if elsewhere:
@@ -638,6 +648,14 @@ def _read_url(
         raise FileNotFoundError(
             f"`{shown}` cannot be opened ({_reason(error, token, secrets)}); check the URL"
         ) from None
+    return fs, root
+
+
+def _read_url(
+    url: str, names: Sequence[str], optional: Sequence[str], *, token: str | bool | None, max_bytes: int
+) -> Files:
+    fs, root = open_url(url, token=token)
+    shown, secrets = without_secrets(url), _secrets_in(url)
 
     def read(name: str) -> bytes:
         path = f"{root.rstrip('/')}/{name}" if root else name
@@ -855,6 +873,11 @@ def _cause(error: BaseException, token: str | bool | None) -> BaseException | No
     return error
 
 
+def reason_at(url: str, error: BaseException) -> str:
+    """Why something at a URL failed, in one line; never what in the URL may be secret."""
+    return _reason(error, None, _secrets_in(url))
+
+
 def _hidden(text: str, token: str | bool | None, secrets: Collection[str] = ()) -> str:
     """A text of somebody else's without tokens and without what in URLs may be secret."""
     known = {token if isinstance(token, str) else "", *(os.environ.get(name, "").strip() for name in _TOKEN_VARIABLES)}
@@ -864,7 +887,7 @@ def _hidden(text: str, token: str | bool | None, secrets: Collection[str] = ()) 
     return re.sub(r"(://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1?***", text)
 
 
-def _without_secrets(url: str) -> str:
+def without_secrets(url: str) -> str:
     """A URL, or several chained by `::`, without user names, passwords, queries and fragments (signatures, keys)."""
     bare = (_CREDENTIALS.sub(r"\1***@", part) for part in url.split("::"))
     return "::".join(_QUERY.sub(r"\1?***", part) for part in bare)
