@@ -339,7 +339,7 @@ def test_a_bad_row_is_an_unknown_row(path, caplog):
     store.keep(B, {key(1): 5.0}, label="b")
     store.close()
     bad = key(801)
-    sealed = store_module._sealed(A, bad, scores[bad])
+    sealed = store_module.seal(A, bad, scores[bad])
     content = path.read_bytes()
     assert content.count(sealed) == 1
     for place in (0, 7, 8, 11):  # of the score, of its checksum
@@ -559,11 +559,11 @@ def test_without_the_checksum_a_flipped_bit_would_change_a_score(path, monkeypat
     store.keep(A, {key(1): 1.0}, label="a")
     store.close()
     content = path.read_bytes()
-    sealed = store_module._sealed(A, key(1), 1.0)
+    sealed = store_module.seal(A, key(1), 1.0)
     flipped = bytes([sealed[0] ^ 1]) + sealed[1:]
     assert content.count(sealed) == 1
     path.write_bytes(content.replace(sealed, flipped))
-    monkeypatch.setattr(store_module, "_opened", lambda d, t, sealed: store_module._SCORE.unpack(sealed)[0])
+    monkeypatch.setattr(store_module, "unseal", lambda d, t, sealed: store_module._SCORE.unpack(sealed)[0])
     assert Store(path).find(A, [key(1)])[key(1)] != 1.0
     monkeypatch.undo()
     assert Store(path).find(A, [key(1)]) == {}

@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+AnyStore = TypeVar("AnyStore", bound="Store")
 
 SUFFIX = ".sqlite"
 FORMAT = 2
@@ -124,22 +125,8 @@ class Store:
         """
 
         def write(connection: sqlite3.Connection) -> dict[bytes, float]:
-            with _transaction(connection):
-                connection.execute(
-                    "INSERT INTO directions (digest, label, used) VALUES (?, ?, ?) "
-                    "ON CONFLICT (digest) DO UPDATE SET used = excluded.used",
-                    (direction, label, time.time()),
-                )
-                row = connection.execute("SELECT id FROM directions WHERE digest = ?", (direction,)).fetchone()
-                if row is None or row[0] is None:
-                    raise _Damaged("a direction that was just written is not there")
-                (number,) = row
-                there = _find(connection, direction, list(scores))
-                connection.executemany(
-                    "INSERT INTO scores (direction, text, score) VALUES (?, ?, ?) "
-                    "ON CONFLICT (direction, text) DO UPDATE SET score = excluded.score",
-                    [(number, t, _sealed(direction, t, score)) for t, score in scores.items() if t not in there],
-                )
+            with transaction(connection):
+                there = insert(connection, direction, scores, label=label)
             return {**scores, **there}
 
         return self._safely(write)
@@ -161,7 +148,7 @@ class Store:
         """
 
         def remove(connection: sqlite3.Connection) -> int:
-            with _transaction(connection):
+            with transaction(connection):
                 now = time.time()
                 # A note that is none, or of tomorrow, keeps nothing alive.
                 connection.execute(
@@ -196,6 +183,13 @@ class Store:
                     new += len(scores.keys() - self.find(digest, list(scores)).keys())
                     self.keep(digest, scores, label=kept.label)
         return new
+
+    def flush(self) -> None:
+        """Sends on what is kept; a file of this machine has it already.
+
+        Raises:
+            StoreError: It cannot be sent. It stays here, and is sent by the next flush.
+        """
 
     def close(self) -> None:
         """Closes this process's connection; the next use opens a new one."""
@@ -351,8 +345,30 @@ _ABANDONED: list[sqlite3.Connection] = []
 
 def open_store(path: str | os.PathLike[str]) -> Store:
     """This process's connection to a store."""
-    checked = check_path(path)
-    return _OPEN.setdefault(checked, Store(checked))
+    return once_a_process(Store(path))
+
+
+def once_a_process(store: AnyStore) -> AnyStore:
+    """The store of that file which this process has already, else this one; forks and ends of processes know it."""
+    return cast(AnyStore, _OPEN.setdefault(store.path, store))
+
+
+def flush_stores() -> None:
+    """Sends on what stores of this process have not sent yet; one that cannot is a warning, for its file has it all."""
+    for store in list(_OPEN.values()):
+        try:
+            store.flush()
+        except StoreError as error:
+            logger.warning("%s", error)
+
+
+@contextmanager
+def sending_on() -> Iterator[None]:
+    """Around a run: however it ends, what was read is sent on."""
+    try:
+        yield
+    finally:
+        flush_stores()
 
 
 def close_stores() -> None:
@@ -467,7 +483,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     if not made:
-        with _transaction(connection):
+        with transaction(connection):
             # Another process may have been first while this one waited.
             if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
                 for statement in _SCHEMA.split(";"):
@@ -518,7 +534,8 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of what is written within, or nothing."""
     try:
         connection.execute("BEGIN IMMEDIATE")  # a later upgrade from reading to writing could not wait for others
         yield
@@ -548,12 +565,34 @@ def _note_use(connection: sqlite3.Connection, direction: bytes) -> None:
     if noted is not None and isinstance(noted[0], float) and abs(now - noted[0]) < NOTED_SECONDS:
         return
     try:
-        with _transaction(connection):
+        with transaction(connection):
             connection.execute("UPDATE directions SET used = ? WHERE digest = ?", (now, direction))
     except sqlite3.OperationalError as error:
         if _code(error) in _DAMAGE_CODES:
             raise
         logger.debug("the use of a direction could not be noted: %s", error)
+
+
+def insert(
+    connection: sqlite3.Connection, direction: bytes, scores: Mapping[bytes, float], *, label: str
+) -> dict[bytes, float]:
+    """Writes scores, inside a transaction, and gives those of them that stood there before, which stay."""
+    connection.execute(
+        "INSERT INTO directions (digest, label, used) VALUES (?, ?, ?) "
+        "ON CONFLICT (digest) DO UPDATE SET used = excluded.used",
+        (direction, label, time.time()),
+    )
+    row = connection.execute("SELECT id FROM directions WHERE digest = ?", (direction,)).fetchone()
+    if row is None or row[0] is None:
+        raise _Damaged("a direction that was just written is not there")
+    (number,) = row
+    there = _find(connection, direction, list(scores))
+    connection.executemany(
+        "INSERT INTO scores (direction, text, score) VALUES (?, ?, ?) "
+        "ON CONFLICT (direction, text) DO UPDATE SET score = excluded.score",
+        [(number, t, seal(direction, t, score)) for t, score in scores.items() if t not in there],
+    )
+    return there
 
 
 def _find(connection: sqlite3.Connection, direction: bytes, texts: Sequence[bytes]) -> dict[bytes, float]:
@@ -583,19 +622,23 @@ def _all(connection: sqlite3.Connection, direction: bytes) -> Iterator[dict[byte
 
 def _sound(direction: bytes, rows: Iterable[tuple[Any, Any]]) -> dict[bytes, float]:
     """Texts and scores of rows, without those that do not fit their checksum: to lose one costs reading it again."""
-    opened = ((text, _opened(direction, text, sealed)) for text, sealed in rows)
+    opened = ((text, unseal(direction, text, sealed)) for text, sealed in rows)
     return {text: score for text, score in opened if score is not None}
 
 
-def _sealed(direction: bytes, text: bytes, score: float) -> bytes:
+def seal(direction: bytes, text: bytes, score: float) -> bytes:
+    """A score as it is kept: with a checksum over it and its key."""
     return _SCORE.pack(score, zlib.crc32(struct.pack("<d", score), zlib.crc32(direction + text)))
 
 
-def _opened(direction: bytes, text: bytes, sealed: bytes) -> float | None:
-    """SQLite notices a broken tree, not a flipped bit in a value: a wrong margin would go unseen."""
+def unseal(direction: bytes, text: bytes, sealed: bytes) -> float | None:
+    """The score that was sealed, None if it is not whole.
+
+    SQLite notices a broken tree, not a flipped bit in a value: a wrong margin would go unseen.
+    """
     if isinstance(text, bytes) and isinstance(sealed, bytes) and len(sealed) == _SCORE.size:
         score: float = _SCORE.unpack(sealed)[0]
-        if sealed == _sealed(direction, text, score) and math.isfinite(score):
+        if sealed == seal(direction, text, score) and math.isfinite(score):
             return score
     return None
 
