@@ -17,6 +17,7 @@ from legend_hf.margins.columns import kind_of, shown_as
 from legend_hf.margins.devices import check_devices, read_on
 from legend_hf.margins.margin_fn import LegendMarginFn
 from legend_hf.margins.scoring import GivenDirection
+from legend_hf.margins.store import sending_on
 from legend_hf.margins.transform import Transform
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.stopping import stopping_in_order
@@ -85,7 +86,7 @@ def annotate(
         _check_spread(dataset, num_proc)
         spread = check_devices(devices, transform)
     made: Mapping[str | None, Any] = {}
-    with stopping_in_order(transform.how_to_go_on, workers=num_proc is not None):
+    with stopping_in_order(transform.how_to_go_on, workers=num_proc is not None), sending_on():
         try:
             for name, split in splits.items():
                 transform.check_free(split.column_names or ())

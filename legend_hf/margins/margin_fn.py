@@ -67,7 +67,9 @@ class LegendMarginFn(Transform):
         route: `"tree"`, `"padded"` or `"grouped"` forces how texts are put together; None takes the quickest that gives
             the model's own numbers.
         store: File, ending in `.sqlite`, that keeps every score as soon as it is read: a run that was killed goes on
-            where it was, and texts that repeat are read once. Any number of processes may share it.
+            where it was, and texts that repeat are read once. Any number of processes may share it. Or the URL of a
+            folder, `s3://bucket/run`, `hf://buckets/user/name/run`, `file:///mnt/run`, that outlives the machine: see
+            `RemoteStore`.
         overwrite: Replace columns of these names. The new ones are fractions: where an old `margin` holds whole
             numbers, pass `features=fn.features(ds.features)` to `map`, as `annotate` does.
         prompt_column: Name of the prompts' column, where it is not `prompt`.

@@ -66,7 +66,7 @@ class LegendScoreFn(Transform):
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
         route: `"tree"`, `"padded"` or `"grouped"` forces how texts are put together; None takes the quickest that gives
             the model's own numbers.
-        store: File, ending in `.sqlite`, that keeps every score as soon as it is read, as for `LegendMarginFn`; the two
+        store: File, `.sqlite`, or URL that keeps every score as soon as it is read, as for `LegendMarginFn`; the two
             may share one, and a response that either has read is not read again.
         overwrite: Replace columns of these names.
         prompt_column: Name of the prompts' column, where it is not `prompt`.

@@ -19,7 +19,8 @@ import numpy as np
 from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.store import Store, check_path, open_store
+from legend_hf.margins.store import Store, flush_stores
+from legend_hf.margins.stores import check_where, shown, store_at
 from legend_hf.reading.formats import Conversation
 from legend_hf.reading.forward import Way
 from legend_hf.reading.plain import digest_of, make_plain
@@ -63,7 +64,7 @@ class Scorer:
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
         route: How texts are put together; None takes the quickest that gives the model's own numbers.
         trust_remote_code: Run code that comes with a model.
-        store: File of known scores, or None.
+        store: File or URL of known scores, or None.
     """
 
     directions: tuple[tuple[str, Direction], ...]
@@ -78,12 +79,13 @@ class Scorer:
         make_plain(self)
         Runtime(device=self.device, batch_tokens=self.batch_tokens, route=self.route)
         if self.store is not None:
-            object.__setattr__(self, "store", str(check_path(self.store)))
+            object.__setattr__(self, "store", check_where(self.store))
+            store_at(self.store)  # so that this process sends, at its end, what its workers left unsent
 
     @property
     def how_to_go_on(self) -> str:
         """What to do after a run was stopped."""
-        return how_to_go_on(self.store)
+        return how_to_go_on(None if self.store is None else shown(self.store))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -108,7 +110,7 @@ class Scorer:
         for name, direction in self.directions:
             served.setdefault((with_layer(direction.reader, -1), direction.model_path), []).append((name, direction))
         settle_in_worker()
-        store = None if self.store is None else open_store(self.store)
+        store = None if self.store is None else store_at(self.store)
         if store is not None:
             store.check()
         device = resolve_device(self.device, rank)
@@ -285,7 +287,7 @@ class Scoring:
                 missing |= ~known
         unread = np.flatnonzero(missing)
         layers = sorted({direction.reader.layer for _, direction in self.directions})
-        with finish_batches(self.how_to_go_on) as batch_is_done:
+        with finish_batches(self.how_to_go_on, flush_stores) as batch_is_done:
             batches = self.opened.read([distinct[i] for i in unread], layers)
             for index, hidden in batches:
                 rows = unread[index]

@@ -38,13 +38,14 @@ def how_to_go_on(kept_in: str | None) -> str:
 
 
 @contextmanager
-def finish_batches(how_to_go_on: str) -> Iterator[Callable[[], None]]:
+def finish_batches(how_to_go_on: str, at_last: Callable[[], None] = lambda: None) -> Iterator[Callable[[], None]]:
     """Lets SIGINT and SIGTERM wait until a batch is done.
 
     Outside the main thread, where Python delivers no signals, nothing is changed.
 
     Args:
         how_to_go_on: What to tell the user.
+        at_last: What is done before such a signal takes its course, for it may end the process.
 
     Yields:
         A function to call after each batch. If a signal came meanwhile it says how to go on, and the signal takes its
@@ -64,7 +65,7 @@ def finish_batches(how_to_go_on: str) -> Iterator[Callable[[], None]]:
             return
         if not came:
             since = time.monotonic()
-            if _speaks():  # not by `logging`, which may be in the middle of a line
+            if speaks():  # not by `logging`, which may be in the middle of a line
                 os.write(2, b"\nstopping after the batch at hand; Ctrl-C again stops at once\n")
         came.append(number)
 
@@ -82,7 +83,8 @@ def finish_batches(how_to_go_on: str) -> Iterator[Callable[[], None]]:
             put_back()
             number = came[0]
             came.clear()
-            if _speaks() and _speaker != os.getpid():  # whoever is around the whole run speaks at its end
+            at_last()
+            if speaks() and _speaker != os.getpid():  # whoever is around the whole run speaks at its end
                 logger.warning("stopped by %s; %s", signal.Signals(number).name, how_to_go_on)
             signal.raise_signal(number)
 
@@ -149,7 +151,8 @@ def work_for_another() -> None:
     _working = os.getpid()
 
 
-def _speaks() -> bool:
+def speaks() -> bool:
+    """Whether this process works for itself: it is no worker, of a pool or another."""
     return _worker() is None and _working != os.getpid()
 
 

@@ -78,7 +78,7 @@ def ladder_check(
         seed: Changes nothing: no interval here needs draws.
         device: Where to run; None takes a GPU when there is one.
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
-        store: File, ending in `.sqlite`, that keeps every score as soon as it is read, as for `LegendMarginFn`.
+        store: File, `.sqlite`, or URL that keeps every score as soon as it is read, as for `LegendMarginFn`.
         trust_remote_code: Run code that comes with the model.
 
     Returns:
