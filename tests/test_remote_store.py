@@ -87,8 +87,10 @@ def mounted(tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _own_machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Mirrors of a test are its own."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("machine")))
+    """Mirrors of a test are its own, here and in the processes that it starts."""
+    folder = str(tmp_path_factory.mktemp("machine"))
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    monkeypatch.setenv("TMPDIR", folder)
     yield
     close_stores()
 
@@ -469,7 +471,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def another_machine() -> None:
     close_stores()
-    tempfile.tempdir = tempfile.mkdtemp()
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp()
 
 
 def test_a_run_on_another_machine_reads_nothing_again(direction, rows, url, read):
