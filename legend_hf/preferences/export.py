@@ -143,24 +143,15 @@ def export_for(
     elif trainer == "openrlhf" and as_messages:
         done = _sides_that_answer(done)
     columns = tuple(next(iter(done.values())).column_names)
-    notes = _notes(trainer, columns)
-    ignored = [
-        name for name in (names.tools, names.chat_template_kwargs) if any(name in s.features for s in splits.values())
-    ]
-    if ignored and trainer == "trl" and not as_messages:
-        notes.append(
-            f"Left out: {' and '.join(f'`{name}`' for name in ignored)}, which only a chat template reads, and strings "
-            "pass through none; `messages=True` keeps them."
-        )
     if equal:
         logger.warning("left out %d rows: both sides are equal, and ms-swift deletes such rows", equal)
-        notes.append(f"{equal} rows were left out: both their sides are equal, and ms-swift deletes such rows.")
+    lost = [
+        name for name in (names.tools, names.chat_template_kwargs) if any(name in s.features for s in splits.values())
+    ]
+    notes = _notes(trainer, columns)
     if not as_messages:
-        notes.append("Prompt and response are joined with nothing between; `messages=True` gives chat templates a say.")
-    if same is not None:
-        notes.append(f"Of the margins {same}, so they tell few pairs from others.")
-    if any(left_out.values()):
-        notes.append(f"{sum(left_out.values())} rows were left out: their `margin_status` is not ok.")
+        notes += _notes_on_strings(lost if trainer == "trl" else [])
+    notes += _notes_on_rows(equal, sum(left_out.values()), same)
     return Export(
         dataset=DatasetDict(done) if isinstance(dataset, DatasetDict) else next(iter(done.values())),
         trainer=trainer,
@@ -168,6 +159,30 @@ def export_for(
         flags=_flags(trainer, as_messages, columns),
         notes=tuple(notes),
     )
+
+
+def _notes_on_strings(lost: Sequence[str]) -> list[str]:
+    """What strings are not, where message lists would be; `lost` are columns that only a chat template reads."""
+    notes = []
+    if lost:
+        notes.append(
+            f"Left out: {' and '.join(f'`{name}`' for name in lost)}, which only a chat template reads, and strings "
+            "pass through none; `messages=True` keeps them."
+        )
+    notes.append("Prompt and response are joined with nothing between; `messages=True` gives chat templates a say.")
+    return notes
+
+
+def _notes_on_rows(equal: int, left_out: int, same: str | None) -> list[str]:
+    """How many rows are not there, and what those that are there say too little of."""
+    notes = []
+    if equal:
+        notes.append(f"{equal} rows were left out: both their sides are equal, and ms-swift deletes such rows.")
+    if same is not None:
+        notes.append(f"Of the margins {same}, so they tell few pairs from others.")
+    if left_out:
+        notes.append(f"{left_out} rows were left out: their `margin_status` is not ok.")
+    return notes
 
 
 # -- What is refused -----------------------------------------------------------------------------------------

@@ -185,19 +185,7 @@ def report(
             raise ValueError(f"`{argument}` test a direction; give it as `direction=`, or leave them out")
     expected = None if categories is None else expected_names(categories, category_column)
     columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
-    # A dataset's own mapping type has a `keys` of its splits, as any mapping has.
-    splits = {} if dataset is None else dataset if isinstance(dataset, Mapping) else {"": dataset}
-    measured = [
-        margins
-        for name, split in splits.items()
-        for margins in read_margins(
-            split,
-            name=str(name) or str(getattr(split, "split", None) or "train"),
-            columns=columns,
-            category_column=category_column,
-            excerpts=judge.SUSPICIOUS if excerpts else 0,
-        )
-    ]
+    measured = _measured(dataset, columns, category_column, judge.SUSPICIOUS if excerpts else 0)
     unsaid = _check_origins(measured, directions)
     pairs = None if stability_pairs is None else list(plain_rows(stability_pairs))
     spread = None
