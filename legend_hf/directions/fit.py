@@ -38,7 +38,7 @@ from legend_hf.directions.estimators import ESTIMATORS
 from legend_hf.directions.kept import KeptDifferences
 from legend_hf.directions.recipe import Recipe
 from legend_hf.hub.concept import check_concept
-from legend_hf.reading.formats import Columns, Pair, opening, read_pairs
+from legend_hf.reading.formats import Columns, Pair, opening, read_pairs, sources_of
 from legend_hf.reading.identity import model_folder
 from legend_hf.reading.plain import check_on_error
 from legend_hf.reading.reader import (
@@ -175,14 +175,13 @@ def fit_direction(
     runtime = Runtime(None, device, batch_tokens, trust_remote_code)  # refused before any row is read
     columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column, source=source_column)
     read = [*read_pairs(pairs, columns, on_error=on_error)]  # all of them, before anything costly happens
-    _check_sources([pair for pair in read if isinstance(pair, Pair)], source_column)
+    named = sources_of(read)
+    _check_sources(named, source_column)
     opened, path = _open(recipe, model, revision, model_id, runtime)
     reader = opened.reader
     encoded = encode_pairs(partial(opened.encode, fitting=True), read, on_error=on_error)
     kept, texts = [pair for pair, _ in encoded], [sides for _, sides in encoded]
-    groups = resample.groups_of([opening(pair.chosen) for pair in kept])
-    _check_enough(groups, recipe.calibration)
-    _check_sources(kept, source_column)
+    groups = _groups(kept, recipe, source_column)
     layers, estimators = _candidates(recipe, reader, len(np.unique(groups)))
     kept_here = None if store is None else KeptDifferences(store, _deciding(reader, path, layers, texts))
     with stopping_in_order(how_to_go_on(None if kept_here is None else str(kept_here.path.parent)), workers=False):
@@ -192,44 +191,76 @@ def fit_direction(
         if lost:
             differences = np.delete(differences, sorted(lost), axis=1)
             kept = [pair for row, pair in enumerate(kept) if row not in lost]
-            groups = resample.groups_of([opening(pair.chosen) for pair in kept])
-            _check_enough(groups, recipe.calibration)
-            _check_sources(kept, source_column)
-        lengths = log_lengths(kept) if recipe.debias == "length" else None
-        sources = None if source_column is None else resample.groups_of([pair.source for pair in kept])
-        chosen, unseen = None, None
-        if len(np.unique(groups)) > 1:
-            tried: dict[str, Any] = {"middle": reader.n_layers / 2, "seed": seed, "lengths": lengths}
-            chosen = choose(differences, layers, estimators, groups, sources=sources, **tried)
-            if sources is not None:
-                unseen = unseen_sources(differences, layers, estimators, groups, sources, **tried)
-        place, name = (chosen.place, chosen.estimator) if chosen is not None else (0, estimators[0])
-        vector = ESTIMATORS[name](without_length(differences[place], lengths)).astype(np.float32)
-        facts = _facts(kept, groups, layers, chosen, seed)
-        if unseen is not None:
-            facts = replace(facts, **_transfer(right(unseen), groups, kept))
-        if chosen is not None:
-            facts = replace(facts, curve=learning_curve(differences[place], groups, chosen, seed=seed, lengths=lengths))
-        direction = Direction(
-            vector=vector,
-            reader=with_layer(reader, layers[place]),
-            calibration=_calibrate(recipe.calibration, chosen),
-            facts=replace(
-                facts,
-                estimator=name,
-                debias=recipe.debias,
-                skipped=len(read) - len(kept),
-                pairs_source=pairs_source,
-                concept=concept,
-                poles=None if poles is None else (poles[0], poles[1]),
-            ),
-            model_path=path,
+            groups = _groups(kept, recipe, source_column)
+        by_source = source_column is not None
+        direction = _fitted(recipe, reader, differences, (layers, estimators), kept, groups, seed, by_source=by_source)
+        facts = replace(
+            direction.facts,
+            skipped=len(read) - len(kept),
+            pairs_source=pairs_source,
+            concept=concept,
+            poles=None if poles is None else (poles[0], poles[1]),
         )
+        direction = replace(direction, facts=facts, model_path=path)
         if kept_here is not None:
             kept_here.remove()
     if direction.verdict.doubtful:
         logger.warning("this direction is %s", direction.verdict.warning)
     return direction
+
+
+def _fitted(
+    recipe: Recipe,
+    reader: Reader,
+    differences: np.ndarray,
+    candidates: tuple[Sequence[int], Sequence[str]],
+    pairs: Sequence[Pair],
+    groups: np.ndarray,
+    seed: int,
+    *,
+    by_source: bool,
+) -> Direction:
+    """The direction that does best on pairs held out, fitted on all of them; of the facts, what the numbers say.
+
+    Args:
+        recipe: Of the fit.
+        reader: What read the pairs; its layer is yet to be chosen.
+        differences: `[layers, n, d_model]`.
+        candidates: The layers, and the estimators.
+        pairs: `[n]`.
+        groups: Their prompts `[n]`.
+        seed: Of the folds.
+        by_source: Whether sources are left out, where prompts would be.
+    """
+    layers, estimators = candidates
+    lengths = log_lengths(pairs) if recipe.debias == "length" else None
+    chosen, unseen = None, None
+    if len(np.unique(groups)) > 1:
+        tried: dict[str, Any] = {"middle": reader.n_layers / 2, "seed": seed, "lengths": lengths}
+        sources = resample.groups_of(sources_of(pairs)) if by_source else None
+        chosen = choose(differences, layers, estimators, groups, sources=sources, **tried)
+        if sources is not None:
+            unseen = unseen_sources(differences, layers, estimators, groups, sources, **tried)
+    place, name = (chosen.place, chosen.estimator) if chosen is not None else (0, estimators[0])
+    facts = replace(_facts(pairs, groups, layers, chosen, seed), estimator=name, debias=recipe.debias)
+    if unseen is not None:
+        facts = replace(facts, **_transfer(right(unseen), groups, pairs))
+    if chosen is not None:
+        facts = replace(facts, curve=learning_curve(differences[place], groups, chosen, seed=seed, lengths=lengths))
+    return Direction(
+        vector=ESTIMATORS[name](without_length(differences[place], lengths)).astype(np.float32),
+        reader=with_layer(reader, layers[place]),
+        calibration=_calibrate(recipe.calibration, chosen),
+        facts=facts,
+    )
+
+
+def _groups(pairs: Sequence[Pair], recipe: Recipe, source_column: str | None) -> np.ndarray:
+    """The prompts of pairs `[n]`, of which there must be enough, as of sources."""
+    groups = resample.groups_of([opening(pair.chosen) for pair in pairs])
+    _check_enough(groups, recipe.calibration)
+    _check_sources(sources_of(pairs), source_column)
+    return groups
 
 
 def _open(
@@ -326,8 +357,8 @@ def _calibrate(kind: str, chosen: Choice | None) -> Calibration:
     return RAW if chosen is None else fit_calibration(kind, chosen.raw, unbiased=chosen.comparable)
 
 
-def _check_sources(pairs: Sequence[Pair], column: str | None) -> None:
-    if column is not None and len(named := {pair.source for pair in pairs}) < 2:
+def _check_sources(sources: Sequence[str | None], column: str | None) -> None:
+    if column is not None and len(named := set(sources)) < 2:
         raise ValueError(
             f"`{column}` names {', '.join(map(repr, named)) or 'nothing'} as the source of all pairs, and one can be "
             "left out only of several; give pairs of at least two sources, or leave out `source_column`"

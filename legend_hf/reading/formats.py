@@ -341,6 +341,11 @@ def read_pairs(
             yield entry
 
 
+def sources_of(pairs: Iterable[Pair | RowError]) -> list[str | None]:
+    """What each pair says of where it is from; refused rows say nothing and are left out."""
+    return [pair.source for pair in pairs if isinstance(pair, Pair)]
+
+
 # -- Batches -------------------------------------------------------------------------------------------------
 
 
