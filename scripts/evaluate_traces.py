@@ -30,7 +30,7 @@ from legend_hf.reading.forward import read_vectors
 from legend_hf.reading.reader import OpenReader, Runtime, describe_model, open_reader
 from legend_hf.reading.templates import Tokens
 from legend_hf.tracing import remember, settled_after, turn_of
-from legend_hf.tracing.trace import running
+from legend_hf.tracing.values import running
 
 log = logging.getLogger("evaluate_traces")
 BEGIN, END = "<!-- traces: begin -->", "<!-- traces: end -->"

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 # What the transforms of this library write, where other files read it.
 MARGIN_COLUMNS = ("margin", "margin_raw", "chosen_score", "rejected_score")
 MARGIN_ADDED = ("margin_bin", "margin_prob")
+MARGIN_TRACES: Mapping[str, Mapping[str, str | list[str]]] = {
+    "trace": {"chosen_trace": ["float32"], "rejected_trace": ["float32"]},
+    "turn": {
+        **dict.fromkeys(("chosen_turn", "chosen_turn_sign", "rejected_turn", "rejected_turn_sign"), "int32"),
+        "pair_settled": "int32",
+    },
+}
+"""What is written of each token, and what is made of that, by the word that asks for it; types as in `Transform`."""
 MARGIN_NEGATIVE = "margin_negative"
 MARGIN_MARKS = "margin_direction"
 MARGIN_STATUS = "margin_status"

@@ -25,6 +25,7 @@ from legend_hf.margins.columns import (
     MARGIN_COLUMNS,
     MARGIN_NEGATIVE,
     MARGIN_STATUS,
+    MARGIN_TRACES,
     SCORES_MARKS,
     SIMILARITY,
     column_of,
@@ -290,6 +291,9 @@ def _options(features: Any, directions: Mapping[str, Direction], scales: Mapping
         options["scale"] = next(iter(kinds.values()))
     first = next(iter(directions))
     add = [column for column in _addable(directions[first].calibration) if suffixed(column, first) in features]
+    for word, columns in MARGIN_TRACES.items():
+        if all(_of_type(features, suffixed(column, first), kind) for column, kind in columns.items()):
+            add.append(word)
     if add:
         options["add"] = add
     if zeroed or features.get(suffixed(MARGIN_NEGATIVE, first)) == Value("bool"):
@@ -297,6 +301,13 @@ def _options(features: Any, directions: Mapping[str, Direction], scales: Mapping
     if MARGIN_STATUS in features:
         options["on_error"] = "skip"
     return options
+
+
+def _of_type(features: Mapping[str, Any], column: str, kind: str | list[str]) -> bool:
+    """Whether a column holds what a transform writes by that name; somebody else's may have the same."""
+    from datasets import List, Value
+
+    return features.get(column) == (List(Value(kind[0])) if isinstance(kind, list) else Value(kind))
 
 
 def _addable(calibration: Calibration) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,18 +21,21 @@ from legend_hf.margins.columns import (
     MARGIN_MARKS,
     MARGIN_NEGATIVE,
     MARGIN_STATUS,
+    MARGIN_TRACES,
     numbers_of,
     ok_rows,
     one_size,
     suffixed,
 )
 from legend_hf.margins.origin import mark
-from legend_hf.margins.scoring import GivenDirection, scorer_of
+from legend_hf.margins.scoring import GivenDirection, scorer_of, unpacked
 from legend_hf.margins.transform import Transform
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
 from legend_hf.reading.forward import Way
 from legend_hf.reading.plain import check_choice
 from legend_hf.reading.rows import Row, of_pairs
+from legend_hf.tracing.memory import settled_after, turn_of
+from legend_hf.tracing.values import running, running_margin
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,7 +61,12 @@ class LegendMarginFn(Transform):
         revision: Of a direction on the Hub that is given by its id.
         scale: What `margin` is: `"raw"`, `"unit"`, `"bins"`, `"logit"` or `"link"`, of those that the artifact's
             calibration holds; None takes the one it names.
-        add: Columns to write beside `margin`, of `"margin_bin"` and `"margin_prob"`.
+        add: Columns to write beside `margin`: `"margin_bin"`, `"margin_prob"`; `"trace"` for `chosen_trace` and
+            `rejected_trace`, the projection of each token of a response (float32, in hidden-state units, aligned with
+            what the tokenizer makes of the response); `"turn"` for what is made of those, `chosen_turn` (index of the
+            token at which a response turns, -1 where it does not), `chosen_turn_sign` (1 towards the direction), the
+            same of `rejected`, and `pair_settled` (tokens of each response after which the sign of the margin stays).
+            A store keeps scores and no traces: with either of the last two every text is read.
         negative: What becomes of pairs whose raw margin is below 0, where model and label disagree: `"keep"` their
             margins, set `margin` and `margin_bin` to 0 (`"zero"`; `margin_raw` and `margin_prob` stay), or keep them
             and `"flag"` the pairs in `margin_negative`. A pair's two sides are never swapped.
@@ -84,6 +93,8 @@ class LegendMarginFn(Transform):
 
     may_write: ClassVar = {
         **dict.fromkeys((*MARGIN_COLUMNS, *MARGIN_ADDED), "float32"),
+        **MARGIN_TRACES["trace"],
+        **MARGIN_TRACES["turn"],
         MARGIN_NEGATIVE: "bool",
         MARGIN_MARKS: "string",
     }
@@ -110,16 +121,17 @@ class LegendMarginFn(Transform):
         trust_remote_code: bool = False,
     ) -> None:
         check_choice("scale", scale, (*KINDS, None), otherwise=" for the artifact's own")
-        if isinstance(add, str) or not set(add) <= set(MARGIN_ADDED):
+        addable = (*MARGIN_ADDED, *MARGIN_TRACES)
+        if isinstance(add, str) or not set(add) <= set(addable):
             raise ValueError(
-                f"`add` is {add!r}; give a list of {' and '.join(map(repr, MARGIN_ADDED))}, or one of them in a list"
+                f"`add` is {add!r}; give a list of {' and '.join(map(repr, addable))}, or one of them in a list"
             )
         check_choice("negative", negative, ("keep", "zero", "flag"))
         super().__init__(
             Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column),
             on_error=on_error,
             overwrite=overwrite,
-            own={"scale": scale, "add": [column for column in MARGIN_ADDED if column in add], "negative": negative},
+            own={"scale": scale, "add": [column for column in addable if column in add], "negative": negative},
         )
         scorer = scorer_of(
             direction,
@@ -133,7 +145,7 @@ class LegendMarginFn(Transform):
         )
         for name, d in scorer.directions:
             _check_held(d, name, scale, add)
-        self._read_with(scorer)
+        self._read_with(replace(scorer, traces=not set(MARGIN_TRACES).isdisjoint(add)))
 
     @property
     def directions(self) -> Mapping[str, Direction]:
@@ -148,7 +160,8 @@ class LegendMarginFn(Transform):
 
     def _writes(self) -> list[str]:
         flags = [MARGIN_NEGATIVE] if self._own["negative"] == "flag" else []
-        return [*MARGIN_COLUMNS, *self._own["add"], *flags, MARGIN_MARKS]
+        added = [column for word in self._own["add"] for column in MARGIN_TRACES.get(word, [word])]
+        return [*MARGIN_COLUMNS, *added, *flags, MARGIN_MARKS]
 
     def _rows(self, batch: Any, first_row: int) -> list[Row | RowError]:
         return of_pairs(pairs_from_batch(batch, self._columns, first_row=first_row))
@@ -169,7 +182,8 @@ class LegendMarginFn(Transform):
     def _make(self, name: str, numbers: Sequence[np.ndarray | None], batch: Any) -> dict[str, Any]:
         """See `Transform`; the numbers are the chosen and the rejected response's score, 0.0 for a row without."""
         direction: Direction = self._reading[name]
-        sides = np.array([(0.0, 0.0) if pair is None else pair for pair in numbers]).reshape(-1, 2).T
+        scored, traces = unpacked(numbers)
+        sides = np.array([(0.0, 0.0) if pair is None else pair for pair in scored]).reshape(-1, 2).T
         written = np.array([sides[0] - sides[1], *sides], dtype=np.float32)  # [3, rows]
         # All that is made of the raw margin is made of the float32 that is written, so that it can be made of it again.
         raw, calibration = written[0].astype(np.float64), direction.calibration
@@ -183,8 +197,21 @@ class LegendMarginFn(Transform):
             values |= {column: np.maximum(values[column], 0) for column in ("margin", "margin_bin") if column in values}
         if self._own["negative"] == "flag":
             values[MARGIN_NEGATIVE] = raw < 0
+        if "trace" in self._own["add"]:
+            for side, column in enumerate(MARGIN_TRACES["trace"]):
+                values[column] = [pair[side].astype(np.float32) for pair in traces]
+        if "turn" in self._own["add"]:
+            turns = [_turns(pair[0], pair[1], direction.reader.pooling) for pair in traces]
+            values |= dict(zip(MARGIN_TRACES["turn"], np.array(turns, np.int32).reshape(-1, 5).T, strict=True))
         values[MARGIN_MARKS] = [mark(direction)] * len(raw)
         return values
+
+
+def _turns(chosen: np.ndarray, rejected: np.ndarray, pooling: str) -> tuple[int, ...]:
+    """The columns of `"turn"`, of the traces of a pair; of a row without any, what says nothing."""
+    a, b = turn_of(chosen), turn_of(rejected)
+    settled = settled_after(running_margin(running(chosen, pooling), running(rejected, pooling))) if len(chosen) else 0
+    return a.token, a.sign, b.token, b.sign, settled
 
 
 def _check_held(direction: Direction, name: str, scale: str | None, add: Sequence[str]) -> None:
@@ -197,8 +224,15 @@ def _check_held(direction: Direction, name: str, scale: str | None, add: Sequenc
             f'`scale="{scale}"` needs a direction with a `{scale}` calibration, {which} has {held}; {anew}, or leave '
             "`scale` out"
         )
+    pooling, eos = direction.reader.pooling, direction.reader.eos
+    if "turn" in add and (pooling == "mean_all" or (pooling == "last" and eos != "none")):
+        raise ValueError(
+            f'`add=["turn"]` follows the score through a response, and {which} pools what is no part of it '
+            f'(`pooling={pooling!r}`, `eos={eos!r}`); leave it out, take `add=["trace"]`, or fit a direction with '
+            '`pooling="mean"`'
+        )
     needs = {"margin_bin": ("bins",), "margin_prob": ("link", "logit")}
-    for column in add:
+    for column in [column for column in add if column in needs]:
         if not set(needs[column]) & set(calibration.kinds):
             kinds = " or ".join(f"`{kind}`" for kind in needs[column])
             raise ValueError(

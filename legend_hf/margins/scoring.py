@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from legend_hf.reading.reader import (
 )
 from legend_hf.reading.stopping import finish_batches, how_to_go_on, settle_in_worker
 from legend_hf.reading.templates import TextError, Tokens
+
+if TYPE_CHECKING:
+    import torch
 
 # A change that alters numbers raises this: it is part of the pickled state and of the store's keys. An imported class
 # is hashed by its name alone, so a `map` cache would otherwise survive the upgrade.
@@ -65,6 +68,7 @@ class Scorer:
         route: How texts are put together; None takes the quickest that gives the model's own numbers.
         trust_remote_code: Run code that comes with a model.
         store: File or URL of known scores, or None.
+        traces: Give the projections of each text's tokens beside its score, packed (see `packed`).
     """
 
     directions: tuple[tuple[str, Direction], ...]
@@ -73,6 +77,7 @@ class Scorer:
     route: Way | None = None
     trust_remote_code: bool = False
     store: str | None = None
+    traces: bool = False
 
     def __post_init__(self) -> None:
         """Checks where to run now, not in a worker."""
@@ -119,7 +124,7 @@ class Scorer:
             runtime = Runtime(path, device, self.batch_tokens, self.trust_remote_code, self.route)
             deepest = max(direction.reader.layer for _, direction in directions)
             opened_reader = open_reader(reader, runtime, depth=deepest)
-            opened.append(Scoring(opened_reader, tuple(directions), self.how_to_go_on, store))
+            opened.append(Scoring(opened_reader, tuple(directions), self.how_to_go_on, store, self.traces))
         return OpenScorer(tuple(opened))
 
     def deciding(self) -> list[Any]:
@@ -143,7 +148,7 @@ class Scorer:
                 }
                 for name, direction in self.directions
             ],
-            "where": [self.device, self.batch_tokens, self.route, self.trust_remote_code, self.store],
+            "where": [self.device, self.batch_tokens, self.route, self.trust_remote_code, self.store, self.traces],
         }
         return values, tuple(direction.vector.tobytes() for _, direction in self.directions)
 
@@ -243,7 +248,7 @@ class OpenScorer:
         return [next((t for t in texts if isinstance(t, TextError)), texts) for texts in encoded]
 
     def read(self, texts: Sequence[tuple[Tokens, ...]]) -> dict[str, np.ndarray]:
-        """Scores `[n]`, float64, of each direction."""
+        """Scores `[n]`, float64, of each direction; or, with traces, what `packed` makes of both."""
         scores = [scoring.score([text[place] for text in texts]) for place, scoring in enumerate(self.readings)]
         return {name: values for found in scores for name, values in found.items()}
 
@@ -256,6 +261,7 @@ class Scoring:
     directions: tuple[tuple[str, Direction], ...]
     how_to_go_on: str
     store: Store | None = None
+    traces: bool = False
     digests: Mapping[str, bytes] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -272,13 +278,14 @@ class Scoring:
             texts: Encoded texts, `[n]`.
 
         Returns:
-            Scores `[n]`, float64, for each direction.
+            Scores `[n]`, float64, for each direction; or, with traces, what `packed` makes of both.
         """
         distinct = list(dict.fromkeys(texts))
         place = {text: i for i, text in enumerate(distinct)}
         scores = {name: np.full(len(distinct), np.nan) for name, _ in self.directions}
         keys = [] if self.store is None else [_text_digest(text) for text in distinct]
-        missing = np.full(len(distinct), self.store is None)
+        missing = np.full(len(distinct), self.store is None or self.traces)
+        traces: dict[str, list[np.ndarray]] = {name: [np.empty(0)] * len(distinct) for name, _ in self.directions}
         if self.store is not None:
             for name, _ in self.directions:
                 found = self.store.find(self.digests[name], keys)
@@ -288,15 +295,43 @@ class Scoring:
         unread = np.flatnonzero(missing)
         layers = sorted({direction.reader.layer for _, direction in self.directions})
         with finish_batches(self.how_to_go_on, flush_stores) as batch_is_done:
-            batches = self.opened.read([distinct[i] for i in unread], layers)
-            for index, hidden in batches:
+            for index, hidden, lines in self._read([distinct[i] for i in unread], layers):
                 rows = unread[index]
                 for name, direction in self.directions:
+                    for row, line in zip(rows, lines.get(name, ()), strict=False):
+                        traces[name][row] = line
                     read = direction.project(hidden[:, layers.index(direction.reader.layer)])
                     scores[name][rows] = self._kept(name, direction, [keys[i] for i in rows] if keys else [], read)
                 batch_is_done()
         order = [place[text] for text in texts]
+        if self.traces:
+            return {name: packed(values[order], [traces[name][i] for i in order]) for name, values in scores.items()}
         return {name: values[order] for name, values in scores.items()}
+
+    def _read(
+        self, texts: Sequence[Tokens], layers: Sequence[int]
+    ) -> Iterator[tuple[list[int], torch.Tensor, dict[str, list[np.ndarray]]]]:
+        """What `OpenReader.read` yields, and with traces those of each direction, of the response's own tokens."""
+        if not self.traces:
+            for index, hidden in self.opened.read(texts, layers):
+                yield index, hidden, {}
+            return
+        import torch
+
+        at = {layer: [n for n, d in self.directions if d.reader.layer == layer] for layer in layers}
+        vectors = {name: torch.from_numpy(direction.vector) for name, direction in self.directions}
+        along = {layer: torch.stack([vectors[name] for name in names]) for layer, names in at.items()}
+        for index, hidden, lines in self.opened.read_tokens(texts, along):
+            own = [np.searchsorted(self.opened.seen(texts[i]), texts[i].said) for i in index]
+            yield (
+                index,
+                hidden,
+                {
+                    name: [line[keep, column] for line, keep in zip(lines[layer], own, strict=True)]
+                    for layer, names in at.items()
+                    for column, name in enumerate(names)
+                },
+            )
 
     def _kept(self, name: str, direction: Direction, keys: Sequence[bytes], read: np.ndarray) -> np.ndarray:
         """Writes scores to the store, and gives those that now stand there; what is not finite is not written."""
@@ -306,6 +341,30 @@ class Scoring:
         label = f"{direction.reader.name}, layer {direction.reader.layer}"
         standing = self.store.keep(self.digests[name], finite, label=label)
         return np.array([standing.get(key, score) for key, score in zip(keys, read, strict=True)])
+
+
+def packed(scores: np.ndarray, traces: Sequence[np.ndarray]) -> np.ndarray:
+    """Scores `[n]` and traces of any length in one array `[n, 2 + longest]`: score, length, values, zeros."""
+    made = np.zeros((len(scores), 2 + max(map(len, traces), default=0)))
+    made[:, 0] = scores
+    for row, trace in zip(made, traces, strict=True):
+        row[1] = len(trace)
+        row[2 : 2 + len(trace)] = trace
+    return made
+
+
+def unpacked(
+    numbers: Sequence[np.ndarray | None],
+) -> tuple[list[np.ndarray | None], list[list[np.ndarray]]]:
+    """The scores of each row's texts, and their traces, of what `read` gave; empty ones of a row without any.
+
+    Args:
+        numbers: Of each row `[texts]`, or packed `[texts, k]`; None of a row that was not read.
+    """
+    scores = [row if row is None or row.ndim == 1 else row[:, 0] for row in numbers]
+    none = [np.empty(0), np.empty(0)]
+    traces = [none if row is None or row.ndim == 1 else [text[2 : 2 + int(text[1])] for text in row] for row in numbers]
+    return scores, traces
 
 
 def _identity(direction: Direction) -> list[Any]:

@@ -22,7 +22,7 @@ from legend_hf.reading.probe import TOLERANCE, TOLERANCE_HALF
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.templates import TextError, Tokens
 from legend_hf.tracing import page
-from legend_hf.tracing.values import Neutral, PairValues, TokenValues
+from legend_hf.tracing.values import Neutral, PairValues, TokenValues, running
 
 if TYPE_CHECKING:
     import torch
@@ -126,16 +126,6 @@ def _trace(
         pooling=reader.pooling,
         of=f"{reader.model or reader.model_type}, layer {reader.layer} of {reader.n_layers}",
     )
-
-
-def running(values: np.ndarray, pooling: str) -> np.ndarray:
-    """Score of each beginning of a text `[t]`, for a model that looks only back.
-
-    Args:
-        values: Projections of the positions that are pooled `[t]`, float64.
-        pooling: The reader's.
-    """
-    return values if pooling == "last" else np.cumsum(values) / np.arange(1, len(values) + 1)
 
 
 def _said_before(conversation: Conversation) -> str:

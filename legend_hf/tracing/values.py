@@ -133,12 +133,33 @@ class PairValues:
         """
         if self.chosen.scores is None or self.rejected.scores is None:
             return None
-        n = max(len(self.chosen.scores), len(self.rejected.scores))
-        a, b = (np.pad(s, (0, n - len(s)), mode="edge") for s in (self.chosen.scores, self.rejected.scores))
-        return a - b
+        return running_margin(self.chosen.scores, self.rejected.scores)
 
     @property
     def settled(self) -> int | None:
         """After how many tokens of each response the margin has the sign that it ends with; None without `scores`."""
         running = self.running
         return None if running is None else settled_after(running)
+
+
+def running(values: np.ndarray, pooling: str) -> np.ndarray:
+    """Score of each beginning of a text `[t]`, for a model that looks only back.
+
+    Args:
+        values: Projections of the positions that are pooled `[t]`, float64.
+        pooling: The reader's.
+    """
+    return values if pooling == "last" else np.cumsum(values) / np.arange(1, len(values) + 1)
+
+
+def running_margin(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    """Margin of the first k tokens of two responses `[t]`; a response that is over keeps its score.
+
+    Args:
+        chosen: Scores of the chosen response's beginnings.
+        rejected: Scores of the rejected response's.
+    """
+    n = max(len(chosen), len(rejected))
+    a, b = (np.pad(scores, (0, n - len(scores)), mode="edge") for scores in (chosen, rejected))
+    difference: np.ndarray = a - b
+    return difference
