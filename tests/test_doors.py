@@ -107,6 +107,7 @@ ONCE = {
     "store show": {"path": None},
     "store prune": {"path": None, "--unused-days": 30.0, "--all": False},
     "store merge": {"stores": NEEDED, "--output": NEEDED},
+    "store compact": {"url": NEEDED},
 }  # fmt: skip
 
 
@@ -384,7 +385,7 @@ WRITERS = ("you/annotator", "you/aligned", "you/policy")
 MORE = {name: ["--max-new-tokens", "3"] for name in ("induce", "corrections", "corr-at-k")}
 ORDER = (
     *("induce", "fit", "push-direction", "annotate", "report", "inspect", "score", "pairs"),
-    *("store merge", "store show", "store prune"),
+    *("store merge", "store compact", "store show", "store prune"),
 )
 
 
@@ -454,6 +455,9 @@ def test_every_example_runs(tiny_llama, tmp_path, tmp_path_factory, monkeypatch,
         if name == "store merge":
             for node in ("node-1.sqlite", "node-2.sqlite"):
                 (tmp_path / node).write_bytes((tmp_path / "assets" / "legend_hf" / "scores.sqlite").read_bytes())
+        if name == "store compact":
+            given[-1] = f"file://{tmp_path}/run"
+            assert run("store", "merge", "all.sqlite", "--output", given[-1]).exit_code == 0
         if name == "pairs":
             given += ["--prompt-column", "instruction", "--responses-column", "completions"]
         told = run(*given)

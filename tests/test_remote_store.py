@@ -423,6 +423,29 @@ def test_a_folder_for_mirrors_that_others_may_write_to_is_refused(mounted):
     assert store_at(mounted).path.stat().st_mode & 0o077 == 0
 
 
+def test_the_command_line_takes_urls(mounted, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from legend_hf.cli import app
+
+    def run(*arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, ["store", *arguments])
+        assert done.exit_code == code, done.output
+        return done.output + str(done.exception or "")
+
+    for command in ("show", "compact"):
+        with pytest.raises(AssertionError, match="there is no store at"):
+            run(command, mounted)
+    assert not (tmp_path / "run").exists(), "who looks for it does not make it"
+    monkeypatch.setattr(remote_store, "CHUNK_ROWS", 10)
+    Store(tmp_path / "s.sqlite").keep(A, {key(i): float(i) for i in range(35)}, label="model, layer 3")
+    assert "35 new scores" in run("merge", str(tmp_path / "s.sqlite"), "--output", mounted)
+    assert "35 scores" in run("show", mounted)
+    assert "from 4 to 1 files" in run("compact", mounted)
+    assert "35 new scores" in run("merge", mounted, "--output", str(tmp_path / "t.sqlite"))
+    assert len(Store(tmp_path / "t.sqlite").find(A, [key(i) for i in range(35)])) == 35
+
+
 # -- With a model --------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ PAIRS = "Before it: contrastive pairs"
 SCORES = "Several responses to a prompt"
 KEPT = "What is kept of readings"
 OF_DIRECTION = {"revision": "direction_revision"}
-GROUPS["store"] = "Show, prune and merge stores of scores."
+GROUPS["store"] = "Show, prune, merge and compact stores of scores."
 
 Processes = Annotated[int | None, typer.Option(help="Processes.", min=1)]
 
@@ -255,17 +255,25 @@ def score(
 
 
 @command(name="store show", under=KEPT)
-def store_show(path: Path | None = None) -> None:
+def store_show(path: str | None = None) -> None:
     """Say what a store holds for each direction.
 
     Example: store show
 
     Options:
-        path: A store; the one that `annotate` uses by itself when left out.
+        path: A store or its URL; the one that `annotate` uses by itself when left out.
     """
-    store, size = _existing_store(path)
-    typer.echo(f"{store.path}, {size / 2**20:.1f} MiB")
-    for kept in store.contents():
+    from legend_hf.hub.transfer import is_url
+    from legend_hf.margins.stores import shown
+
+    if path is not None and is_url(path):
+        held = _existing_at(path).contents()
+        typer.echo(f"{shown(path)}, {sum(kept.scores for kept in held)} scores")
+    else:
+        store, size = _existing_store(path)
+        held = store.contents()
+        typer.echo(f"{store.path}, {size / 2**20:.1f} MiB")
+    for kept in held:
         typer.echo(f"  {kept.scores} scores, last used {kept.used:%Y-%m-%d}: {kept.label} ({kept.digest[:12]})")
 
 
@@ -296,27 +304,60 @@ def store_prune(
 
 
 @command(name="store merge", under=KEPT)
-def store_merge(stores: Sequence[Path], *, output: Path) -> None:
-    """Put the scores of several stores into one. They may be those of several machines.
+def store_merge(stores: Sequence[str], *, output: str) -> None:
+    """Put the scores of several stores into one. They may be those of several machines, and URLs.
 
     Example: store merge node-1.sqlite node-2.sqlite --output all.sqlite
 
     Options:
-        stores: Stores to take from.
-        output: The store that takes over; made if absent.
+        stores: Stores to take from, or their URLs.
+        output: The store that takes over, or its URL; made if absent.
     """
     from legend_hf.hub.outputs import check_file
-    from legend_hf.margins.store import open_store
+    from legend_hf.hub.transfer import is_url
+    from legend_hf.margins.stores import shown, store_at
 
-    for path in stores:
+    files = [Path(path) for path in stores if not is_url(path)]
+    for path in files:
         _check_there(path)
-    check_file(output, reads=stores, ours=lambda file: True)  # a file that is no store is refused when it is opened
-    store = open_store(output)
-    for path in stores:
-        typer.echo(f"{store.merge(open_store(path))} new scores from {path}")
+    if not is_url(output):
+        # A file that is no store is refused when it is opened.
+        check_file(Path(output), reads=files, ours=lambda file: True)
+    store = store_at(output)
+    for given in stores:
+        source = _existing_at(given) if is_url(given) else store_at(given)
+        typer.echo(f"{store.merge(source)} new scores from {shown(given)}")
 
 
-def _existing_store(path: Path | None) -> tuple[Any, int]:
+@command(name="store compact", under=KEPT)
+def store_compact(url: str) -> None:
+    """Put the many files of a store at a URL into few. Others may use it meanwhile.
+
+    Example: store compact s3://bucket/run
+
+    Options:
+        url: Of the store.
+    """
+    from legend_hf.hub.transfer import is_url
+    from legend_hf.margins.stores import shown
+
+    if not is_url(url):
+        raise ValueError(f"{url!r} is no URL, and a store in a file is compact; give the URL of a store")
+    before, after = _existing_at(url).compact()
+    typer.echo(f"{shown(url)} went from {before} to {after} files of scores")
+
+
+def _existing_at(url: str) -> Any:
+    """A store at a URL that holds something; looking for it must not make it."""
+    from legend_hf.margins.stores import shown, store_at
+
+    store = store_at(url)
+    if not store.contents():
+        raise ValueError(f"there is no store at {shown(url)!r}; `legend-hf annotate` makes one: `--store URL`")
+    return store
+
+
+def _existing_store(path: str | Path | None) -> tuple[Any, int]:
     """A store and its size; showing one that is not there must not make it."""
     from legend_hf.margins.store import check_path, default_store, open_store
 

@@ -187,14 +187,14 @@ class Kept:
     """Whether what is read is kept, so that a stopped run goes on.
 
     Attributes:
-        store: File, .sqlite, that keeps scores; in the assets cache when left out.
+        store: File, .sqlite, or URL of a folder that keeps scores; in the assets cache when left out.
         no_store: Keep nothing: a stopped run starts anew.
     """
 
-    store: Path | None = None
+    store: str | None = None
     no_store: bool = False
 
-    def path(self, default: Callable[[], Path]) -> Path | None:
+    def path(self, default: Callable[[], Path]) -> str | Path | None:
         """Where it is kept: where the user said, nowhere, or where the command line always keeps it."""
         if self.store is not None and self.no_store:
             raise ValueError("`--store` and `--no-store` were both given; leave one out")
