@@ -132,7 +132,8 @@ def test_direction_card_says_what_the_artifact_is():
     assert front(card) == {
         "base_model": "user/model",
         "datasets": ["user/pairs"],
-        "library_name": "legend_hf",
+        "library_name": "legend-hf",
+        "pipeline_tag": "text-classification",
         "tags": ["legend", "direction", "safety", "preference", "reward-model", "representation-engineering"],
     }
     assert_whole(card)
@@ -220,7 +221,7 @@ def test_front_matter_is_merged_not_replaced():
     assert merged["tags"].count("legend") == 1
     assert "safety" in merged["tags"]
     assert merged["extra"] == {"deep": [1, 2]}
-    assert merged["library_name"] == "legend_hf"
+    assert merged["library_name"] == "legend-hf"
     assert merged["base_model"] == "user/model"
 
 
@@ -255,7 +256,7 @@ def test_no_string_breaks_out_of_a_direction_card(text: str):
     card = cards.direction_card(hostile(DIRECTION, text))
     assert_whole(card)
     card.encode("utf-8")
-    assert set(front(card)) <= {"library_name", "tags", "base_model", "datasets"}
+    assert set(front(card)) <= {"library_name", "pipeline_tag", "tags", "base_model", "datasets"}
     assert cards.direction_card(hostile(DIRECTION, text), card) == card
 
 
@@ -362,7 +363,7 @@ def test_dataset_card_says_where_margins_come_from_and_how_they_lie():
         assert said in card, said
     metadata = front(card)
     assert metadata["annotations_creators"] == ["machine-generated"]
-    assert metadata["source_datasets"] == ["extended"]
+    assert metadata["source_datasets"] == ["user/pairs"], "an id, which the Hub makes a link of"
     assert {"legend", "trl", "preference"} <= set(metadata["tags"])
     assert_whole(card)
 

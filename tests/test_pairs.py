@@ -246,6 +246,7 @@ SPEAK = {  # what each column is, and what a pair of the responses i (chosen) an
     "ranking_kind": ([[1, 2, 3, 0], [0, 2, 1]], None),
     "order_of_raters": ([[1, 2, 3, 0], [0, 2, 1]], None),
     "best_response": ([1, 0], None),
+    "score_gap": ([0.5, 0.25], None),
     "worst_id": ([0, 1], None),
     "tags": ([["t0", "t1", "t2", "t3"], ["t0"]], lambda cell, i, j: cell),
     "best_year": ([1990, 2001], lambda cell, i, j: cell),

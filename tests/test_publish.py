@@ -556,7 +556,7 @@ def test_the_sources_licence_and_card_survive(hub: LoopbackHub, repo_id: str, so
     metadata = front(card)
     assert (metadata["license"], metadata["language"]) == ("mit", "en")
     assert "human-feedback" in metadata["tags"]
-    assert metadata["source_datasets"] == ["extended"]
+    assert metadata["source_datasets"] == [source]
     assert card.index("legend_hf:end") < card.index("Their words.")
     assert f"[`{source}`]" in card
     edit_readme(source, lambda old: old + "More words.\n")

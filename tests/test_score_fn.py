@@ -33,7 +33,7 @@ ROWS = [
     }
     for i, t in enumerate(TOPICS)
 ]
-COLUMNS = ["scores", "ranking", "best_response"]
+COLUMNS = ["scores", "ranking", "best_response", "score_best", "score_gap"]
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,9 @@ def check_agreement(row):
     scores = np.array(row["scores"])
     assert row["ranking"] == sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     assert row["best_response"] == row["ranking"][0]
+    best, *others = sorted(map(np.float32, row["scores"]), reverse=True)
+    assert row["score_best"] == best
+    assert row["score_gap"] == (best - others[0] if others else 0)
 
 
 def test_columns_and_their_meaning(direction, ds):
@@ -102,6 +105,7 @@ def test_columns_and_their_meaning(direction, ds):
     assert out.features["scores"] == List(Value("float32"))
     assert out.features["ranking"] == List(Value("int32"))
     assert out.features["best_response"] == Value("int32")
+    assert out.features["score_best"] == out.features["score_gap"] == Value("float32"), "which a viewer draws"
     assert out.features == fn.features(ds.features), "what is promised is what `map` finds by itself"
     assert out.remove_columns(fn.columns).features == ds.features
     assert [len(scores) for scores in out["scores"]] == [len(row["responses"]) for row in ROWS]

@@ -237,7 +237,7 @@ def induce(
 def score(
     make: Call, run: Call, dataset: Rows, direction: Reading, *, output: Place, num_proc: Processes = None, store: Kept
 ) -> None:
-    """Score lists of responses: adds `scores`, `ranking` and `best_response` to every split.
+    """Score lists of responses: adds `scores`, `ranking`, `best_response`, `score_best` and `score_gap`.
 
     Example: score openbmb/UltraFeedback you/direction --output scored --prompt-column instruction
     --responses-column completions

@@ -145,7 +145,8 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
     reader, fit = facts["reader"], facts["facts"]
     concept, found = Concept.of(fit), verdict_on(fit)
     metadata = ModelCardData(
-        library_name="legend_hf",
+        library_name="legend-hf",
+        pipeline_tag="text-classification",
         base_model=_id_or_none(reader["model"]),
         datasets=[source] if (source := _dataset_id(fit["pairs_source"])) else None,
         tags=["legend", "direction", _tag(concept), "preference", "reward-model", "representation-engineering"],
@@ -207,7 +208,7 @@ def dataset_card(facts: Facts, existing: str | None = None, source_cards: Mappin
     concepts = [Concept.of(d["facts"]) for config in facts["configs"].values() for d in config["directions"].values()]
     metadata = DatasetCardData(
         annotations_creators=["machine-generated"],
-        source_datasets=["extended"] if facts["sources"] else None,
+        source_datasets=[known for one in facts["sources"] if (known := _id_or_none(one["repo_id"]))] or None,
         size_categories=[_size(facts["metadata"]["dataset_info"])],
         tags=["legend", "margin", "preference", *dict.fromkeys(map(_tag, concepts)), "rlhf", "trl", "reward-model"],
         **facts["metadata"],

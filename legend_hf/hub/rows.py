@@ -33,7 +33,8 @@ _SPLIT = re.compile(r"\w+(\.\w+)*")
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in its folder
 # Columns that are numbers wherever they stand: what this library writes, and the label of PKU-SafeRLHF.
 _NUMBERS = re.compile(
-    r"margin(_raw|_prob|_bin)?(_\w+)?|(chosen|rejected)_score(_\w+)?|pair_similarity|safer_response_id|better_response_id"
+    r"margin(_raw|_prob|_bin)?(_\w+)?|(chosen|rejected)_score(_\w+)?|score_(best|gap)(_\w+)?|pair_similarity"
+    r"|safer_response_id|better_response_id"
 )
 _INTEGERS = ("safer_response_id", "better_response_id")
 

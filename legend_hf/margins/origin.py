@@ -29,7 +29,7 @@ _MARK = re.compile(r"[0-9a-f]{16}")
 # How a text is read, but for where the model lies: a model folder that was published since is the same model.
 _READING = ("template", "joiner", "eos", "layer", "pooling", "max_length", "dtype", "date")
 _OF_MARGINS = re.compile(r"(?:margin(?:_raw|_bin|_prob|_negative)?|chosen_score|rejected_score)(?:_(?P<name>.+))?")
-_OF_SCORES = re.compile(r"(?:scores|ranking|best_response|choice_probs)(?:_(?P<name>.+))?")
+_OF_SCORES = re.compile(r"(?:scores|ranking|best_response|score_best|score_gap|choice_probs)(?:_(?P<name>.+))?")
 
 
 def mark(direction: Direction) -> str:

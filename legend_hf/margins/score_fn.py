@@ -26,8 +26,10 @@ from legend_hf.reading.rows import Row, of_responses
 SCORES = "scores"
 RANKING = "ranking"
 BEST = "best_response"
+SCORE_BEST = "score_best"
+GAP = "score_gap"
 PROBS = "choice_probs"
-COLUMNS = (SCORES, RANKING, BEST)
+COLUMNS = (SCORES, RANKING, BEST, SCORE_BEST, GAP)
 ADDED = (PROBS,)
 NO_RESPONSE = -1
 """`best_response` of a row that was skipped."""
@@ -42,9 +44,11 @@ class LegendScoreFn(Transform):
     Columns: `scores` (list of float32, one for each response: the paper's projection, in hidden-state units; only
     differences within a row mean something, and that of two responses is their `margin_raw`), `ranking` (list of int32:
     places of the responses, counted from 0, the best one first; equal scores in the order of the responses) and
-    `best_response` (int32: the first of those). Where asked for: `choice_probs` (list of float32, summing to 1). With
-    `on_error="skip"`: `scores_status`, `"ok"` or why the row could not be read. Such a row has a score of 0.0 for each
-    response (none where they cannot be counted), the ranking and the equal shares that follow from it, and
+    `best_response` (int32: the first of those); and two numbers that a viewer can draw: `score_best` (float32: the
+    score of that one) and `score_gap` (float32: its lead over the second best, 0.0 where there is none). Where asked
+    for: `choice_probs` (list of float32, summing to 1). With `on_error="skip"`: `scores_status`, `"ok"` or why the row
+    could not be read. Such a row has a score of 0.0 for each response (none where they cannot be counted), what follows
+    from that (ranking, equal shares, two zeros), and
     `best_response` -1, so that nothing is picked. All but the scores are functions of `scores` as they are written.
     `scores_direction` says which direction made them, so that another one is refused later.
 
@@ -82,6 +86,8 @@ class LegendScoreFn(Transform):
         SCORES: ["float32"],
         RANKING: ["int32"],
         BEST: "int32",
+        SCORE_BEST: "float32",
+        GAP: "float32",
         PROBS: ["float32"],
         SCORES_MARKS: "string",
     }
@@ -144,6 +150,15 @@ class LegendScoreFn(Transform):
         orders = [np.argsort(-row, kind="stable").astype(np.int32) for row in written]
         picked = [NO_RESPONSE if s is None else order[0] for s, order in zip(numbers, orders, strict=True)]
         made: dict[str, Any] = {SCORES: written, RANKING: orders, BEST: np.array(picked, dtype=np.int32)}
+        first, second = (
+            np.array(
+                [row[order[k]] if len(row) > k else 0 for row, order in zip(written, orders, strict=True)],
+                dtype=np.float32,
+            )
+            for k in (0, 1)
+        )
+        several = np.array([len(row) > 1 for row in written], dtype=bool)
+        made |= {SCORE_BEST: first, GAP: np.where(several, first - second, np.float32(0))}
         made[SCORES_MARKS] = [mark(direction)] * len(written)
         if PROBS in self._own["add"]:
             logit = direction.calibration.logit

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from legend_hf.margins.score_fn import BEST, RANKING
+from legend_hf.margins.score_fn import BEST, GAP, RANKING, SCORE_BEST
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 logger = logging.getLogger(__name__)
 
-_OURS = re.compile(rf"(?:{RANKING}|{BEST})(?:_.+)?")
+_OURS = re.compile(rf"(?:{RANKING}|{BEST}|{SCORE_BEST}|{GAP})(?:_.+)?")
 _NAMES_ONE = re.compile(
     r"(?:^|_)(?:best|worst|top|chosen|rejected|preferred|selected|safer|better|winner|winning|loser|losing)(?:_|$)"
 )
@@ -31,7 +31,8 @@ class Alongside:
 
     Attributes:
         each: Columns with an entry for each response. A pair keeps two of them, its chosen response's first.
-        places: Columns that name responses by their places. A pair has none of them: its responses have other places.
+        places: Columns that name responses by their places, and what `LegendScoreFn` says of all of a row's responses.
+            A pair has none of them: its responses have other places.
     """
 
     each: tuple[str, ...]

@@ -238,7 +238,8 @@ def make_pairs(
         float32), `chosen_index` and `rejected_index` (their places among the responses, int64),
         `margin_direction` where the scores say which one made them, and every further column as it stands, but: of a
         list with an entry for each response two are kept, the chosen one's first, and columns that name responses by
-        their places (`ranking`, `best_response`) are left out. In the order of the rows.
+        their places (`ranking`, `best_response`) are left out, `score_best` and
+        `score_gap` too. In the order of the rows.
 
     Raises:
         ValueError: An argument that is not allowed, a missing column, one that would be overwritten, or scores that are
