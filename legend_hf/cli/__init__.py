@@ -8,6 +8,9 @@ margins, `preferences` from margins to what is trained on.
 
 from __future__ import annotations
 
+import os
+import sys
+
 from legend_hf.cli import annotating, preferences  # each puts its commands into `app`, in this order
 from legend_hf.cli.options import app
 
@@ -16,4 +19,6 @@ __all__ = ["annotating", "app", "main", "preferences"]
 
 def main() -> None:
     """The entry point of `legend-hf`."""
+    if not sys.stderr.isatty():  # each time that a bar is drawn is a line of a log
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     app()

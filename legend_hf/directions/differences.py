@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from legend_hf.directions.kept import KeptDifferences
+from legend_hf.reading import progress
 from legend_hf.reading.formats import Pair, response_length
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.stopping import finish_batches, how_to_go_on
@@ -34,6 +35,7 @@ def read_differences(
     batch_tokens: int | None = None,
     in_memory: int = IN_MEMORY,
     kept: KeptDifferences | None = None,
+    skipped: int = 0,
 ) -> np.ndarray:
     """Reads both sides of every pair and subtracts. SIGINT and SIGTERM wait for the forward pass at hand.
 
@@ -48,6 +50,7 @@ def read_differences(
         in_memory: Most bytes of differences to hold in memory; more go to a file in the temporary folder, which has no
             name and is gone with the array, however the process ends.
         kept: Where the differences are kept as soon as they are read, and those of a run that was stopped are found.
+        skipped: Pairs that were skipped, for the progress bar.
 
     Returns:
         Vector of chosen minus vector of rejected, `[layers, n, d_model]`, float32.
@@ -55,20 +58,19 @@ def read_differences(
     Raises:
         OSError: The temporary folder has no room; `TMPDIR` names another.
     """
-    from datasets.utils import tqdm
-
     differences = _zeros((len(layers), len(texts), opened.reader.d_model), in_memory)
     starts = range(0, len(texts), AT_ONCE)
     parts = [differences[:, first : first + AT_ONCE] for first in starts]
     said = how_to_go_on(None if kept is None else str(kept.path.parent))
-    with tqdm(total=2 * len(texts), desc="Reading pairs", unit="text") as bar, finish_batches(said) as batch_is_done:
+    shown = progress.reading(len(texts), desc="Reading pairs", texts=2 * len(texts), skipped=skipped)
+    with shown, finish_batches(said) as batch_is_done:
         done = 0
         if kept is not None:
             sizes = [part.shape[1] for part in parts]
             for part, block in zip(parts, kept.blocks((len(layers), opened.reader.d_model), sizes), strict=False):
                 part[:] = block
                 done += 1
-                bar.update(2 * part.shape[1])
+                progress.read(2 * part.shape[1], known=True)
         for first, part in list(zip(starts, parts, strict=True))[done:]:
             flat = [side for pair in texts[first : first + AT_ONCE] for side in pair]
             left = len(flat)
@@ -80,7 +82,6 @@ def read_differences(
                         part[:, text // 2] += vector
                     else:
                         part[:, text // 2] -= vector
-                bar.update(len(index))
                 left -= len(index)
                 if left == 0 and kept is not None:
                     kept.keep(part)

@@ -186,7 +186,9 @@ def fit_direction(
     kept_here = None if store is None else KeptDifferences(store, _deciding(reader, path, layers, texts))
     with stopping_in_order(how_to_go_on(None if kept_here is None else str(kept_here.path.parent)), workers=False):
         with kept_here or nullcontext():
-            differences = read_differences(opened, texts, layers, kept=kept_here)  # [layers, n, d_model]
+            differences = read_differences(  # [layers, n, d_model]
+                opened, texts, layers, kept=kept_here, skipped=len(read) - len(kept)
+            )
         lost = _not_finite(differences) if on_error == "skip" else set()
         if lost:
             differences = np.delete(differences, sorted(lost), axis=1)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import numpy as np
 
 from legend_hf.margins import columns
+from legend_hf.reading import progress
 from legend_hf.reading.formats import Columns, Conversation, RowError, names_of
 from legend_hf.reading.plain import check_on_error, digest_of, plain
 from legend_hf.reading.rows import Row, encode_rows
@@ -89,6 +90,7 @@ class Transform(ABC):
         check_on_error(on_error)
         self._columns, self._on_error, self._overwrite = names, plain(on_error), bool(overwrite)
         self._own: dict[str, Any] = plain(dict(own or {}))
+        self._skipped = 0  # of the rows that this process was given, for the progress bar
 
     def _read_with(self, reading: Reading) -> None:
         """Takes what reads; the last thing that `__init__` does, since to load it costs something."""
@@ -193,7 +195,9 @@ class Transform(ABC):
         self._raise_first(refusals)
         good = [place for place in range(len(rows)) if place not in refusals]
         counts = [len(rows[place]) for place in good]  # type: ignore[arg-type]
-        found = opened.read([text for row in rows if not isinstance(row, RowError) for text in row])
+        self._skipped += len(refusals)
+        with progress.reading(len(good), desc="Reading texts", skipped=self._skipped, rank=rank):
+            found = opened.read([text for row in rows if not isinstance(row, RowError) for text in row])
         owners = np.repeat(np.array(good, dtype=np.int64), counts)
         for name, numbers in found.items():
             self._refuse(name, owners[_not_finite(numbers)], refusals)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.hub.nearby import saying_what_is_there
-from legend_hf.reading import templates
+from legend_hf.reading import progress, templates
 from legend_hf.reading.formats import SKIP, Conversation
 from legend_hf.reading.forward import WAYS, Route, Way, out_of_memory, read_vectors
 from legend_hf.reading.identity import (
@@ -40,6 +39,7 @@ from legend_hf.reading.identity import (
 )
 from legend_hf.reading.plain import check_choice, digest_of, make_plain, plain
 from legend_hf.reading.probe import probe
+from legend_hf.reading.stopping import worker_name
 from legend_hf.reading.templates import TextError, Tokens
 from legend_hf.reading.window import window
 
@@ -336,7 +336,7 @@ class OpenReader:
             Indices of the texts in this batch, and their vectors `[b, layers, d_model]`, float32, on the device.
         """
         last = self.reader.pooling == "last"
-        return read_vectors(
+        batches = read_vectors(
             self.model,
             [text.ids for text in texts],
             [(text.last,) if last else text.content for text in texts],
@@ -344,6 +344,7 @@ class OpenReader:
             route=self.route,
             batch_tokens=self.batch_tokens if batch_tokens is None else batch_tokens,
         )
+        return progress.counted(batches, len(texts))
 
     def read_tokens(
         self, texts: Sequence[Tokens], along: Mapping[int, torch.Tensor]
@@ -913,7 +914,7 @@ def _settle_in_worker(device: str) -> None:
     siblings does, unless the environment says how many are its own.
     """
     global _settled
-    worker = _worker_name()
+    worker = worker_name()
     if _settled == os.getpid() or (os.getpid() == _OWNER and worker is None):
         return
     import torch
@@ -927,18 +928,6 @@ def _settle_in_worker(device: str) -> None:
     if not (told and worker is not None and worker.startswith(("Spawn", "ForkServer"))):
         torch.set_num_threads(1)
     _settled = os.getpid()
-
-
-def _worker_name() -> str | None:
-    """What Python calls this process if another one started it as a worker, such as `SpawnPoolWorker-1`; else None.
-
-    `datasets` uses `multiprocess`; others use `multiprocessing`.
-    """
-    for name in ("multiprocess.process", "multiprocessing.process"):
-        process = sys.modules.get(name)
-        if process is not None and process.parent_process() is not None:
-            return str(process.current_process().name)
-    return None
 
 
 def _after_fork() -> None:

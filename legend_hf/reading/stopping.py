@@ -196,13 +196,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def worker_name() -> str | None:
+    """What Python calls this process if another one started it as a worker, such as `SpawnPoolWorker-1`; else None."""
+    process = _child()
+    return None if process is None else str(process.current_process().name)
+
+
 def _worker() -> Any:
-    """The module that started this process as a worker of a pool, such as that of `map(num_proc=...)`; else None.
+    """What started this process as a worker of a pool, such as that of `map(num_proc=...)`; else None."""
+    return _child() if "PoolWorker" in (worker_name() or "") else None
+
+
+def _child() -> Any:
+    """The module that started this process from another one; None if none did.
 
     `datasets` uses `multiprocess`; others use `multiprocessing`.
     """
     for name in ("multiprocess.process", "multiprocessing.process"):
         process = sys.modules.get(name)
-        if process and process.parent_process() is not None and "PoolWorker" in process.current_process().name:
+        if process is not None and process.parent_process() is not None:
             return process
     return None
