@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,10 +28,13 @@ OF_DIRECTION = {"revision": "direction_revision"}
 GROUPS["store"] = "Show, prune, merge and compact stores of scores."
 
 Processes = Annotated[int | None, typer.Option(help="Processes.", min=1)]
+DryRun = Annotated[bool, typer.Option(help="Only say what would be read, what cannot be, and what that costs.")]
 
 
-@command("directions.fit.fit_direction", under=ROAD, without=["pairs_source"])
-def fit(fit_direction: Call, pairs: Rows, *, output: Place, store: Kept) -> None:
+@command("directions.fit.fit_direction", "directions.estimate.estimate_fit", under=ROAD, without=["pairs_source"])
+def fit(
+    fit_direction: Call, estimate_fit: Call, pairs: Rows, *, output: Place, store: Kept, dry_run: DryRun = False
+) -> None:
     """Fit a direction on contrastive pairs and save it with its card.
 
     A stopped fit goes on where it was.
@@ -47,11 +51,17 @@ def fit(fit_direction: Call, pairs: Rows, *, output: Place, store: Kept) -> None
     from legend_hf.directions.direction import check_place
     from legend_hf.directions.induce import described
     from legend_hf.directions.kept import default_folder
+    from legend_hf.directions.recipe import Recipe
     from legend_hf.directions.summary import summary
 
     keeps = store.path(default_folder)
     reads = [pairs.source, fit_direction.keywords["model"]]
     check_place(output.output, reads=reads, overwrite=output.overwrite)
+    if dry_run:
+        options = fit_direction.keywords
+        said = {field.name: options[field.name] for field in fields(Recipe) if field.name in options}
+        typer.echo(estimate_fit(pairs.one("pairs"), preset=Recipe.made_of(options["preset"], said)).to_text())
+        return
     known = described(pairs.source) or pairs.public_name
     direction = fit_direction(pairs.one("pairs"), pairs_source=known, store=keeps)
     direction.save_pretrained(output.output, overwrite=output.overwrite)
@@ -59,9 +69,24 @@ def fit(fit_direction: Call, pairs: Rows, *, output: Place, store: Kept) -> None
     typer.echo(f"Saved in {output.output}")
 
 
-@command("margins.margin_fn.LegendMarginFn", "margins.annotate.annotate", under=ROAD, renamed=OF_DIRECTION)
+@command(
+    "margins.margin_fn.LegendMarginFn",
+    "margins.annotate.annotate",
+    "margins.estimate.estimate",
+    under=ROAD,
+    renamed=OF_DIRECTION,
+)
 def annotate(
-    make: Call, run: Call, dataset: Rows, direction: Reading, *, output: Place, num_proc: Processes = None, store: Kept
+    make: Call,
+    run: Call,
+    estimate: Call,
+    dataset: Rows,
+    direction: Reading,
+    *,
+    output: Place,
+    num_proc: Processes = None,
+    store: Kept,
+    dry_run: DryRun = False,
 ) -> None:
     """Add margin columns to every split and save the result with its card.
 
@@ -84,6 +109,9 @@ def annotate(
     rows = dataset.splits()
     sources = sources_of(dataset.source, rows)
     check_saved_place(output.output, {"default": made_of(sources, loaded)}, overwrite=output.overwrite)
+    if dry_run:
+        typer.echo(estimate(rows, fn).to_text())
+        return
     annotated = run(rows, fn, num_proc=num_proc)
     source = named_ids(sources)
     save_annotated(annotated, output.output, direction=fn, source=source, overwrite=output.overwrite)
@@ -233,9 +261,24 @@ def induce(
     say_saved(output.output)
 
 
-@command("margins.score_fn.LegendScoreFn", "margins.annotate.annotate", under=SCORES, renamed=OF_DIRECTION)
+@command(
+    "margins.score_fn.LegendScoreFn",
+    "margins.annotate.annotate",
+    "margins.estimate.estimate",
+    under=SCORES,
+    renamed=OF_DIRECTION,
+)
 def score(
-    make: Call, run: Call, dataset: Rows, direction: Reading, *, output: Place, num_proc: Processes = None, store: Kept
+    make: Call,
+    run: Call,
+    estimate: Call,
+    dataset: Rows,
+    direction: Reading,
+    *,
+    output: Place,
+    num_proc: Processes = None,
+    store: Kept,
+    dry_run: DryRun = False,
 ) -> None:
     """Score lists of responses: adds `scores`, `ranking`, `best_response`, `score_best` and `score_gap`.
 
@@ -249,6 +292,9 @@ def score(
     keeps = store.path(default_store)
     fn = make(direction.load(), store=keeps, overwrite=output.overwrite)
     splits = dataset.splits()
+    if dry_run:
+        typer.echo(estimate(splits, fn).to_text())
+        return
     scored = run(splits, fn, num_proc=num_proc)
     say_read(scored, "scored", fn.status if fn.skips else None)
     save(scored, output, source=dataset, rows=splits)

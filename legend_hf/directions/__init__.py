@@ -15,6 +15,7 @@ from legend_hf._lazy import hand_on
 if TYPE_CHECKING:
     from legend_hf.directions.direction import ArtifactError as ArtifactError
     from legend_hf.directions.direction import Direction as Direction
+    from legend_hf.directions.estimate import estimate_fit as estimate_fit
     from legend_hf.directions.fit import fit_direction as fit_direction
     from legend_hf.directions.induce import induce_pairs as induce_pairs
     from legend_hf.directions.induce import pairs_from_labels as pairs_from_labels
@@ -28,6 +29,7 @@ __all__ = hand_on(
         "ArtifactError": "direction",
         "Direction": "direction",
         "Recipe": "recipe",
+        "estimate_fit": "estimate",
         "fit_direction": "fit",
         "induce_pairs": "induce",
         "pairs_from_labels": "induce",

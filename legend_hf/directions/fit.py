@@ -154,7 +154,7 @@ def fit_direction(
         RowError: A row is none of the accepted shapes (a ValueError).
         OSError: The model is not there; the error says what is.
     """
-    _check_pairs(pairs)
+    check_pairs(pairs)
     check_concept(concept, poles)
     recipe = Recipe.made_of(
         preset,
@@ -177,12 +177,12 @@ def fit_direction(
     read = [*read_pairs(pairs, columns, on_error=on_error)]  # all of them, before anything costly happens
     named = sources_of(read)
     _check_sources(named, source_column)
-    opened, path = _open(recipe, model, revision, model_id, runtime)
+    opened, path = open_for(recipe, model, revision, model_id, runtime)
     reader = opened.reader
     encoded = encode_pairs(partial(opened.encode, fitting=True), read, on_error=on_error)
     kept, texts = [pair for pair, _ in encoded], [sides for _, sides in encoded]
     groups = _groups(kept, recipe, source_column)
-    layers, estimators = _candidates(recipe, reader, len(np.unique(groups)))
+    layers, estimators = candidates(recipe, reader, len(np.unique(groups)))
     kept_here = None if store is None else KeptDifferences(store, _deciding(reader, path, layers, texts))
     with stopping_in_order(how_to_go_on(None if kept_here is None else str(kept_here.path.parent)), workers=False):
         with kept_here or nullcontext():
@@ -265,7 +265,7 @@ def _groups(pairs: Sequence[Pair], recipe: Recipe, source_column: str | None) ->
     return groups
 
 
-def _open(
+def open_for(
     recipe: Recipe,
     model: str | os.PathLike[str],
     revision: str | None,
@@ -300,7 +300,7 @@ def _deciding(
     return [deciding(with_layer(reader, -1), path), list(layers), len(texts), said.hexdigest()]
 
 
-def _check_pairs(pairs: Any) -> None:
+def check_pairs(pairs: Any) -> None:
     """Refuses what holds no rows: splits or columns by their names, a name, a table of another kind."""
     if isinstance(pairs, Mapping):
         from datasets import DatasetDict, IterableDatasetDict
@@ -337,7 +337,7 @@ def _check_enough(groups: np.ndarray, calibration: str) -> None:
         )
 
 
-def _candidates(recipe: Recipe, reader: Reader, prompts: int) -> tuple[list[int], list[str]]:
+def candidates(recipe: Recipe, reader: Reader, prompts: int) -> tuple[list[int], list[str]]:
     """The layers and estimators to try: one of each where there is nothing to choose, or too little to choose by."""
     few = prompts < FEWEST_PROMPTS
     if few and "auto" in (recipe.layer, recipe.estimator):

@@ -73,13 +73,7 @@ def annotate(
             "`IterableDatasetDict`; make one: `Dataset.from_list(rows)`, `Dataset.from_pandas(frame)`, "
             "`DatasetDict(splits)` or `load_dataset(id)`"
         )
-    named = isinstance(fn, Direction | str | os.PathLike | Mapping)
-    transform = LegendMarginFn(fn) if named else fn  # type: ignore[arg-type]
-    if not isinstance(transform, Transform):
-        raise ValueError(
-            f"`fn` is {kind_of(fn)}; allowed are a transform of this library, such as `LegendMarginFn(direction)`, and "
-            "what that one takes as direction"
-        )
+    transform = transform_of(fn)
     splits = dataset if isinstance(dataset, DatasetDict | IterableDatasetDict) else {None: dataset}
     splits = {name: transform.cleared(split) for name, split in splits.items()}
     if devices is not None:
@@ -96,7 +90,7 @@ def annotate(
                 new = {name: split for name, split in splits.items() if not _is_cached(split, transform)}
                 made = read_on(spread, new, transform, most_rows=batch_size)
         except RowError as refusal:
-            if named:
+            if transform is not fn:
                 refusal.add_note('`on_error="skip"` is an option of `LegendMarginFn`: give `annotate` one of those')
             raise
         done = {
@@ -107,6 +101,22 @@ def annotate(
     for doubt in dict.fromkeys(said for split in in_memory for said in transform.doubts(split)):
         logger.warning(doubt)
     return type(dataset)(done) if None not in done else done[None]
+
+
+def transform_of(fn: Any) -> Transform:
+    """A transform as it is, or that of what `LegendMarginFn` takes as direction.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    named = isinstance(fn, Direction | str | os.PathLike | Mapping)
+    transform = LegendMarginFn(fn) if named else fn
+    if not isinstance(transform, Transform):
+        raise ValueError(
+            f"`fn` is {kind_of(fn)}; allowed are a transform of this library, such as `LegendMarginFn(direction)`, and "
+            "what that one takes as direction"
+        )
+    return transform
 
 
 def _check_split(split: Any, fn: Transform, name: str | None, batch_size: int) -> None:

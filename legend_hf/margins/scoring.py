@@ -105,18 +105,19 @@ class Scorer:
         """What is wrong with a text whose score along that direction is NaN or infinite."""
         return self[name].reader.not_finite
 
-    def open(self, rank: int | None = None) -> OpenScorer:
+    def open(self, rank: int | None = None, *, look: bool = False) -> OpenScorer:
         """Opens each reader once, with the directions that it serves: those that read alike but for the layer.
 
         Args:
             rank: Of the worker; GPUs go round.
+            look: Only to ask what is `unread`; the store is not made.
         """
         served: dict[tuple[Reader, str | None], list[tuple[str, Direction]]] = {}
         for name, direction in self.directions:
             served.setdefault((with_layer(direction.reader, -1), direction.model_path), []).append((name, direction))
         settle_in_worker()
         store = None if self.store is None else store_at(self.store)
-        if store is not None:
+        if store is not None and not look:
             store.check()
         device = resolve_device(self.device, rank)
         opened = []
@@ -247,6 +248,13 @@ class OpenScorer:
         encoded = zip(*(scoring.opened.encode(conversations) for scoring in self.readings), strict=True)
         return [next((t for t in texts if isinstance(t, TextError)), texts) for texts in encoded]
 
+    def unread(self, texts: Sequence[tuple[Tokens, ...]]) -> list[tuple[OpenReader, list[int], list[Tokens]]]:
+        """What `read` would read, without reading it: each reader, its layers, and the texts that no store has."""
+        return [
+            (scoring.opened, scoring.layers, scoring.unread([text[place] for text in texts]))
+            for place, scoring in enumerate(self.readings)
+        ]
+
     def read(self, texts: Sequence[tuple[Tokens, ...]]) -> dict[str, np.ndarray]:
         """Scores `[n]`, float64, of each direction; or, with traces, what `packed` makes of both."""
         scores = [scoring.score([text[place] for text in texts]) for place, scoring in enumerate(self.readings)]
@@ -268,6 +276,19 @@ class Scoring:
         """Hashes the directions once, for a store; each batch makes one of these."""
         digests = {} if self.store is None else {name: _digest(direction) for name, direction in self.directions}
         object.__setattr__(self, "digests", digests)
+
+    @property
+    def layers(self) -> list[int]:
+        """Those that are read."""
+        return sorted({direction.reader.layer for _, direction in self.directions})
+
+    def unread(self, texts: Sequence[Tokens]) -> list[Tokens]:
+        """The distinct texts of which the store, as it stands, does not have all scores."""
+        distinct = {_text_digest(text): text for text in texts}
+        if self.store is None:
+            return list(distinct.values())
+        known = [self.store.look(self.digests[name], list(distinct)) for name, _ in self.directions]
+        return [text for key, text in distinct.items() if not all(key in found for found in known)]
 
     def score(self, texts: Sequence[Tokens]) -> dict[str, np.ndarray]:
         """Scores texts, each distinct one at most once.
@@ -293,7 +314,7 @@ class Scoring:
                 scores[name][known] = [found[key] for key in keys if key in found]
                 missing |= ~known
         unread = np.flatnonzero(missing)
-        layers = sorted({direction.reader.layer for _, direction in self.directions})
+        layers = self.layers
         with finish_batches(self.how_to_go_on, flush_stores) as batch_is_done:
             for index, hidden, lines in self._read([distinct[i] for i in unread], layers):
                 rows = unread[index]

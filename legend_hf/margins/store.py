@@ -112,6 +112,15 @@ class Store:
 
         return self._safely(read)
 
+    def look(self, direction: bytes, texts: Sequence[bytes]) -> dict[bytes, float]:
+        """As `find`, of a file that is neither made nor written nor moved.
+
+        Raises:
+            StoreError: It cannot be read.
+        """
+        with self._reading() as connection:
+            return {} if connection is None else _find(connection, direction, texts)
+
     def keep(self, direction: bytes, scores: Mapping[bytes, float], *, label: str) -> dict[bytes, float]:
         """Writes scores in one transaction; on return they outlive a kill of this process.
 

@@ -21,10 +21,12 @@ import numpy as np
 
 from legend_hf.margins import columns
 from legend_hf.reading import progress
+from legend_hf.reading.estimate import Looked, kind_of
 from legend_hf.reading.formats import Columns, Conversation, RowError, names_of
 from legend_hf.reading.plain import check_on_error, digest_of, plain
+from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.rows import Row, encode_rows
-from legend_hf.reading.templates import TextError
+from legend_hf.reading.templates import TextError, Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -35,6 +37,9 @@ class OpenReading(Protocol):
 
     def encode(self, conversations: Sequence[Conversation], /) -> Sequence[Any | TextError]:
         """What `read` takes of each conversation, or why it cannot be read."""
+
+    def unread(self, texts: Sequence[Any], /) -> Sequence[tuple[OpenReader, Sequence[int], Sequence[Tokens]]]:
+        """What `read` would read of encoded texts: each reader, its layers, and its texts that are not known."""
 
     def read(self, texts: Sequence[Any], /) -> Mapping[str, np.ndarray]:
         """The numbers `[texts, ...]` of encoded texts, under each of the reading's names."""
@@ -51,8 +56,8 @@ class Reading(Protocol):
     def how_to_go_on(self) -> str:
         """What to do after a run was stopped."""
 
-    def open(self, rank: int | None = None, /) -> OpenReading:
-        """Opens what reads, on the device of a worker."""
+    def open(self, rank: int | None = None, /, *, look: bool = False) -> OpenReading:
+        """Opens what reads, on the device of a worker; only to ask what is `unread`, where nothing may be made."""
 
     def not_finite(self, name: str, /) -> str:
         """What is wrong with a text whose numbers are NaN or infinite."""
@@ -135,6 +140,15 @@ class Transform(ABC):
     def device(self) -> str | None:
         """Where it reads, if it says so itself."""
         return getattr(self._reading, "device", None)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is read is kept, and not read again when it comes again."""
+        return getattr(self._reading, "store", None) is not None
+
+    def readers(self) -> list[OpenReader]:
+        """What reads, opened."""
+        return [reader for reader, _, _ in self._reading.open(None, look=True).unread([])]
 
     @property
     def skips(self) -> bool:
@@ -227,6 +241,33 @@ class Transform(ABC):
     def _raise_first(self, refusals: Mapping[int, RowError]) -> None:
         if refusals and not self.skips:
             raise refusals[min(refusals)]
+
+    def would_read(self, batch: Any, *, first_row: int = 0, where: str = "", seen: set[int] | None = None) -> Looked:
+        """What reading a batch would read, of which nothing is read and nothing written.
+
+        Args:
+            batch: Columns of one batch.
+            first_row: Number of its first row in the dataset.
+            where: What stands before that number in messages.
+            seen: Texts that batches before would have put into a store; those of this one are added. None: no store.
+        """
+        opened: OpenReading = self._reading.open(None, look=True)
+        given = self._rows(batch, first_row)
+        rows = encode_rows(opened.encode, given, first_row=first_row)
+        names = names_of(batch)
+        cells = {name: batch[name] for name in names if name in asdict(self._columns).values()}
+        kinds = [
+            kind_of(row, {name: cell[place] for name, cell in cells.items()}, self._columns.prompt)
+            for place, row in enumerate(given)
+            if not isinstance(rows[place], RowError) and not isinstance(row, RowError)
+        ]
+        texts = [text for row in rows if not isinstance(row, RowError) for text in row]
+        new = texts if seen is None else [text for text in texts if hash(text) not in seen]
+        if seen is not None:
+            seen.update(map(hash, new))
+        return Looked(
+            kinds, [(where, row) for row in rows if isinstance(row, RowError)], len(texts), opened.unread(new)
+        )
 
     def check(self, batch: Any, *, first_row: int = 0) -> RowError | None:
         """Finds the first row of a batch that cannot be read, without reading any.

@@ -76,11 +76,12 @@ class Embedder:
     names = ("",)
     how_to_go_on = "nothing was kept, for similarities have no store: the next run reads all rows again"
 
-    def open(self, rank: int | None = None) -> OpenEmbedder:
+    def open(self, rank: int | None = None, *, look: bool = False) -> OpenEmbedder:
         """Loads the model, once per process.
 
         Args:
             rank: Of the worker; GPUs go round.
+            look: As for a `Scorer`; there is no store.
         """
         settle_in_worker()
         device = resolve_device(self.device, rank)
@@ -153,6 +154,10 @@ class OpenEmbedder:
         for index, hidden in self.opened.read(distinct, [reader.layer]):
             vectors[index] = hidden[:, 0].cpu().numpy()
         return vectors[[place[text] for text in texts]]
+
+    def unread(self, texts: Sequence[Tokens]) -> list[tuple[OpenReader, list[int], list[Tokens]]]:
+        """What `read` would read: the reader, its layer, and the distinct texts."""
+        return [(self.opened, [self.embedder.reader.layer], list(dict.fromkeys(texts)))]
 
     def read(self, texts: Sequence[Tokens]) -> dict[str, np.ndarray]:
         """The embeddings, under the only name there is."""

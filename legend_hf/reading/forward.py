@@ -125,7 +125,7 @@ def read_vectors(
     waiting = list(range(len(texts)))
     while waiting:
         done: list[int] = []
-        for size, index, batch in _plan(texts, needed, waiting, route, budget):
+        for size, index, batch in plan(texts, needed, waiting, route, budget):
             vectors = None
             try:
                 vectors = _read_batch(model, batch, layers, route, watch, last)
@@ -442,7 +442,7 @@ def _check_layers(model: Any, layers: Sequence[int], route: Route) -> None:
             raise ValueError(f"layer {layer} of {type(model).__name__} cannot be read: {reason}; take another `layer`")
 
 
-def _plan(
+def plan(
     texts: Sequence[Sequence[int]], needed: Sequence[Sequence[int]], waiting: Sequence[int], route: Route, budget: int
 ) -> Iterator[tuple[int, list[int], _Batch]]:
     """Batches of the texts that wait: number of tokens, indices of the texts, and what to read."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from legend_hf.hub.nearby import saying_what_is_there
 from legend_hf.reading import progress, templates
 from legend_hf.reading.formats import SKIP, Conversation
-from legend_hf.reading.forward import WAYS, Route, Way, out_of_memory, read_vectors
+from legend_hf.reading.forward import WAYS, Route, Way, default_batch_tokens, out_of_memory, plan, read_vectors
 from legend_hf.reading.identity import (
     CONFIG,
     Identity,
@@ -335,16 +335,24 @@ class OpenReader:
         Yields:
             Indices of the texts in this batch, and their vectors `[b, layers, d_model]`, float32, on the device.
         """
-        last = self.reader.pooling == "last"
         batches = read_vectors(
             self.model,
             [text.ids for text in texts],
-            [(text.last,) if last else text.content for text in texts],
+            [self._needed(text) for text in texts],
             layers,
             route=self.route,
             batch_tokens=self.batch_tokens if batch_tokens is None else batch_tokens,
         )
         return progress.counted(batches, len(texts))
+
+    def plan(self, texts: Sequence[Tokens]) -> list[tuple[int, list[int]]]:
+        """The forward passes of `read`, none of which is done: tokens and indices of the texts of each."""
+        budget = default_batch_tokens(self.model.device) if self.batch_tokens is None else self.batch_tokens
+        ids, needed = [text.ids for text in texts], [self._needed(text) for text in texts]
+        return [(size, index) for size, index, _ in plan(ids, needed, range(len(texts)), self.route, budget)]
+
+    def _needed(self, text: Tokens) -> Sequence[int]:
+        return (text.last,) if self.reader.pooling == "last" else text.content
 
     def read_tokens(
         self, texts: Sequence[Tokens], along: Mapping[int, torch.Tensor]
