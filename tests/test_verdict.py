@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import random
 from dataclasses import asdict, replace
 
@@ -263,3 +264,24 @@ def test_a_curve_from_strangers_is_held_against_its_type(sound, tmp_path, curve)
     assert load({**config["facts"], "curve": [POINT]}).curve == (POINT,)
     less = {key: value for key, value in config["facts"].items() if key not in ("curve", "gain")}
     assert load(less) == replace(sound.facts, curve=None, gain=None), "what is not said is not known"
+
+
+def test_a_direction_and_its_transforms_are_a_line_to_print(sound, tossed, demo):
+    from legend_hf.preferences import PairSimilarityFn
+
+    short = sound.reader.model_sha256[:7]
+    right = f"{100 * sound.facts.accuracy:.1f} %"
+    said = f"Direction(safety, a folder with sha256 {short}, layer 2 of 4, right on {right} of held-out pairs)"
+    assert repr(sound) == said
+    assert repr(tossed).endswith(f"right on {100 * tossed.facts.accuracy:.1f} % of held-out pairs, doubtful)")
+    published = replace(sound, reader=replace(sound.reader, model="user/x", revision="c" * 40, model_sha256=None))
+    assert "(safety, user/x@ccccccc, layer 2" in repr(published)
+    assert repr(LegendMarginFn(sound)) == f"LegendMarginFn({said})"
+    assert repr(LegendScoreFn(sound, add=["choice_probs"])) == f"LegendScoreFn({said}, add=['choice_probs'])"
+    several = LegendMarginFn({"a": sound, "b": sound}, scale="raw", on_error="skip")
+    assert repr(several) == f"LegendMarginFn(a={said}, b={said}, scale='raw', on_error='skip')"
+    assert repr(PairSimilarityFn(demo)) == f"PairSimilarityFn(a folder with sha256 {short}, layer 4 of 4)"
+    assert repr(replace(sound, facts=Facts())) == f"Direction(safety, a folder with sha256 {short}, layer 2 of 4)"
+    copy = pickle.loads(pickle.dumps(several))
+    assert "\n" not in repr(copy)
+    assert "layer 2 of 4" in repr(copy)

@@ -161,6 +161,14 @@ class Direction:
         if not np.isfinite(v).all() or abs(float(np.linalg.norm(v.astype(np.float64))) - 1.0) > 1e-3:
             raise ValueError("`vector` must be finite and of length one; divide it by its norm")
 
+    def __repr__(self) -> str:
+        """What it is, in a line: what of, of which model, from which layer, how good."""
+        right = "" if self.facts.accuracy is None else f", right on {100 * self.facts.accuracy:.1f} % of held-out pairs"
+        return (
+            f"Direction({self.concept.name}, {self.reader.name_in_short}, layer {self.reader.layer} of "
+            f"{self.reader.n_layers}{right}{', doubtful' if self.verdict.doubtful else ''})"
+        )
+
     @property
     def verdict(self) -> Verdict:
         """Is it any good? By what is known of its fit: `verdict.doubtful`, or `verdict.lines` to read."""

@@ -87,6 +87,10 @@ class Scorer:
             object.__setattr__(self, "store", check_where(self.store))
             store_at(self.store)  # so that this process sends, at its end, what its workers left unsent
 
+    def __repr__(self) -> str:
+        """The directions, in a line."""
+        return ", ".join(f"{name}={direction!r}" if name else repr(direction) for name, direction in self.directions)
+
     @property
     def how_to_go_on(self) -> str:
         """What to do after a run was stopped."""

@@ -10,6 +10,7 @@ receive nothing else.
 
 from __future__ import annotations
 
+import inspect
 import json
 import zlib
 from abc import ABC, abstractmethod
@@ -130,6 +131,13 @@ class Transform(ABC):
         return iter(())
 
     # -- What all of them do -------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        """What it reads with and the options that are not the usual ones, in a line."""
+        usual = {name: one.default for name, one in inspect.signature(type(self)).parameters.items()}
+        given = {**self._own, "on_error": self._on_error}
+        said = [f"{name}={value!r}" for name, value in given.items() if (value or None) != (usual.get(name) or None)]
+        return f"{type(self).__name__}({', '.join([repr(self._reading), *said])})"
 
     @property
     def how_to_go_on(self) -> str:

@@ -74,6 +74,11 @@ class Embedder:
         make_plain(self)
 
     names = ("",)
+
+    def __repr__(self) -> str:
+        """The model and its layer, in a line."""
+        return f"{self.reader.name_in_short}, layer {self.reader.layer} of {self.reader.n_layers}"
+
     how_to_go_on = "nothing was kept, for similarities have no store: the next run reads all rows again"
 
     def open(self, rank: int | None = None, *, look: bool = False) -> OpenEmbedder:

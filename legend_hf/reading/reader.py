@@ -145,6 +145,13 @@ class Reader:
         return f"a folder with sha256 {self.model_sha256}"
 
     @property
+    def name_in_short(self) -> str:
+        """The same with the beginning of each hash."""
+        if self.model is not None:
+            return f"{self.model}@{self.revision or ''}"[: len(self.model) + 8]
+        return f"a folder with sha256 {(self.model_sha256 or '')[:7]}"
+
+    @property
     def not_finite(self) -> str:
         """What is wrong with a text whose hidden states or scores are NaN or infinite, and what to do."""
         remedy = 'read with `dtype="bfloat16"` or `"float32"`, which hold larger numbers'
