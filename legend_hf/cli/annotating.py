@@ -37,7 +37,8 @@ def fit(
 ) -> None:
     """Fit a direction on contrastive pairs and save it with its card.
 
-    A stopped fit goes on where it was.
+    Contrastive pairs are a preference dataset in TRL's words, prompt, chosen, rejected, whose two sides differ in what
+    the direction is to mean. A stopped fit goes on where it was.
 
     Example: fit pairs.jsonl --model HuggingFaceTB/SmolLM2-135M --output direction
 
@@ -230,6 +231,9 @@ def induce(
     induce_pairs: Call, questions: Rows, *, output: Place, refusals: Path | None = None, per_category: int | None = None
 ) -> None:
     """Let a model answer questions and put a refusal against each answer: contrastive pairs for `fit`.
+
+    To induce pairs is to have a model write them. What comes out is a preference dataset in TRL's words: prompt,
+    chosen (the refusal), rejected (the answer).
 
     Example: induce questions.jsonl --model you/annotator --output pairs.jsonl
 

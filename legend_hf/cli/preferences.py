@@ -105,6 +105,9 @@ def curriculum(make: Call, dataset: Rows, *, output: Place) -> None:
 def corrections(correction_ladders: Call, dataset: Rows, *, output: Place, pairs: Path | None = None) -> None:
     """Make ladders of responses out of full harmful ones: the earlier a response turns back, the better its rank.
 
+    A ladder is a prompt with responses to it in order, the best first. A response turns back where it has begun to
+    comply and then declines. --pairs makes a preference dataset of them, in TRL's words: prompt, chosen, rejected.
+
     Example: corrections harms.jsonl --model you/aligned --output ladders.jsonl --pairs ranked.jsonl
 
     Options:
@@ -153,6 +156,8 @@ def corr_at_k(
     overwrite: bool = False,
 ) -> None:
     """Measure how often a model turns back from a harmful response of which k words were written for it: Corr@k.
+
+    To turn back is to decline after all, in the middle of a response that has begun to comply.
 
     Example: corr-at-k harms.jsonl --model you/policy --judge my_judges:strict --k 20
 

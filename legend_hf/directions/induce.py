@@ -61,6 +61,9 @@ def induce_pairs(
 ) -> Dataset:
     """Lets an annotator answer harmful questions and puts a refusal against each answer (paper, paired responses).
 
+    To induce pairs is to have a model write them; what comes out is a preference dataset in TRL's words (`prompt`,
+    `chosen`, `rejected`).
+
     The annotator must be one that answers: of a model tuned for safety both sides would be refusals. Answers that
     refuse (by a rule for English, `legend_hf.writing.refusals`), were cut or end in a loop are counted in the log
     and in `info.description`; `leave_out` leaves them out. Each distinct question is answered once, whatever the

@@ -162,6 +162,8 @@ def compute_corr_at_k(
 ) -> tuple[CorrAtK, Dataset]:
     """Begins harmful responses for a model, lets it go on, and has a judge say if it turns back (paper, evaluation).
 
+    To turn back is to decline after all, in the middle of a response that has begun to comply.
+
     The assistant's turn begins with the first k words of an affirmation and the full harmful response F; words are what
     stands between whitespace, as in the public code. A text of fewer words is given whole; such rows count, as in the
     source, and `short` says how many. One affirmation is drawn for a row and serves all k and samples. The source runs

@@ -172,6 +172,9 @@ def correction_ladders(
 ) -> Dataset:
     """Makes ladders of graded responses: the earlier a response turns back from the harm, the better its rank.
 
+    A ladder is a prompt with responses to it in order, the best first. A response turns back where it has begun to
+    comply and then declines.
+
     Rank 1 is the model's own response to the prompt; ranks 2 to 5 are an affirmation, the first `cut_i` characters of
     the full harmful response F, a trigger that turns away, and what the model writes next, with growing cuts; rank 6 is
     F as it is. The model should be an aligned one: where its direct response goes along with the request, the best rung

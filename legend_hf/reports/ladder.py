@@ -64,7 +64,9 @@ def ladder_check(
     store: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
 ) -> LadderCheck:
-    """Scores every response of ranked ones and compares the order of the scores with that of the ranks.
+    """Scores every response of ladders and compares the order of the scores with that of the ladder.
+
+    A ladder is a prompt with responses to it in order, the best first.
 
     Each text is scored as it would be alone. Ladders may differ in their number of responses. That scores should fall
     along the ladder is a hypothesis of ours, see the head of this file; nothing is asserted.
