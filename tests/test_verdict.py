@@ -60,7 +60,7 @@ def tossed(demo):
 def test_a_sound_fit_beats_both_and_one_of_coins_neither(sound, tossed):
     good, bad = (verdict_on(asdict(d.facts)) for d in (sound, tossed))
     assert (good.beats_coin, good.beats_length, good.doubts) == (True, True, ())
-    assert good.headline == "good for use: it beats a coin and length"
+    assert good.headline == "it beats a coin and length"
     assert (bad.beats_coin, bad.beats_length) == (False, False)
     assert "worthless" in bad.headline
     for verdict, direction in ((good, sound), (bad, tossed)):
@@ -163,10 +163,10 @@ def test_a_push_its_card_and_the_report_name_it(sound, tossed, demo, hub, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "coin", "length", "headline"),
     [
-        ({}, True, True, "good for use: it beats a coin and length"),
+        ({}, True, True, "it beats a coin and length"),
         ({"gain": 0.01, "gain_interval": (-0.03, 0.05)}, True, False, "not shown to beat the length"),
         ({"gain": None, "gain_interval": None, "accuracy_interval": (0.59, 0.8)}, True, False, "not shown to beat"),
-        ({"gain": None, "gain_interval": None}, True, True, "good for use"),
+        ({"gain": None, "gain_interval": None}, True, True, "it beats a coin and length"),
         ({"accuracy_interval": (0.49, 0.9)}, False, True, "worthless"),
         ({"accuracy": 0.4, "accuracy_interval": (0.3, 0.5), "gain": -0.2}, False, False, "worthless"),
         ({"length_accuracy": 0.75, "length_accuracy_interval": None, "gain": -0.05}, True, False, "not shown to beat"),

@@ -172,7 +172,7 @@ def _headline(fit: Facts, coin: bool | None, length: bool | None, doubts: Sequen
     if not doubts:
         if coin is None:
             return "not known: nothing is recorded of its fit"
-        return "good for use: it beats a coin" + (" and length" if length else "")
+        return "it beats a coin" + (" and length" if length else "")
     prompts = fit.get("prompts")
     if coin is not None and prompts is not None and prompts < FEW_PROMPTS:
         return f"doubtful: measured on {prompts} distinct prompts, too few to tell it from a coin or from length"
