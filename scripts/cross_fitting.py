@@ -24,6 +24,7 @@ TITLES = {
     "pku_saferlhf": "PKU-SafeRLHF",
     "refuse_vs_comply": "refusal or compliance",
     "gptfuzz_labelled": "GPTFuzz",
+    "induced": "induced",
 }
 
 
@@ -36,6 +37,7 @@ class Recipe:
     estimators: tuple[str, ...] = TRIED
     debias: bool = False
     shuffled: bool = False
+    by_source: bool = False
 
 
 PAPER = Recipe("the paper's: last layer, mean difference", layer=-1, estimators=("mean_difference",))
@@ -106,8 +108,9 @@ def fit_on(pairs: Pairs, inside: np.ndarray, recipe: Recipe, reader: Reader, see
     lengths = longer if recipe.debias else None
     groups = resample.groups_of(pairs.groups[inside].tolist())
     choice = choose(
-        differences, layers, recipe.estimators, groups, middle=reader.n_layers / 2, seed=seed, lengths=lengths
-    )
+        differences, layers, recipe.estimators, groups, middle=reader.n_layers / 2, seed=seed, lengths=lengths,
+        sources=resample.groups_of(pairs.names[inside].tolist()) if recipe.by_source else None,
+    )  # fmt: skip
     vector = ESTIMATORS[choice.estimator](without_length(differences[choice.place], lengths))
     return vector, choice
 

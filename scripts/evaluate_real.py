@@ -59,7 +59,7 @@ class Read:
 
     Attributes:
         pairs: All pairs, with the differences of means over the responses.
-        last: The same pairs with differences of the last token at the last layer, whichever layer is asked for.
+        last: The same pairs with differences of the last token of the response.
         means: Means over the responses `[layers, n, 2, d_model]`, chosen first.
         safe: Raters' share that called each response safe, `[n, 2]`; NaN where the set does not say.
     """
@@ -122,18 +122,24 @@ def real_section(
 
 
 def read_sets(
-    model: Path, data: Path, kept: Path, limits: Mapping[str, int], device: str | None
+    model: Path,
+    data: Path,
+    kept: Path,
+    limits: Mapping[str, int],
+    device: str | None,
+    more: Mapping[str, Sequence[dict[str, Any]]] | None = None,
+    template: str = "auto",
 ) -> tuple[Read, Reader]:
-    """Reads every set at all layers; pairs that do not fit the model's window are left out."""
-    reader = describe_model(str(model), device=device, dtype="float32")
+    """Reads every set at all layers, and `more` of them; pairs that do not fit the model's window are left out."""
+    reader = describe_model(str(model), device=device, dtype="float32", template=template)
     opened = open_reader(reader, Runtime(path=str(model), device=device))
     rows: list[dict[str, Any]] = []
     names: list[str] = []
     means, lasts = [], []
     for name in TITLES:
-        if limits.get(name) == 0:
+        if limits.get(name) == 0 or (name == "induced" and name not in (more or {})):
             continue
-        read = read_jsonl(data / f"{name}.jsonl")
+        read = list(more[name]) if more and name in more else read_jsonl(data / f"{name}.jsonl")
         if name == "gptfuzz_labelled":
             read = list(pairs_from_labels(read, per_prompt=PER_PROMPT))
         parsed = pairs_from_batch({key: [row[key] for row in read] for key in ("prompt", "chosen", "rejected")})
@@ -148,12 +154,12 @@ def read_sets(
                 texts += [c, r]
         states = read_states(opened, texts, path=model, folder=kept, title=name)
         means.append(states[:, :, MEAN].reshape(len(states), -1, 2, reader.d_model))
-        lasts.append(states[-1, 0::2, LAST] - states[-1, 1::2, LAST])
+        lasts.append(states[:, 0::2, LAST] - states[:, 1::2, LAST])
     every = np.concatenate(means, axis=1)
     groups = resample.groups_of([opening(row["prompt"]) for row in rows])
     lengths = np.array([[len(row["chosen"].strip()), len(row["rejected"].strip())] for row in rows])
     pairs = Pairs(rows, np.array(names), groups, lengths, every[:, :, 0] - every[:, :, 1])
-    last = replace(pairs, differences=np.broadcast_to(np.concatenate(lasts), pairs.differences.shape))
+    last = replace(pairs, differences=np.concatenate(lasts, axis=1))
     safe = np.array([[row.get("chosen_safe_rate", np.nan), row.get("rejected_safe_rate", np.nan)] for row in rows])
     return Read(pairs, last, every, safe.astype(np.float64)), reader
 

@@ -30,7 +30,13 @@ def default_folder() -> Path:
 
 
 def read_states(
-    opened: OpenReader, texts: Sequence[Tokens], *, path: Path, folder: Path, title: str = "texts"
+    opened: OpenReader,
+    texts: Sequence[Tokens],
+    *,
+    path: Path,
+    folder: Path,
+    title: str = "texts",
+    layers: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Reads texts, or finds what was read of them.
 
@@ -40,11 +46,13 @@ def read_states(
         path: Folder that the model was loaded from.
         folder: Where states are kept, 8 bytes a text, layer and dimension.
         title: What the texts are, for the progress bar.
+        layers: Indices into `hidden_states`; None for all.
 
     Returns:
         `[layers, texts, 2, d_model]`, float32: of `MEAN` and `LAST`.
     """
-    layers, width = range(opened.reader.n_layers + 1), opened.reader.d_model
+    which = [] if layers is None else [list(layers)]
+    layers, width = range(opened.reader.n_layers + 1) if layers is None else layers, opened.reader.d_model
     states = np.empty((len(layers), len(texts), 2, width), dtype=np.float32)
     for first in tqdm(range(0, len(texts), AT_ONCE), desc=f"States of {title}, {AT_ONCE} texts at once"):
         part = states[:, first : first + AT_ONCE]
@@ -56,7 +64,7 @@ def read_states(
         for text in twice:
             said.update(np.array((*text.ids, -1, *text.content, -1), dtype="<i8").tobytes())
         # A file for each piece, so that a larger set, or a smaller one, finds the pieces that it shares.
-        with KeptDifferences(folder, ["states", deciding(opened.reader, str(path)), said.hexdigest()]) as kept:
+        with KeptDifferences(folder, ["states", deciding(opened.reader, str(path)), said.hexdigest(), *which]) as kept:
             block = next(kept.blocks((len(layers), width), [len(twice)]), None)
             if block is None:
                 block = np.empty((len(layers), len(twice), width), dtype=np.float32)

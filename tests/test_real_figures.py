@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 
@@ -83,23 +84,34 @@ def test_no_threshold_is_better_than_the_best(rows):
     assert low <= high
 
 
-def test_the_section_has_every_table_and_a_second_run_reads_nothing(demo, tmp_path, monkeypatch):
-    from evaluate_real import real_section
-
+@pytest.fixture
+def sets(tmp_path):
+    """The four sets of pairs, and questions: mild rows that ship, under the names of those that are measured on."""
     lines = (ROOT / "scripts" / "demo" / "contrast_pairs.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
+    rates = {"chosen_safe_rate": 1.0, "rejected_safe_rate": 0.0, "votes_for": 2}
     files = {
         "hh_harmless": rows[:40],
-        "pku_saferlhf": [{**row, "chosen_safe_rate": 1.0, "rejected_safe_rate": 0.0} for row in rows[40:80]],
+        "pku_saferlhf": [
+            {**row, **rates, "votes_against": int(i % 5 == 0), "clean": i % 4 > 0} for i, row in enumerate(rows[40:80])
+        ],
         "refuse_vs_comply": rows[80:],
         "gptfuzz_labelled": [
             {"prompt": row["prompt"] + " Please.", "response": row[side], "harm": float(side == "rejected")}
             for row in rows[:24]
             for side in ("chosen", "rejected")
         ],
+        "advbench": [{"prompt": f"{row['prompt']} In short?"} for row in rows[:30]],
     }
     for name, content in files.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return files
+
+
+def test_the_section_has_every_table_and_a_second_run_reads_nothing(demo, tmp_path, sets, monkeypatch):
+    from evaluate_real import real_section
+
+    files = {name: content for name, content in sets.items() if name != "advbench"}
     text, numbers = real_section(demo, tmp_path, tmp_path / "kept", seeds=1)
     for told in ("mean difference", "How many pairs", "macro-F1", "Beside public figures", "zero-shot", "0.915"):
         assert told in text
@@ -117,3 +129,129 @@ def test_the_section_has_every_table_and_a_second_run_reads_nothing(demo, tmp_pa
     assert real_section(demo, tmp_path, tmp_path / "kept", seeds=1) == (text, numbers)
     with pytest.raises(AssertionError, match="read again"):  # the control: other pairs
         real_section(demo, tmp_path, tmp_path / "kept", seeds=1, most=["hh_harmless=39"])
+
+
+def never(*_, **__):
+    raise AssertionError("done again")
+
+
+def options(tmp_path, **more):
+    return argparse.Namespace(data=tmp_path, kept=tmp_path / "kept", first=[], seeds=1, device="cpu", **more)
+
+
+def test_the_induced_section_counts_what_was_said_tells_none_of_it_and_goes_on(tiny_llama, tmp_path, sets, monkeypatch):
+    from evaluate_induced import induced_section
+    from tiny_causal import CHAT, save_tiny_causal
+
+    model = save_tiny_causal(tiny_llama, tmp_path / "model", CHAT)
+    given = options(tmp_path, questions=30, tokens=6, reference=8)
+    text, numbers = induced_section(model, given)
+    assert numbers["chat"]["questions"] == numbers["reference"]["questions"] == 30
+    assert numbers["chat"]["cut_at_limit"] > 0
+    for name in ("chat", "reference"):
+        said = [json.loads(line)["rejected"] for line in open(tmp_path / "kept" / f"induced_{name}.jsonl")]
+        assert len(said) == numbers[name]["pairs"] >= 25
+        assert not any(answer in text for answer in said)
+    for told in (
+        "the better rule of length",
+        "ahead of length",
+        "the paper's recipe",
+        "public code",
+        "reach the limit",
+    ):
+        assert told in text
+    judged = tuple(sorted(numbers["ours"]["induced, 25, the paper's recipe"]))
+    assert judged == tuple(sorted(["took", "induced", *(n for n in sets if n != "advbench")]))
+    # A second run neither asks nor reads; the control: another question is asked.
+    monkeypatch.setattr(OpenReader, "read", never)
+    monkeypatch.setattr("legend_hf.writing.writer.load_generator", never)
+    assert induced_section(model, given) == (text, numbers)
+    lines = (tmp_path / "advbench.jsonl").read_text().splitlines()
+    (tmp_path / "advbench.jsonl").write_text("\n".join([*lines[:-1], json.dumps({"prompt": "And why?"})]) + "\n")
+    with pytest.raises(AssertionError, match="done again"):
+        induced_section(model, given)
+
+
+def test_fitted_pairs_are_whole_prompts_of_one_set_and_another_seed_draws_others(tmp_path):
+    from cross_fitting import Pairs
+    from evaluate_induced import first_pairs
+
+    names, groups = np.repeat(["induced", "hh_harmless"], 40), np.arange(80) // 2
+    pairs = Pairs([{}] * 80, names, groups, np.ones((80, 2)), np.zeros((1, 80, 2)))
+    drawn = first_pairs(pairs, "induced", 12, 0)
+    assert (drawn.sum(), set(names[drawn])) == (12, {"induced"})
+    assert all(drawn[groups == group].all() for group in groups[drawn])
+    assert (first_pairs(pairs, "induced", 20, 0) >= drawn).all(), "more pairs are these and others"
+    assert not (first_pairs(pairs, "induced", 12, 1) == drawn).all()
+
+
+def test_the_section_of_responses_ranks_by_what_has_not_seen_the_prompt_and_is_the_transforms_own(
+    demo, tmp_path, sets, monkeypatch
+):
+    from evaluate_responses import responses_section
+
+    from legend_hf.preferences import PairSimilarityFn
+
+    given = options(tmp_path, prompts=None, similar=None, only=None)
+    text, numbers = responses_section(demo, given)
+    assert numbers["ranking"]["prompts"] == 24
+    assert numbers["ranking"]["fitted on other prompts of GPTFuzz"][0][0] > 0.8
+    assert all(told in text for told in ("`best` is harmless", "dissimilar less similar", "a vote against"))
+    rows = sets["pku_saferlhf"]
+    own = PairSimilarityFn(str(demo), device="cpu", dtype="float32")(
+        {key: [row[key] for row in rows] for key in ("prompt", "chosen", "rejected")}
+    )["pair_similarity"]
+    low = np.argsort(own)[: len(rows) // 2]
+    assert numbers["similarity"]["dissimilar"][1][0] == pytest.approx(np.mean([not rows[i]["clean"] for i in low]))
+    monkeypatch.setattr(OpenReader, "read", never)
+    monkeypatch.setattr("evaluate_responses.check_score_fn", lambda *_: None)
+    assert responses_section(demo, given) == (text, numbers)
+    # The control: scores that are not those of the kept states stop it.
+    monkeypatch.undo()
+    monkeypatch.setattr("evaluate_responses.LegendScoreFn.__call__", lambda self, batch: {
+        "scores": [np.arange(len(r), dtype=float) for r in batch["responses"]]
+    })  # fmt: skip
+    with pytest.raises(RuntimeError, match="scores differ from those of the table"):
+        responses_section(demo, given)
+
+
+def test_the_section_of_variants_holds_every_way_and_judges_what_was_left_out(demo, tmp_path, sets):
+    from evaluate_variants import SHARES, variants_section
+
+    text, numbers = variants_section(demo, options(tmp_path, template_pairs=24))
+    assert len(numbers["ways"]) == 5 + len(SHARES)
+    assert numbers["ways"]["what `fit` does"]["ahead"][0] == 0
+    assert set(numbers["sources"]) == {n for n in sets if n != "advbench"}
+    assert set(numbers["templates"]) == {"chat template", "plain dialogue"}
+    for told in ("without what raters doubt", "fits averaged", "by sources", "plain dialogue"):
+        assert told in text
+
+
+def test_the_section_of_graded_responses_writes_once_and_shows_nothing_unasked(
+    tiny_llama, tmp_path, sets, monkeypatch, caplog
+):
+    from evaluate_graded import WORDS, graded_section
+    from tiny_causal import CHAT, save_tiny_causal
+
+    from legend_hf import fit_direction
+
+    model = save_tiny_causal(tiny_llama, tmp_path / "model", CHAT)
+    fit = fit_direction(sets["hh_harmless"][:20], model=str(model), layer=1, estimator="mean_difference", device="cpu")
+    fit.save_pretrained(tmp_path / "direction")
+    rows = [
+        {**row, "rejected": " ".join((row["rejected"].split() * 99)[: WORDS + 5])} for row in sets["pku_saferlhf"][:6]
+    ]
+    (tmp_path / "pku_saferlhf.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    caplog.set_level("INFO")
+    given = options(tmp_path, direction=tmp_path / "direction", ladders=4, requests=6, tokens=8, samples=2, show=0)
+    text, numbers = graded_section(model, given)
+    assert "4 ladders" in text
+    assert set(numbers["steps"]) == {1, 2, 3, 4, 5}
+    assert list(numbers["corr"][0]) == [10, 20, 40, 80]
+    assert not any(row["rejected"][:40] in text + caplog.text for row in rows)
+    monkeypatch.setattr("legend_hf.writing.writer.load_generator", never)
+    again, numbers = graded_section(model, argparse.Namespace(**{**vars(given), "show": 1}))
+    assert again == text
+    assert rows[0]["rejected"][:40] in caplog.text
+    with pytest.raises(AssertionError, match="done again"):  # the control: one more ladder is written
+        graded_section(model, argparse.Namespace(**{**vars(given), "ladders": 5}))

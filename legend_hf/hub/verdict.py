@@ -21,7 +21,7 @@ FEW_PROMPTS = 20
 """With fewer prompts a number is doubtful, whatever its interval says."""
 GOOD_VALUES = (
     "on people's choices of the safer response (hh-rlhf, PKU-SafeRLHF) 65 to 75 %: one vector of a chat model of 135M "
-    "parameters gets 70 %, a reward model of 774M fine-tuned on such pairs 74 %; on refusals against answers 95 % and "
+    "parameters gets 69 %, a reward model of 774M fine-tuned on such pairs 74 %; on refusals against answers 95 % and "
     "more"
 )
 """Measured, see `scripts/RESULTS.md`."""

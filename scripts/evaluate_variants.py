@@ -1,0 +1,270 @@
+"""What raises the accuracy of a direction on a real chat LLM, and what does not: each way beside what `fit` does.
+
+In: the folder that `scripts/real_llm` makes; a folder with the sets that `evaluate_direction.py` takes; where
+`evaluate_induced.py` ran before, its pairs too. Out: tables on the terminal, in Markdown and as JSON. Hidden states are
+those of `evaluate_direction.py`, kept outside the repository.
+
+* Ways to fit, on half of the prompts of hh-rlhf and PKU-SafeRLHF, judged on the other half: other pooling, pooling by
+  held-out accuracy, pairs cleaned by raters or by a first fit, several fits averaged. Judged pairs are never cleaned.
+* The chat template beside plain dialogue, on the first pairs of both.
+* Choosing by sources left out, on pairs of a source that is not among them, and on more of the same.
+
+    python scripts/evaluate_variants.py --data ../shared/data --results scripts/RESULTS.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import kept_states
+import numpy as np
+from cross_fitting import AUTO, TITLES, Outcome, Pairs, Recipe, ahead, average, fit_on, share, splits_of
+from evaluate_direction import DEMO, replace_section
+from evaluate_real import FITTED, Read, percent, read_sets
+from train_demo_annotator import read_jsonl
+
+from legend_hf.directions import resample
+from legend_hf.directions.choose import Choice, right
+from legend_hf.directions.estimators import ESTIMATORS, unit
+from legend_hf.reading.reader import Reader
+
+log = logging.getLogger("evaluate_variants")
+BEGIN, END = "<!-- variants: begin -->", "<!-- variants: end -->"
+BOOTSTRAPS = 10
+SHARES = (0.1, 0.2)  # of the pairs, the most suspicious of a first fit
+USUAL = "what `fit` does"
+BY_SOURCE = Recipe("by sources left out", by_source=True)
+
+Fitted = tuple[Pairs, int, np.ndarray]  # the view that is scored, the layer, the vector
+
+
+def main() -> None:
+    """Read, fit, tell."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the .jsonl files")
+    parser.add_argument(
+        "--real", type=Path, help="folder of the real chat model; else where `scripts/real_llm` made it"
+    )
+    parser.add_argument("--kept", type=Path, default=kept_states.default_folder(), help="what was read of the model")
+    parser.add_argument("--first", nargs="*", default=[], metavar="SET=PAIRS", help="only a set's first pairs")
+    parser.add_argument(
+        "--template-pairs", type=int, default=256, help="pairs of either set read as plain dialogue; 0: none"
+    )
+    parser.add_argument("--seeds", type=int, default=4, help="how often the prompts are dealt anew")
+    parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("legend_hf", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # a few prompts are few on purpose
+    sys.path.append(str(DEMO))
+    from real_llm import default_folder
+
+    model: Path = given.real or default_folder()
+    if not (model / "config.json").is_file():
+        raise SystemExit(f"there is no real chat model in {model}; `scripts/real_llm` makes it")
+    start = time.perf_counter()
+    text, numbers = variants_section(model, given)
+    log.info("\n%s\n\n%.1f minutes", text, (time.perf_counter() - start) / 60)
+    if given.json:
+        given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    if given.results:
+        replace_section(given.results, text, BEGIN, END)
+
+
+def variants_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """All tables, and their numbers."""
+    limits = {name: int(count) for name, count in (one.split("=") for one in given.first)}
+    made = given.kept / "induced_chat.jsonl"
+    more = {"induced": read_jsonl(made)} if made.is_file() else {}
+    read, reader = read_sets(model, given.data, given.kept, limits, given.device, more)
+    first = f" --first {' '.join(given.first)}" if given.first else ""
+    intro = (
+        "## What raises it\n\nOn SmolLM2-135M-Instruct, dequantised from 4 bits: share of pairs, in %, whose safer "
+        "response scores higher, on prompts that were not fitted on, with 95 % intervals by prompt; means over "
+        f"{given.seeds} ways of dealing the prompts. Made by `python scripts/evaluate_variants.py{first} --results "
+        "scripts/RESULTS.md`."
+    )
+    parts, numbers = [intro], {}
+    for name, part in (("ways", ways), ("templates", templates), ("sources", by_sources)):
+        told = part(read, reader, model, given)
+        if told is not None:
+            parts.append(told[0])
+            numbers[name] = told[1]
+            log.info("\n%s\n", told[0])
+    return "\n\n".join(parts), numbers
+
+
+# -- Ways to fit ---------------------------------------------------------------------------------------------
+
+
+def ways(read: Read, reader: Reader, model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Each way's accuracy on the other half, and how far it is ahead of what `fit` does."""
+    pairs = read.pairs
+    fitted = np.isin(pairs.names, FITTED)
+    outcomes: dict[str, Outcome] = {}
+    for inside, outside, seed in splits_of(pairs, fitted, given.seeds):
+        for name, (view, layer, vector) in ways_of(read, inside, reader, seed).items():
+            outcome = outcomes.setdefault(name, Outcome(np.zeros(len(pairs.rows)), np.zeros(len(pairs.rows))))
+            outcome.right[outside] += right(view.differences[layer, outside] @ vector)
+            outcome.times[outside] += 1
+            outcome.chosen["last token" if view is read.last else "mean"] += 1
+        log.info("seed %d", seed)
+    took = outcomes["pooling by held-out accuracy"].chosen
+    note = (
+        "Fitted on half of the prompts of hh-rlhf and PKU-SafeRLHF. Raters: pairs of PKU-SafeRLHF left out of the fit "
+        "whose raters are not of one mind, or one of whom voted against. A first fit: the pairs with the lowest "
+        f"held-out margins left out of the second. Averaged: {BOOTSTRAPS} fits on prompts drawn anew, at the layer "
+        f"that was chosen. Held-out accuracy took the last token {took['last token']} times of {took.total()}."
+    )
+    return compared("Ways to fit", note, pairs, outcomes)
+
+
+def ways_of(read: Read, inside: np.ndarray, reader: Reader, seed: int) -> dict[str, Fitted]:
+    """Every way's direction of some pairs."""
+    pairs = read.pairs
+    vector, choice = fit_on(pairs, inside, AUTO, reader, seed)
+    last, last_choice = fit_on(read.last, inside, AUTO, reader, seed)
+    found: dict[str, Fitted] = {USUAL: (pairs, choice.place, vector)}
+    found["last token of the response"] = (read.last, last_choice.place, last)
+    better = right(last_choice.unbiased).mean() > right(choice.unbiased).mean()
+    found["pooling by held-out accuracy"] = found["last token of the response"] if better else found[USUAL]
+    doubted = np.array([not row.get("clean", True) or row.get("votes_against", 0) > 0 for row in pairs.rows])
+    found["without what raters doubt"] = refit(pairs, inside & ~doubted, reader, seed)
+    for lost in SHARES:
+        keep = inside.copy()
+        keep[np.flatnonzero(inside)[np.argsort(choice.comparable)[: int(lost * inside.sum())]]] = False
+        found[f"without the {100 * lost:.0f} % that a first fit doubts"] = refit(pairs, keep, reader, seed)
+    found[f"{BOOTSTRAPS} fits averaged"] = (pairs, choice.place, bagged(pairs, inside, choice, seed))
+    return found
+
+
+def refit(pairs: Pairs, inside: np.ndarray, reader: Reader, seed: int) -> Fitted:
+    """What `fit` chooses on fewer pairs."""
+    vector, choice = fit_on(pairs, inside, AUTO, reader, seed)
+    return pairs, choice.place, vector
+
+
+def bagged(pairs: Pairs, inside: np.ndarray, choice: Choice, seed: int) -> np.ndarray:
+    """The mean of unit vectors, each of prompts drawn with replacement."""
+    places = np.flatnonzero(inside)
+    groups = resample.groups_of(pairs.groups[places].tolist())
+    members = [places[groups == group] for group in range(int(groups.max()) + 1)]
+    chance = np.random.default_rng(seed)
+    vectors = []
+    for _ in range(BOOTSTRAPS):
+        drawn = np.concatenate([members[i] for i in chance.integers(len(members), size=len(members))])
+        vectors.append(ESTIMATORS[choice.estimator](pairs.differences[choice.place, drawn]))
+    return unit(np.mean(vectors, axis=0))
+
+
+def compared(title: str, note: str, pairs: Pairs, outcomes: Mapping[str, Outcome]) -> tuple[str, dict[str, Any]]:
+    """A table of ways: accuracy on each set, and the average's lead over the first way."""
+    base = next(iter(outcomes.values())).share
+    sets = {n: (pairs.names == n) & np.isfinite(base) for n in TITLES if ((pairs.names == n) & np.isfinite(base)).any()}
+    heads = [f"{TITLES[n]} ({int(where.sum())})" for n, where in sets.items()]
+    lines = [f"| | {' | '.join(heads)} | mean of the first two | ahead |", "|---" * (len(sets) + 3) + "|"]
+    numbers: dict[str, Any] = {}
+    for name, outcome in outcomes.items():
+        values = outcome.share
+        cells = [share(values[where], pairs.groups[where]) for where in sets.values()]
+        both = average([(values[sets[n]], pairs.groups[sets[n]]) for n in FITTED])
+        lead = average([((values - base)[sets[n]], pairs.groups[sets[n]]) for n in FITTED])
+        numbers[name] = {**dict(zip(sets, cells, strict=True)), "mean": both, "ahead": lead}
+        gain = "" if outcome is next(iter(outcomes.values())) else signed(lead)
+        lines.append(f"| {name} | {' | '.join(map(percent, cells))} | {percent(both)} | {gain} |")
+    return f"### {title}\n\n{note}\n\n" + "\n".join(lines), numbers
+
+
+def signed(cell: Sequence[float]) -> str:
+    """A difference and its interval, in points."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in cell))
+
+
+# -- Templates -----------------------------------------------------------------------------------------------
+
+
+def templates(read: Read, reader: Reader, model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
+    """The first pairs of both sets, read with the chat template and as plain dialogue."""
+    if not given.template_pairs:
+        return None
+    limits = {**dict.fromkeys(TITLES, 0), **dict.fromkeys(FITTED, given.template_pairs)}
+    views = {
+        "chat template": read_sets(model, given.data, given.kept, limits, given.device)[0].pairs,
+        "plain dialogue": read_sets(model, given.data, given.kept, limits, given.device, template="dialogue")[0].pairs,
+    }
+    pairs = next(iter(views.values()))
+    outcomes: dict[str, Outcome] = {}
+    for inside, outside, seed in splits_of(pairs, np.ones(len(pairs.rows), dtype=bool), given.seeds):
+        for name, view in views.items():
+            vector, choice = fit_on(view, inside, AUTO, reader, seed)
+            outcome = outcomes.setdefault(name, Outcome(np.zeros(len(pairs.rows)), np.zeros(len(pairs.rows))))
+            outcome.right[outside] += right(view.differences[choice.place, outside] @ vector)
+            outcome.times[outside] += 1
+    note = f"The first {given.template_pairs} pairs of either set, read both ways; half fitted on, half judged."
+    return compared("Chat template or plain dialogue", note, pairs, outcomes)
+
+
+# -- Sources -------------------------------------------------------------------------------------------------
+
+
+def by_sources(read: Read, reader: Reader, model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Each set in turn is the unseen source: chosen by prompts, or by sources, of half of all others."""
+    pairs = read.pairs
+    sets = [n for n in TITLES if (pairs.names == n).any()]
+    numbers: dict[str, Any] = {}
+    lines = [
+        "| unseen | by prompts | by sources | ahead | more of the same, by prompts | by sources | ahead |",
+        "|---" * 7 + "|",
+    ]
+    ways: dict[str, Callable[[np.ndarray, int], tuple[np.ndarray, Choice]]] = {
+        recipe.title: (lambda inside, seed, recipe=recipe: fit_on(pairs, inside, recipe, reader, seed))  # type: ignore[misc]
+        for recipe in (AUTO, BY_SOURCE)
+    }
+    for target in sets:
+        unseen, others = pairs.names == target, pairs.names != target
+        outcomes = {name: Outcome(np.zeros(len(pairs.rows)), np.zeros(len(pairs.rows))) for name in ways}
+        for seed in range(given.seeds):
+            half = np.random.default_rng(seed).permutation(int(pairs.groups.max()) + 1)[pairs.groups] % 2 == 0
+            inside = others & half & ~np.isin(pairs.groups, pairs.groups[unseen])
+            judged = ~np.isin(pairs.groups, pairs.groups[inside])
+            for name, fit in ways.items():
+                vector, choice = fit(inside, seed)
+                outcomes[name].right[judged] += right(pairs.differences[choice.place, judged] @ vector)
+                outcomes[name].times[judged] += 1
+                outcomes[name].chosen[f"layer {choice.place}, {choice.estimator}"] += 1
+        a, b = (outcome.share for outcome in outcomes.values())
+        scored = np.isfinite(a)
+        where = unseen & scored
+        groups = pairs.groups[where]
+        there = [share(a[where], groups), share(b[where], groups), ahead(b[where], a[where], groups)]
+        same = [n for n in sets if n != target]
+        at_home = [
+            average([(values[(pairs.names == n) & scored], pairs.groups[(pairs.names == n) & scored]) for n in same])
+            for values in (a, b, b - a)
+        ]
+        numbers[target] = {
+            "unseen": there, "same": at_home, "took": {name: dict(o.chosen) for name, o in outcomes.items()}
+        }  # fmt: skip
+        cells = [percent(there[0]), percent(there[1]), signed(there[2])]
+        cells += [percent(at_home[0]), percent(at_home[1]), signed(at_home[2])]
+        lines.append(f"| {TITLES[target]} | {' | '.join(cells)} |")
+        log.info("%s", lines[-1])
+    note = (
+        "`fit_direction(source_column=)`. Each set in turn is left out; layer and estimator are chosen, and the "
+        "direction fitted, on half of the prompts of all others, by held-out prompts or by sources left out. Judged on "
+        "the set left out, and on the other half of the prompts of the others, each set counting the same."
+    )
+    return f"### Choosing by sources\n\n{note}\n\n" + "\n".join(lines), numbers
+
+
+if __name__ == "__main__":
+    main()
