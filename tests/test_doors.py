@@ -457,7 +457,8 @@ def test_every_example_runs(tiny_llama, tmp_path, tmp_path_factory, monkeypatch,
                 (tmp_path / node).write_bytes((tmp_path / "assets" / "legend_hf" / "scores.sqlite").read_bytes())
         if name == "store compact":
             given[-1] = f"file://{tmp_path}/run"
-            assert run("store", "merge", "all.sqlite", "--output", given[-1]).exit_code == 0
+            merged = run("store", "merge", tmp_path / "assets" / "legend_hf" / "scores.sqlite", "--output", given[-1])
+            assert merged.exit_code == 0, merged.output
         if name == "pairs":
             given += ["--prompt-column", "instruction", "--responses-column", "completions"]
         told = run(*given)
