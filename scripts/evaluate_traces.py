@@ -51,6 +51,7 @@ POOLINGS: Mapping[str, Callable[[np.ndarray], float]] = {
     "highest running mean": lambda v: float(rolling(v).max()),
     "lowest level of the memory": lambda v: float(remember(v - v.mean(), 2, WINDOW)[:, 0].min() + v.mean()),
     "last 16 tokens": lambda v: float(v[-WINDOW:].mean()),
+    "fewer tokens (reads nothing)": lambda v: -float(len(v)),
 }
 
 

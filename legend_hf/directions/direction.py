@@ -245,7 +245,7 @@ class Direction:
         Raises:
             ValueError: The text cannot be read, or has no finite score.
         """
-        neutral = Neutral(zero, self.calibration.scale)
+        neutral = Neutral(zero, self.calibration.scale, self.concept)
         opened = self._open(device, trust_remote_code)
         return trace_texts(opened, [conversation(prompt, response)], self.vector, neutral)[0]
 
@@ -284,7 +284,7 @@ class Direction:
         if isinstance(pair, RowError):
             raise pair
         opened = self._open(device, trust_remote_code)
-        neutral = Neutral(zero or 0.0, self.calibration.scale)
+        neutral = Neutral(zero or 0.0, self.calibration.scale, self.concept)
         both = trace_texts(opened, [pair.chosen, pair.rejected], self.vector, neutral)
         if zero is None:
             middle = replace(neutral, zero=(both[0].score + both[1].score) / 2)

@@ -116,6 +116,7 @@ def _body(items: Sequence[TokenValues | PairValues]) -> Iterator[str]:
 def _explanation(trace: TokenValues) -> str:
     """What the colours mean, for one who knows nothing of them."""
     neutral = trace.neutral.zero
+    low, high = escape(trace.neutral.concept.low), escape(trace.neutral.concept.high)
     bar = "".join(f'<span class="{shade(i / 10)}"></span>' for i in range(-10, 11))
     how = {
         "last": "The score of a text is the value of its last token",
@@ -124,12 +125,12 @@ def _explanation(trace: TokenValues) -> str:
     }[trace.pooling]
     return (
         '<p>Each token of a response is coloured by what the direction reads there: <b class="t6">blue</b> towards '
-        'the better side of the pairs that it was fitted on, <b class="a6">orange</b> away from it, no colour near '
+        f'{high}, <b class="a6">orange</b> towards {low}, no colour near '
         f"{_number(neutral)}, the neutral value. {how}; the line under a response is the score of all that was said up "
         "to there, the dashed one is neutral.</p>"
         f'<div class="scale small" role="img" aria-label="Colours from {_number(trace.min_value)}, orange, over '
-        f'{_number(neutral)}, none, to {_number(trace.max_value)}, blue"><span>away {_number(trace.min_value)}</span>'
-        f'<span class="bar">{bar}</span><span>{_number(trace.max_value)} towards</span></div>'
+        f'{_number(neutral)}, none, to {_number(trace.max_value)}, blue"><span>{low} {_number(trace.min_value)}</span>'
+        f'<span class="bar">{bar}</span><span>{_number(trace.max_value)} {high}</span></div>'
         f'<p class="faint small">Read by {escape(trace.of)}; values in units of its hidden states. A value tells what '
         "the model reads at a token, with all that stands before it in mind, not what the token alone means.</p>"
     )
@@ -143,11 +144,10 @@ def _single(trace: TokenValues) -> Iterator[str]:
 
 def _pair(pair: PairValues) -> Iterator[str]:
     margin, settled = pair.margin_raw, pair.settled
-    says = (
-        "the chosen response reads as further along" if margin > 0 else "the rejected response reads as further along"
-    )
+    which = "the chosen response" if margin > 0 else "the rejected response" if margin < 0 else "neither response"
+    says = f"{which} reads as {escape(pair.chosen.neutral.concept.more)}"
     yield "<section>" + (f"<h2>{escape(pair.title)}</h2>" if pair.title else "")
-    yield f"<p>Margin <b>{_number(margin)}</b>: {says if margin else 'neither reads as further along'}"
+    yield f"<p>Margin <b>{_number(margin)}</b>: {says}"
     if settled is not None:
         longest = max(len(pair.chosen.ids), len(pair.rejected.ids))
         yield f"; its sign is settled after {settled} of {longest} tokens"
@@ -176,7 +176,8 @@ def _side(trace: TokenValues, name: str, limits: tuple[float, float], parts_at: 
     turn, n = trace.turn, len(trace.ids)
     yield f'<article class="side"><h3>{name}</h3><div class="small faint">score {_number(trace.score)} · {n} tokens'
     if turn.sign:
-        yield f" · turns {'towards' if turn.sign > 0 else 'away'} at token {turn.token + 1}"
+        concept = trace.neutral.concept
+        yield f" · turns {escape(concept.high if turn.sign > 0 else concept.low)} at token {turn.token + 1}"
     yield '</div><div class="said" dir="auto">'
     for i, token in enumerate(_tokens(trace)):
         if i == FOLD_TOKENS and n > FOLD_TOKENS + 20:

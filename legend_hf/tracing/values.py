@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from legend_hf.hub.concept import SAFETY, Concept
 from legend_hf.reading.plain import make_plain
 from legend_hf.tracing.memory import ORDER, WINDOW, Turn, remember, settled_after, turn_of
 
@@ -21,10 +22,12 @@ class Neutral:
     Attributes:
         zero: The score that says neither, in hidden-state units.
         scale: How far from it is far: there the colours are at their strongest. None: as far as the text goes.
+        concept: What the direction is about, and its poles.
     """
 
     zero: float = 0.0
     scale: float | None = None
+    concept: Concept = SAFETY
 
     def __post_init__(self) -> None:
         """Refuses a scale that could show nothing."""
