@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from legend_hf.reports.blocks import as_markdown
 from legend_hf.reports.findings import UNKNOWN, Estimate
 from legend_hf.reports.tables import bracketed, by_split, listed
 
@@ -42,7 +43,7 @@ def test_names_are_counted_where_they_are_too_many():
 def test_a_table_has_a_figure_a_row_and_a_split_a_column():
     splits = [SimpleNamespace(split=name, rows=number) for name, number in (("train", 3), ("a|b", 4))]
     figures = [("rows", lambda s: str(s.rows), "All."), ("twice", lambda s: str(2 * s.rows), "Twice as many.")]
-    head, rule, *body = by_split("Figure", figures, splits).splitlines()
+    head, rule, *body = as_markdown([by_split("Figure", figures, splits)]).splitlines()
     assert [head.count(word) for word in ("Figure", "train", "What it says")] == [1, 1, 1]
     assert [re.split(r" *(?<!\\)\| *", line)[1:-1] for line in body] == [
         ["rows", "3", "4", "All."],

@@ -178,7 +178,9 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
             ],
         ),
         calibration=_calibration(facts["calibration"]),
-        verdict="\n".join([verdict_lines(found), *(f"- **Doubtful:** {doubt}" for doubt in found.doubts)]),
+        verdict="\n".join(
+            f"- {line}" for line in (*verdict_lines(found), *(f"**Doubtful:** {doubt}" for doubt in found.doubts))
+        ),
     )
     return _compose(
         existing, metadata, section, title=_title(facts["repo_id"], f"A direction of {escaped(concept.name)}")
@@ -268,9 +270,9 @@ def described_configs(text: str | None) -> frozenset[str]:
     return frozenset(_blocks(front_matter.split(text)[1]))
 
 
-def verdict_lines(found: Verdict) -> str:
+def verdict_lines(found: Verdict) -> list[str]:
     """Whether a direction is any good, a line each."""
-    return "\n".join(f"- **{asked.capitalize()}:** {answer}." for asked, answer in found.lines)
+    return [f"**{asked.capitalize()}:** {answer}." for asked, answer in found.lines]
 
 
 def _doubtful(directions: Mapping[str, Facts]) -> str:

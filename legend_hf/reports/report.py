@@ -27,12 +27,13 @@ from legend_hf.margins.origin import check_made_by, every_scale, not_of_this, sa
 from legend_hf.reading.formats import Columns, plain_rows
 from legend_hf.reading.stopping import stopping_in_order
 from legend_hf.reports import judge
+from legend_hf.reports.blocks import Shown, as_markdown
 from legend_hf.reports.findings import DirectionReport, Findings, Margins
 from legend_hf.reports.gather import categories_of, expected_names, read_margins
 from legend_hf.reports.ladder import ladder_check
 from legend_hf.reports.measure import coverage
 from legend_hf.reports.plots import check_matplotlib, draw
-from legend_hf.reports.report_card import markdown
+from legend_hf.reports.report_card import blocks_of
 from legend_hf.reports.stability import stability_of
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Report(Findings):
         Args:
             plots: File name or URL of a picture to its description; they are shown at the end of the report.
         """
-        return markdown(self, plots or {})
+        return as_markdown(blocks_of(self, [Shown(path, text) for path, text in (plots or {}).items()]))
 
     def save(self, folder: str | os.PathLike[str], *, plots: bool = True, overwrite: bool = False) -> list[Path]:
         """Writes `report.json`, `report.md` and the plots.

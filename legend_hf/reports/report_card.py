@@ -1,17 +1,18 @@
-"""A report becomes Markdown for a card: compact tables, each number with what it means.
+"""A report becomes blocks, which Markdown and HTML are made of: compact tables, each number with what it means.
 
-In: a report. Out: text. Every string in it may come from a stranger and is escaped. This file computes nothing and
+In: a report. Out: blocks. Every string in it may come from a stranger and is escaped. This file computes nothing and
 knows neither datasets nor plots, only the pictures' names.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from legend_hf.hub import cards
 from legend_hf.hub.concept import Concept, either
+from legend_hf.reports.blocks import Block, Bullets, Heading, Paragraph, Shown, Table
 from legend_hf.reports.findings import (
     UNKNOWN,
     Coverage,
@@ -119,62 +120,86 @@ _OF_PROBABILITIES: Sequence[Figure[SplitReport]] = (
 )
 
 
-def markdown(report: Findings, plots: Mapping[str, str]) -> str:
-    """Writes a report as Markdown.
+def blocks_of(report: Findings, pictures: Sequence[Shown] = ()) -> list[Block]:
+    """All that a report says, the verdict first.
 
     Args:
         report: The numbers.
-        plots: File name or URL of a picture to its description.
+        pictures: Each stands beside the split or the direction that it is about, and at the end if about none.
     """
-    parts = [_splits(report.splits)] if report.splits else []
-    parts += [_direction(direction) for direction in report.directions]
-    parts += [f"![{cards.escaped(text)}]({path})" for path, text in plots.items()]
-    return "\n\n".join(parts) + "\n"
+    blocks: list[Block] = (
+        [Bullets(tuple(_in_short(report)), verdict=True)] if report.splits or report.directions else []
+    )
+    blocks += _splits(report.splits, pictures) if report.splits else []
+    for direction in report.directions:
+        blocks += _direction(direction, pictures)
+    return blocks + [picture for picture in pictures if picture.about is None]
 
 
-def _splits(splits: Sequence[SplitReport]) -> str:
+def _in_short(report: Findings) -> Iterator[str]:
+    """A line on each direction and each split, by which one decides whether to read on."""
+    for direction in report.directions:
+        name = f" {cards.as_code(direction.name)}" if direction.name else ""
+        yield f"**The direction{name}:** {cards.escaped(direction.verdict.headline)}."
+    several = len({s.column for s in report.splits}) > 1
+    for s in report.splits:
+        name = (f"{cards.as_code(s.column)} in " if several else "") + cards.as_code(s.split)
+        found = f"doubtful, for {len(s.doubts)} reasons below" if len(s.doubts) > 1 else "doubtful, see below"
+        yield (
+            f"**Margins of {name}:** {found if s.doubts else 'nothing doubtful'}. They agree with the labels in "
+            f"{bracketed(s.agreement, percent=True)} of {s.read} pairs, length alone in "
+            f"{bracketed(s.length.baseline, percent=True)}, a coin in 50 %."
+        )
+
+
+def _splits(splits: Sequence[SplitReport], pictures: Sequence[Shown]) -> Iterator[Block]:
     several = len({s.column for s in splits}) > 1
-    parts = [
-        "## How good these margins are\n\nIn brackets: 95 % intervals by prompt, since rows of one "
+    yield Heading("How good these margins are")
+    yield Paragraph(
+        "In brackets: 95 % intervals by prompt, since rows of one "
         "prompt repeat each other. The labels are the dataset's own (chosen is preferred) and not free of errors."
-    ]
+    )
     for column in dict.fromkeys(s.column for s in splits):
         own = [s for s in splits if s.column == column]
         if several:
-            parts.append(f"### {cards.as_code(column)}")
-        parts.append(_measures(own))
-        doubts = [
-            f"- **Doubtful** ({cards.as_code(s.split)}): {cards.escaped(doubt)}" for s in own for doubt in s.doubts
-        ]
-        parts += ["\n".join(doubts)] if doubts else []
-        parts += [_suspicious(s) for s in own if s.suspicious]
-        parts += [_categories(s) for s in own if s.categories]
-    return "\n\n".join(parts)
+            yield Heading(cards.as_code(column), small=True)
+        yield _measures(own)
+        doubts = [f"**Doubtful** ({cards.as_code(s.split)}): {cards.escaped(doubt)}" for s in own for doubt in s.doubts]
+        if doubts:
+            yield Bullets(doubts)
+        yield from (picture for s in own for picture in pictures if picture.about is s)
+        for s in own:
+            yield from _suspicious(s) if s.suspicious else ()
+        for s in own:
+            yield from _categories(s) if s.categories else ()
 
 
-def _measures(splits: Sequence[SplitReport]) -> str:
+def _measures(splits: Sequence[SplitReport]) -> Table:
     """One table: a measure a row, a split a column, and what the number means."""
     figures = (*_FIGURES, *(_OF_PROBABILITIES if any(split.probability for split in splits) else ()))
     more = cards.escaped(either(split.concept.more for split in splits))
     return by_split("Measure", [(name, shown, says.replace("{more}", more)) for name, shown, says in figures], splits)
 
 
-def _suspicious(split: SplitReport) -> str:
+def _suspicious(split: SplitReport) -> Iterator[Block]:
     shown = split.suspicious[:SHOWN_SUSPICIOUS]
     intro = (
         f"**Rows to look at** in {cards.as_code(split.split)} (numbered from 0, the most negative raw margin first): "
         f"here the rejected response reads as {cards.escaped(split.concept.more)} by most. Sides may be swapped, or "
         "the margin may err: `legend-hf trace DATASET DIRECTION --output page.html` shows both token by token."
     )
+    yield Paragraph(intro)
     if all(s.excerpt is None for s in shown):
-        return f"{intro}\n\n" + ", ".join(f"{s.row} ({signed(s.raw)})" for s in shown)
+        yield Paragraph(", ".join(f"{s.row} ({signed(s.raw)})" for s in shown))
+        return
     rows = [(str(s.row), signed(s.raw), *(cards.escaped(text) for text in s.excerpt or ("", "", ""))) for s in shown]
-    return f"{intro}\n\n" + cards.as_table(("Row", "Raw margin", "Prompt", "Chosen", "Rejected"), rows)
+    yield Table(("Row", "Raw margin", "Prompt", "Chosen", "Rejected"), rows, texts=True)
 
 
-def _categories(split: SplitReport) -> str:
+def _categories(split: SplitReport) -> Iterator[Block]:
     categories = split.categories or ()
-    table = cards.as_table(
+    yield Paragraph(f"**By category** in {cards.as_code(split.split)}:")
+    yield Table(
         ("Category", "Rows", "Prompts", "Mean margin", "Negative", "Agreement with the labels"),
         [
             (
@@ -189,9 +214,10 @@ def _categories(split: SplitReport) -> str:
         ],
     )
     more = len(categories) - SHOWN_CATEGORIES
-    note = f"\n\nAnd {more} categories with fewer rows." if more > 0 else ""
-    covered = f"\n\n{_coverage(split.coverage)}" if split.coverage is not None else ""
-    return f"**By category** in {cards.as_code(split.split)}:\n\n{table}{note}{covered}"
+    if more > 0:
+        yield Paragraph(f"And {more} categories with fewer rows.")
+    if split.coverage is not None:
+        yield Paragraph(_coverage(split.coverage))
 
 
 def _coverage(coverage: Coverage) -> str:
@@ -225,7 +251,7 @@ def _transfer(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [("other sources", measured, "The same of pairs whose source was left out of the fit, each in turn.")]
 
 
-def _direction(direction: DirectionReport) -> str:
+def _direction(direction: DirectionReport, pictures: Sequence[Shown]) -> Iterator[Block]:
     facts, reader = direction.facts, direction.reader
     accuracy = Estimate(_or_none(facts["accuracy"]), facts["accuracy_interval"])
     length = Estimate(_or_none(facts["length_accuracy"]), facts["length_accuracy_interval"])
@@ -264,19 +290,20 @@ def _direction(direction: DirectionReport) -> str:
     ]
     if direction.stability is not None:
         rows += _stability(direction.stability)
-    title = f"## The direction {cards.as_code(direction.name)}" if direction.name else "## The direction"
-    name = f"{cards.repository_link(direction.repo_id, '', '')}\n\n" if direction.repo_id else ""
-    parts = [f"{title}\n\n{name}{cards.as_table(('', '', 'What it is'), rows)}"]
-    parts.append(cards.verdict_lines(direction.verdict))
+    yield Heading(f"The direction {cards.as_code(direction.name)}" if direction.name else "The direction")
+    if direction.repo_id:
+        yield Paragraph(cards.repository_link(direction.repo_id, "", ""))
+    yield Bullets(cards.verdict_lines(direction.verdict))
     if direction.doubts:
-        parts.append("\n".join(f"- **Doubtful:** {cards.escaped(doubt)}" for doubt in direction.doubts))
+        yield Bullets([f"**Doubtful:** {cards.escaped(doubt)}" for doubt in direction.doubts])
+    yield Table(("", "", "What it is"), rows, says=True)
     if direction.search:
-        parts.append(_search(direction))
+        yield from _search(direction)
+    yield from (picture for picture in pictures if picture.about is direction)
     if direction.coverage is not None:
-        parts.append(f"**Categories of the pairs of the test.** {_coverage(direction.coverage)}")
+        yield Paragraph(f"**Categories of the pairs of the test.** {_coverage(direction.coverage)}")
     if direction.ladder is not None:
-        parts.append(_ladder(direction.ladder))
-    return "\n\n".join(parts)
+        yield from _ladder(direction.ladder)
 
 
 def _stability(stable: Stability) -> list[tuple[str, str, str]]:
@@ -317,7 +344,7 @@ def _stability(stable: Stability) -> list[tuple[str, str, str]]:
     ]
 
 
-def _search(direction: DirectionReport) -> str:
+def _search(direction: DirectionReport) -> Iterator[Block]:
     """The layers that did best, in their order; the picture has them all."""
     estimators = list(dict.fromkeys(t.estimator for t in direction.search))
     found = {(t.layer, t.estimator): Estimate(_or_none(t.accuracy), t.interval) for t in direction.search}
@@ -325,18 +352,18 @@ def _search(direction: DirectionReport) -> str:
     for tried in direction.search:
         best[tried.layer] = max(best.get(tried.layer, 0.0), tried.accuracy)
     shown = sorted(sorted(best, key=lambda layer: -best[layer])[:SHOWN_LAYERS])
-    table = cards.as_table(
+    which = f"the {len(shown)} best of {len(best)} layers" if len(shown) < len(best) else "each layer"
+    yield Paragraph(
+        f"Share of pairs that {which} got right while fitting, cross-validated by prompt. The best of many is a little "
+        "too good, having been picked; the accuracy above is not."
+    )
+    yield Table(
         ("Layer", *(cards.escaped(e) for e in estimators)),
         [(str(layer), *(bracketed(found.get((layer, e), UNKNOWN)) for e in estimators)) for layer in shown],
     )
-    which = f"the {len(shown)} best of {len(best)} layers" if len(shown) < len(best) else "each layer"
-    return (
-        f"Share of pairs that {which} got right while fitting, cross-validated by prompt. The best of many is a little "
-        f"too good, having been picked; the accuracy above is not.\n\n{table}"
-    )
 
 
-def _ladder(ladder: LadderCheck) -> str:
+def _ladder(ladder: LadderCheck) -> Iterator[Block]:
     """How the scores go along ladders: the whole, then rank by rank."""
     sizes = ", ".join(f"{rows} of {size} responses" for size, rows in ladder.responses.items())
     chance = "–" if ladder.perfect_by_chance is None else f"{100 * ladder.perfect_by_chance:.2g} %"
@@ -380,20 +407,22 @@ def _ladder(ladder: LadderCheck) -> str:
         )
         for rank in ladder.ranks[:SHOWN_RANKS]
     ]
-    more = len(ladder.ranks) - SHOWN_RANKS
-    by_rank = (
-        "Rank by rank. The score is relative to the mean of its own ladder, in hidden-state units; a step whose share "
-        "is about 0.5 is not seen.\n\n"
-        + cards.as_table(
-            ("Rank", "Ladders", "Score", "Scores above the next", f"Is {ladder.length_rule} than the next"), ranks
-        )
-        + (f"\n\nAnd {more} further ranks." if more > 0 else "")
-    )
-    intro = (
+    yield Paragraph(
         "**Along ladders** of responses, which their author ordered from the best to the worst. That scores fall along "
         "a ladder is a hypothesis, not a property of the method."
     )
-    return "\n\n".join([intro, cards.as_table(("", "", "What it is"), rows), *([by_rank] if ranks else [])])
+    yield Table(("", "", "What it is"), rows, says=True)
+    if ranks:
+        yield Paragraph(
+            "Rank by rank. The score is relative to the mean of its own ladder, in hidden-state units; a step whose "
+            "share is about 0.5 is not seen."
+        )
+        yield Table(
+            ("Rank", "Ladders", "Score", "Scores above the next", f"Is {ladder.length_rule} than the next"), ranks
+        )
+    more = len(ladder.ranks) - SHOWN_RANKS
+    if more > 0:
+        yield Paragraph(f"And {more} further ranks.")
 
 
 def _or_none(value: float | None) -> float | None:

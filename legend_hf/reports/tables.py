@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeAlias, TypeVar
 
 from legend_hf.hub import cards
+from legend_hf.reports.blocks import Table
 from legend_hf.reports.findings import Estimate
 
 
@@ -25,10 +26,10 @@ Figure: TypeAlias = tuple[str, Callable[[Split], str], str]
 """A figure's name, how a split shows it, and what it says."""
 
 
-def by_split(title: str, figures: Iterable[Figure[Split]], splits: Sequence[Split]) -> str:
+def by_split(title: str, figures: Iterable[Figure[Split]], splits: Sequence[Split]) -> Table:
     """A figure a row, a split a column, and what the figure says."""
     rows = [(name, *(shown(split) for split in splits), meaning) for name, shown, meaning in figures]
-    return cards.as_table((title, *(cards.as_code(split.split) for split in splits), "What it says"), rows)
+    return Table((title, *(cards.as_code(split.split) for split in splits), "What it says"), rows, says=True)
 
 
 def listed(names: Sequence[str], most: int) -> str:

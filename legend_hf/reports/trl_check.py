@@ -29,6 +29,7 @@ from legend_hf.margins.columns import (
 )
 from legend_hf.reading.formats import UnnamedPrompt, pairs_from_batch
 from legend_hf.reading.reader import loading_of
+from legend_hf.reports.blocks import as_markdown
 from legend_hf.reports.measure import at_the_start
 from legend_hf.reports.tables import Figure, by_split
 from legend_hf.reports.trl_rows import ROWS_AT_ONCE, prepared
@@ -115,8 +116,7 @@ class TrlCheck:
             if said:
                 parts.append(f"{title}:\n\n" + "\n".join(f"- {line}" for line in said))
         figures = [(name, shown, says.format(max_length=self.max_length)) for name, shown, says in _FIGURES]
-        parts.append(by_split("Figure", figures, self.splits))
-        return "\n\n".join(parts) + "\n"
+        return "\n\n".join([*parts, as_markdown([by_split("Figure", figures, self.splits)])])
 
     def __str__(self) -> str:
         return self.to_markdown()
