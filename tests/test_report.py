@@ -157,6 +157,7 @@ def test_a_length_meter_gains_nothing_whichever_length_is_preferred(preferred):
     assert length.gain.interval[0] < 0 < length.gain.interval[1]
     assert (length.agreement_against.value, length.agreement_along.value) == (0.0, 1.0)
     assert f"not beyond that of the {preferred} response" in " ".join(made.splits[0].doubts)
+    assert "prompts would" in " ".join(made.splits[0].doubts), "how many more would settle it, or that none would"
     assert f", the {preferred} one |" in made.to_markdown()
     # The control: a margin that is right where that rule is wrong gains.
     knows = only(ds.remove_columns("margin_raw").add_column("margin_raw", np.ones(200)))

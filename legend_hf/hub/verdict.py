@@ -98,6 +98,26 @@ def verdict_on(fit: Facts) -> Verdict:
     )
 
 
+def settled(prompts: int, above: float, low: float | None, what: str) -> str:
+    """How many more prompts would show that a number lies above 0, if it stays where it is.
+
+    The width of an interval goes with one over the root of the number of prompts.
+
+    Args:
+        prompts: That it was measured on.
+        above: The number.
+        low: The lower end of its interval.
+        what: It is a lead over.
+    """
+    if above <= 0 or low is None:
+        return f"where it stands, no number of prompts would show that it beats {what}"
+    more = max(math.ceil(prompts * (((above - low) / above) ** 2 - 1)), FEW_PROMPTS - prompts)
+    if more > MOST_PROMPTS:
+        return f"not even {_count(MOST_PROMPTS)} more prompts would show that it beats {what}"
+    digits = max(10 ** (len(str(more)) - 2), 1)
+    return f"about {_count(max(-(-more // digits) * digits, 1))} more such prompts would settle whether it beats {what}"
+
+
 def _doubts(fit: Facts) -> Sequence[str]:
     found = []
     for key in ("pairs", "prompts"):
@@ -210,34 +230,14 @@ def _sure(fit: Facts, coin: bool | None, length: bool | None) -> str:
     said = [f"95 % intervals from {_count(prompts)} distinct prompts{few}"]
     if coin is False:
         low = None if interval is None else interval[0] - 0.5
-        said.append(_settled(prompts, fit["accuracy"] - 0.5, low, "a coin"))
+        said.append(settled(prompts, fit["accuracy"] - 0.5, low, "a coin"))
     if length is False:
         ahead, gain = fit["accuracy"] - fit["length_accuracy"], _interval(fit, "gain_interval")
         low = None if interval is None else interval[0] - fit["length_accuracy"]
         if gain is not None:
             ahead, low = fit["gain"], gain[0]
-        said.append(_settled(prompts, ahead, low, "length"))
+        said.append(settled(prompts, ahead, low, "length"))
     return "; ".join(said)
-
-
-def _settled(prompts: int, above: float, low: float | None, what: str) -> str:
-    """How many more prompts would show that a number lies above 0, if it stays where it is.
-
-    The width of an interval goes with one over the root of the number of prompts.
-
-    Args:
-        prompts: That it was measured on.
-        above: The number.
-        low: The lower end of its interval.
-        what: It is a lead over.
-    """
-    if above <= 0 or low is None:
-        return f"where it stands, no number of prompts would show that it beats {what}"
-    more = max(math.ceil(prompts * (((above - low) / above) ** 2 - 1)), FEW_PROMPTS - prompts)
-    if more > MOST_PROMPTS:
-        return f"not even {_count(MOST_PROMPTS)} more prompts would show that it beats {what}"
-    digits = max(10 ** (len(str(more)) - 2), 1)
-    return f"about {_count(max(-(-more // digits) * digits, 1))} more such prompts would settle whether it beats {what}"
 
 
 def _more(fit: Facts) -> str:

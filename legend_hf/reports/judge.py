@@ -14,7 +14,7 @@ import numpy as np
 
 from legend_hf.directions.direction import Direction
 from legend_hf.hub.concept import SAFETY, Concept
-from legend_hf.hub.verdict import FEW_PROMPTS, verdict_on
+from legend_hf.hub.verdict import FEW_PROMPTS, settled, verdict_on
 from legend_hf.margins.origin import beside
 from legend_hf.reports.findings import (
     UNKNOWN,
@@ -172,9 +172,11 @@ def _split_doubts(
     if share.value is not None and share.value < 0.5:
         yield "the margins contradict the labels more often than not: they point the wrong way, or at nothing."
     elif share.interval is not None and share.interval[0] <= 0.5:
-        yield "agreement with the labels cannot be told from a coin's."
+        more = settled(prompts, (share.value or 0.5) - 0.5, share.interval[0] - 0.5, "a coin")
+        yield f"agreement with the labels cannot be told from a coin's; {more}."
     if length.gain.interval is not None and length.gain.interval[0] <= 0:
-        yield f"agreement with the labels is not beyond that of the {length.rule} response, within the interval."
+        more = settled(prompts, length.gain.value or 0.0, length.gain.interval[0], "length")
+        yield f"agreement with the labels is not beyond that of the {length.rule} response, by its interval; {more}."
     if length.spearman.value is not None and abs(length.spearman.value) >= 0.5:
         yield "the margins go along with the length of the responses."
     if not m.has_raw and (m.raw == 0).any():

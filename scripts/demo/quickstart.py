@@ -119,6 +119,7 @@ def summarise(direction: Direction, annotated: dict[str, Dataset]) -> None:
     facts = direction.facts
     margins = np.concatenate([np.array(ds["margin"][:]) for ds in annotated.values()])
     out.info("Direction: %d pairs, layer %d of the annotator.", facts.pairs, direction.reader.layer)
+    out.info("  verdict            %s", direction.verdict.headline)
     out.info(
         "  held-out accuracy  %s  (too good here: this annotator was trained on",
         share(facts.accuracy, facts.accuracy_interval),
@@ -139,8 +140,8 @@ def summarise_real(direction: Direction, annotated: dict[str, Dataset]) -> None:
     """Says how good the real model's two directions are and what their margins look like."""
     facts = direction.facts
     out.info("Direction: %d pairs, layer %d of %d.", facts.pairs, direction.reader.layer, direction.reader.n_layers)
-    out.info("  held-out accuracy  %s", share(facts.accuracy, facts.accuracy_interval))
-    out.info("  length alone       %s", share(facts.length_accuracy, facts.length_accuracy_interval))
+    for asked, answer in direction.verdict.lines:
+        out.info("  %-12s  %s", asked, answer)
     out.info("Margins of the annotated rows, which no direction was fitted on:")
     for name, what in (("fitted", "the direction of these pairs"), ("ready", "the ready one, of hh-rlhf alone")):
         margins = np.concatenate([np.array(ds[f"margin_{name}"][:]) for ds in annotated.values()])
