@@ -3,7 +3,8 @@
 In: arguments. Out: what one function of the library did, in words. A command is made of that function's signature and
 docstring (`door`), loads what the words name, calls and prints; a user's error ends with exit code 2 and one line that
 says what to do. No command knows anything that the library does not know: `annotating` goes from questions to published
-margins, `preferences` from margins to what is trained on, `seeing` shows where margins come from.
+margins, `stores` keeps what was read, `preferences` goes from margins to what is trained on, `seeing` shows where
+margins come from.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 import os
 import sys
 
-from legend_hf.cli import annotating, preferences, seeing  # each puts its commands into `app`, in this order
+from legend_hf.cli import annotating, preferences, seeing, stores  # each puts its commands into `app`
 from legend_hf.cli.options import app
 
-__all__ = ["annotating", "app", "main", "preferences", "seeing"]
+__all__ = ["annotating", "app", "main", "preferences", "seeing", "stores"]
 
 
 def main() -> None:

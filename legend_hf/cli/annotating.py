@@ -1,4 +1,4 @@
-"""From questions to published margins: `fit`, `annotate`, `report`, `push`, `inspect`; `induce`, `score`, `store`.
+"""From questions to published margins: `fit`, `annotate`, `report`, `push`, `inspect`; `induce`, `score`.
 
 In: arguments. Out: what one function of the library did, in words. This file does not know what margins are used for.
 """
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from legend_hf.cli.door import GROUPS, Call, command
+from legend_hf.cli.door import Call, command
 from legend_hf.cli.options import Kept, Named, Place, Reading, Rows, load, one_split, save, say_read, say_saved
 from legend_hf.cli.screen import show
 from legend_hf.hub.rows import check_rows_folder, named_ids, note_sources, sources_of
@@ -23,18 +23,13 @@ from legend_hf.hub.rows import check_rows_folder, named_ids, note_sources, sourc
 ROAD = "The common road"
 PAIRS = "Before it: contrastive pairs"
 SCORES = "Several responses to a prompt"
-KEPT = "What is kept of readings"
 OF_DIRECTION = {"revision": "direction_revision"}
-GROUPS["store"] = "Show, prune, merge and compact stores of scores."
 
 Processes = Annotated[int | None, typer.Option(help="Processes.", min=1)]
-DryRun = Annotated[bool, typer.Option(help="Only say what would be read, what cannot be, and what that costs.")]
 
 
 @command("directions.fit.fit_direction", "directions.estimate.estimate_fit", under=ROAD, without=["pairs_source"])
-def fit(
-    fit_direction: Call, estimate_fit: Call, pairs: Rows, *, output: Place, store: Kept, dry_run: DryRun = False
-) -> None:
+def fit(fit_direction: Call, estimate_fit: Call, pairs: Rows, *, output: Place, store: Kept) -> None:
     """Fit a direction on contrastive pairs and save it with its card.
 
     Contrastive pairs are a preference dataset in TRL's words, prompt, chosen, rejected, whose two sides differ in what
@@ -58,7 +53,7 @@ def fit(
     keeps = store.path(default_folder)
     reads = [pairs.source, fit_direction.keywords["model"]]
     check_place(output.output, reads=reads, overwrite=output.overwrite)
-    if dry_run:
+    if store.dry_run:
         options = fit_direction.keywords
         said = {field.name: options[field.name] for field in fields(Recipe) if field.name in options}
         typer.echo(estimate_fit(pairs.one("pairs"), preset=Recipe.made_of(options["preset"], said)).to_text())
@@ -87,7 +82,6 @@ def annotate(
     output: Place,
     num_proc: Processes = None,
     store: Kept,
-    dry_run: DryRun = False,
 ) -> None:
     """Add margin columns to every split and save the result with its card.
 
@@ -110,7 +104,7 @@ def annotate(
     rows = dataset.splits()
     sources = sources_of(dataset.source, rows)
     check_saved_place(output.output, {"default": made_of(sources, loaded)}, overwrite=output.overwrite)
-    if dry_run:
+    if store.dry_run:
         typer.echo(estimate(rows, fn).to_text())
         return
     annotated = run(rows, fn, num_proc=num_proc)
@@ -282,7 +276,6 @@ def score(
     output: Place,
     num_proc: Processes = None,
     store: Kept,
-    dry_run: DryRun = False,
 ) -> None:
     """Score lists of responses: adds `scores`, `ranking`, `best_response`, `score_best` and `score_gap`.
 
@@ -296,126 +289,9 @@ def score(
     keeps = store.path(default_store)
     fn = make(direction.load(), store=keeps, overwrite=output.overwrite)
     splits = dataset.splits()
-    if dry_run:
+    if store.dry_run:
         typer.echo(estimate(splits, fn).to_text())
         return
     scored = run(splits, fn, num_proc=num_proc)
     say_read(scored, "scored", fn.status if fn.skips else None)
     save(scored, output, source=dataset, rows=splits)
-
-
-@command(name="store show", under=KEPT)
-def store_show(path: str | None = None) -> None:
-    """Say what a store holds for each direction.
-
-    Example: store show
-
-    Options:
-        path: A store or its URL; the one that `annotate` uses by itself when left out.
-    """
-    from legend_hf.hub.transfer import is_url
-    from legend_hf.margins.stores import shown
-
-    if path is not None and is_url(path):
-        held = _existing_at(path).contents()
-        typer.echo(f"{shown(path)}, {sum(kept.scores for kept in held)} scores")
-    else:
-        store, size = _existing_store(path)
-        held = store.contents()
-        typer.echo(f"{store.path}, {size / 2**20:.1f} MiB")
-    for kept in held:
-        typer.echo(f"  {kept.scores} scores, last used {kept.used:%Y-%m-%d}: {kept.label} ({kept.digest[:12]})")
-
-
-@command(name="store prune", under=KEPT)
-def store_prune(
-    path: Path | None = None,
-    *,
-    unused_days: Annotated[float, typer.Option(help="Forget directions that were not used for so long.", min=0)] = 30.0,
-    everything: Annotated[bool, typer.Option("--all", help="Forget all.")] = False,
-) -> None:
-    """Forget the scores of directions that are no longer used. Their space is given back.
-
-    Without a path also what stopped fits have read.
-
-    Example: store prune --unused-days 30
-
-    Options:
-        path: A store; the one that `annotate` uses by itself when left out.
-    """
-    from legend_hf.directions.kept import default_folder, forget
-
-    days = 0.0 if everything else unused_days
-    if path is None and (fits := forget(default_folder(), unused_days=days)):
-        typer.echo(f"Forgot what {fits} stopped fits had read")
-    store, before = _existing_store(path)
-    gone = store.prune(unused_days=days)
-    typer.echo(f"Forgot {gone} scores; {store.path} went from {before} to {store.path.stat().st_size} bytes")
-
-
-@command(name="store merge", under=KEPT)
-def store_merge(stores: Sequence[str], *, output: str) -> None:
-    """Put the scores of several stores into one. They may be those of several machines, and URLs.
-
-    Example: store merge node-1.sqlite node-2.sqlite --output all.sqlite
-
-    Options:
-        stores: Stores to take from, or their URLs.
-        output: The store that takes over, or its URL; made if absent.
-    """
-    from legend_hf.hub.outputs import check_file
-    from legend_hf.hub.transfer import is_url
-    from legend_hf.margins.stores import shown, store_at
-
-    files = [Path(path) for path in stores if not is_url(path)]
-    for path in files:
-        _check_there(path)
-    if not is_url(output):
-        # A file that is no store is refused when it is opened.
-        check_file(Path(output), reads=files, ours=lambda file: True)
-    store = store_at(output)
-    for given in stores:
-        source = _existing_at(given) if is_url(given) else store_at(given)
-        typer.echo(f"{store.merge(source)} new scores from {shown(given)}")
-
-
-@command(name="store compact", under=KEPT)
-def store_compact(url: str) -> None:
-    """Put the many files of a store at a URL into few. Others may use it meanwhile.
-
-    Example: store compact s3://bucket/run
-
-    Options:
-        url: Of the store.
-    """
-    from legend_hf.hub.transfer import is_url
-    from legend_hf.margins.stores import shown
-
-    if not is_url(url):
-        raise ValueError(f"{url!r} is no URL, and a store in a file is compact; give the URL of a store")
-    before, after = _existing_at(url).compact()
-    typer.echo(f"{shown(url)} went from {before} to {after} files of scores")
-
-
-def _existing_at(url: str) -> Any:
-    """A store at a URL that holds something; looking for it must not make it."""
-    from legend_hf.margins.stores import shown, store_at
-
-    store = store_at(url)
-    if not store.contents():
-        raise ValueError(f"there is no store at {shown(url)!r}; `legend-hf annotate` makes one: `--store URL`")
-    return store
-
-
-def _existing_store(path: str | Path | None) -> tuple[Any, int]:
-    """A store and its size; showing one that is not there must not make it."""
-    from legend_hf.margins.store import check_path, default_store, open_store
-
-    file = _check_there(check_path(path or default_store()))
-    return open_store(file), file.stat().st_size
-
-
-def _check_there(file: Path) -> Path:
-    if not file.exists():
-        raise ValueError(f"there is no store {str(file)!r}; `legend-hf annotate` makes one")
-    return file

@@ -189,10 +189,12 @@ class Kept:
     Attributes:
         store: File, .sqlite, or URL of a folder that keeps scores; in the assets cache when left out.
         no_store: Keep nothing: a stopped run starts anew.
+        dry_run: Only say what would be read, what cannot be, and what that costs.
     """
 
     store: str | None = None
     no_store: bool = False
+    dry_run: bool = False
 
     def path(self, default: Callable[[], Path]) -> str | Path | None:
         """Where it is kept: where the user said, nowhere, or where the command line always keeps it."""

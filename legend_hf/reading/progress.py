@@ -53,7 +53,9 @@ def reading(
     """
     from datasets.utils import tqdm
 
-    terminal, fixed = sys.stderr.isatty(), texts is not None
+    # In a notebook a bar is drawn in place, too, and nothing is a terminal.
+    terminal = sys.stderr.isatty() or any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
+    fixed = texts is not None
     every = _INTERVAL if terminal else EVERY_SECONDS
     worker = worker_name()
     if worker:  # another thread of the parent may have held the lock when it forked
