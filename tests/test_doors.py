@@ -349,8 +349,8 @@ def test_a_message_is_spelled_by_the_signatures_alone(said, typed):
 
 
 other = write
-# What messages name and no command takes: arguments of `datasets`.
-NOT_TYPED = {"batched", "with_rank", "streaming"}
+# What messages name and no command takes: arguments of `datasets`, and of the trainers in `legend_hf.training`.
+NOT_TYPED = {"batched", "with_rank", "streaming", "use"}
 
 
 def named_in_messages(source):

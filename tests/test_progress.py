@@ -112,6 +112,7 @@ def test_a_log_gets_few_lines(direction, tiny_llama, monkeypatch):
     with screen(io.StringIO()) as log:
         mapped(direction, ROWS[1:])
     assert len(counts(log.getvalue())) > 5, "the control: one that does has it"
+    assert "\x1b" not in log.getvalue()
 
 
 def test_workers_have_a_line_each(direction, tmp_path):

@@ -62,7 +62,8 @@ def reading(
         tqdm.set_lock(threading.RLock())
     settings: dict[str, Any] = {"mininterval": every, "unit": "text"}
     if not fixed:
-        settings |= {"leave": False, "position": (rank or 0) + 1, "delay": DELAY_SECONDS if terminal else every}
+        settings |= {"leave": False, "delay": DELAY_SECONDS if terminal else every}
+        settings["position"] = (rank or 0) + 1 if terminal else 0  # a log has no lines to go back to
     if worker and (not terminal or not worker.startswith("Fork")):  # a log has the main process; a new one, no switches
         settings |= {"disable": True}
     bar = tqdm(total=texts or 0, desc=desc, **settings)
