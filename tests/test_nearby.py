@@ -75,6 +75,22 @@ def test_a_typo_of_a_folder_is_told_what_stands_there(house, door, monkeypatch):
         MODELS[door](str(house / "models" / "tiny-llama" / "config.json"))
 
 
+def test_the_shell_says_it_once(house, tmp_path):
+    from typer.testing import CliRunner
+
+    from legend_hf.cli.options import app
+
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    for typed in (
+        ["fit", tmp_path / "pairs.jsonl", "--model", house / "models" / "tiny-lama", "--output", tmp_path / "out"],
+        ["annotate", tmp_path / "pairs.jsonl", house / "safety-direction", "--output", tmp_path / "out", "--model",
+         house / "models" / "tiny-lama"],
+    ):  # fmt: skip
+        done = CliRunner().invoke(app, [str(word) for word in (*typed, "--no-store")])
+        assert (done.exit_code, done.stderr.count("there is no")) == (2, 1), done.stderr
+        assert "stand 'tiny-llama', 'other-llama'; give the folder of a model" in done.stderr
+
+
 @pytest.mark.parametrize("door", MODELS)
 def test_a_typo_of_an_id_is_told_what_the_cache_holds(hub_ids, door):
     describe_model(hub_ids["model"])  # now it is in the cache

@@ -85,7 +85,7 @@ def _looked_for(names: Iterable[Any], error: Exception, said: str) -> str:
     """Where the Hub does not know a name that may be a mistyped folder: that there is none. Else nothing."""
     from huggingface_hub.errors import HFValidationError
 
-    if not isinstance(error, OSError | HFValidationError) or "there is no file or folder" in said:
+    if not isinstance(error, OSError | HFValidationError) or re.search("there is no (?:file or )?folder", said):
         return ""
     for name in chain.from_iterable([one] if isinstance(one, str) else one or () for one in names):
         local = "/" not in name or name.startswith((".", "/", "~"))

@@ -36,13 +36,14 @@ def no_folder(name: str | os.PathLike[str], what: str) -> str:
 
 
 def beside(path: str) -> str:
-    """What stands in the nearest folder that there is above a path."""
+    """What stands in the nearest folder that there is above a path: its folders, if it has any."""
     meant = Path(os.path.abspath(path))
     while not meant.parent.is_dir():
         meant = meant.parent
     folder = meant.parent
     try:
-        held = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        held = [entry.name for entry in entries if entry.is_dir()] or [entry.name for entry in entries]
     except OSError:
         return f"{str(folder)!r} cannot be looked into"
     return f"in {str(folder)!r} {_named(held, meant.name)}"
