@@ -3,12 +3,8 @@
 In: arguments. Out: what one function of the library did, in words. A command is made of that function's signature and
 docstring (`door`), loads what the words name, calls and prints; a user's error ends with exit code 2 and one line that
 says what to do. No command knows anything that the library does not know: `annotating` goes from questions to published
-<<<<<<< HEAD
-margins, `stores` keeps what was read, `preferences` goes from margins to what is trained on, `seeing` shows where
-margins come from.
-=======
-margins, `preferences` from margins to what is trained on, `comparing` asks whether that helped.
->>>>>>> 4348ba4 (compare: does a column help? The same reward model, trained with it and without, on other prompts)
+margins, `stores` keeps what was read, `preferences` goes from margins to what is trained on, `comparing` asks whether
+that helped, `seeing` shows where margins come from.
 """
 
 from __future__ import annotations
@@ -16,17 +12,10 @@ from __future__ import annotations
 import os
 import sys
 
-<<<<<<< HEAD
-from legend_hf.cli import annotating, preferences, seeing, stores  # each puts its commands into `app`
+from legend_hf.cli import annotating, comparing, preferences, seeing, stores  # each puts its commands into `app`
 from legend_hf.cli.options import app
 
-__all__ = ["annotating", "app", "main", "preferences", "seeing", "stores"]
-=======
-from legend_hf.cli import annotating, comparing, preferences  # each puts its commands into `app`, in this order
-from legend_hf.cli.options import app
-
-__all__ = ["annotating", "app", "comparing", "main", "preferences"]
->>>>>>> 4348ba4 (compare: does a column help? The same reward model, trained with it and without, on other prompts)
+__all__ = ["annotating", "app", "comparing", "main", "preferences", "seeing", "stores"]
 
 
 def main() -> None:
