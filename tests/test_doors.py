@@ -104,6 +104,11 @@ ONCE = {
         "dataset": NEEDED, "--tokenizer": NEEDED, **ROWS, "--max-length": 1024, "--model-revision": None,
         "--output": None, "--overwrite": False,
     },
+    "trace": {
+        "dataset": NEEDED, "direction": NEEDED, "--output": NEEDED, **ROWS, "--direction-revision": None,
+        "--model": None, "--rows": "most-negative", "--most": 20, "--margin-column": "margin", **COLUMNS,
+        "--device": None, "--overwrite": False,
+    },
     "store show": {"path": None},
     "store prune": {"path": None, "--unused-days": 30.0, "--all": False},
     "store merge": {"stores": NEEDED, "--output": NEEDED},
@@ -404,6 +409,7 @@ def on_the_hub(tiny_llama, folder):
         api.upload_folder(repo_id=owned(model), folder_path=tiny_llama)
     said = [(f"\n\nHuman: Tell me about {t}.\n\nAssistant: ", t) for t in THINGS]
     hh = [{"chosen": f"{human}Gladly: {t}.", "rejected": f"{human}Who needs {t}"} for human, t in said]
+    hh.append({"chosen": hh[0]["rejected"], "rejected": hh[0]["chosen"]})  # the sign of one margin is another
     ultra = [
         {
             "instruction": f"Why {t}?",

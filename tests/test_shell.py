@@ -245,3 +245,10 @@ def test_tables_are_drawn_for_the_terminal(tmp_path):
     plain = done(*given).stdout
     assert "| --- |" in plain, "the control: what goes into a file is Markdown"
     assert max(map(len, plain.splitlines())) > 150
+
+
+def test_a_command_that_takes_one_direction_refuses_several(there, tiny_llama, tmp_path):
+    given = ["trace", there / "pairs.jsonl", f"a={there / 'one'}", f"b={there / 'two'}", "--model", tiny_llama]
+    told = run(*given, "--output", tmp_path / "page.html")
+    assert told.exit_code == 2, (told.output, told.exception)
+    assert "`DIRECTION` is a, b; give one of them" in told.stderr

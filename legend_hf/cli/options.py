@@ -156,6 +156,13 @@ class Reading:
         loaded = dict(load_directions(self._named, revision=self.revision, model=self.model))
         return loaded[""] if [*loaded] == [""] else loaded
 
+    def one(self) -> Any:
+        """The only direction, where a command takes one."""
+        loaded = self.load()
+        if isinstance(loaded, dict):
+            raise ValueError(f"`direction` is {', '.join(loaded)}; give one of them, without a name")
+        return loaded
+
     @property
     def _named(self) -> dict[str, str]:
         given = [str(source) for source in self.source]

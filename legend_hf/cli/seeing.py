@@ -27,6 +27,6 @@ def trace(gallery: Call, dataset: Rows, direction: Reading, *, output: Place) ->
     from legend_hf.tracing.page import check_page
 
     check_page(output.output, reads=[dataset.source, *direction.reads], overwrite=output.overwrite)
-    made = gallery(dataset.one("dataset"), direction=direction.load())
+    made = gallery(dataset.one("dataset"), direction=direction.one())
     made.save(output.output, overwrite=output.overwrite)
     typer.echo(f"{len(made.pairs)} rows; saved {output.output}, open it in a browser")
