@@ -572,7 +572,7 @@ def test_a_plain_map_sends_at_its_end_and_at_a_signal(direction, rows, tmp_path,
 CHUNK = 24
 
 
-def _annotate(direction: Direction, rows: Dataset, url: str, folder: Path, name: str, pause: float) -> None:
+def _annotate(direction: Direction, rows: Dataset, url: str, folder: Path, name: str, workers: int | None) -> None:
     """A run on a machine of its own, in a process group of its own, slow and with small chunks."""
     os.setsid()
     tempfile.tempdir = str(folder / name)
@@ -584,11 +584,11 @@ def _annotate(direction: Direction, rows: Dataset, url: str, folder: Path, name:
         for index, hidden in read(opened, texts, layers, batch_tokens=batch_tokens):
             with open(folder / "passes", "ab", buffering=0) as log:
                 log.write(f"{len(index)}\n".encode())
-            time.sleep(pause)
+            time.sleep(0.01 if workers else 0)
             yield index, hidden
 
     OpenReader.read = slow  # type: ignore[method-assign]
-    out = annotate(rows, LegendMarginFn(direction, store=url, batch_tokens=120), num_proc=WORKERS, batch_size=15)
+    out = annotate(rows, LegendMarginFn(direction, store=url, batch_tokens=120), num_proc=workers, batch_size=15)
     np.save(folder / "result.npy", np.array([out[c] for c in COLUMNS]))
 
 
@@ -605,16 +605,16 @@ def test_ten_machines_are_lost(direction, rows, s3, tmp_path, record_property):
         ["datasets", "s3fs", "legend_hf.margins.annotate", "transformers.models.llama.modeling_llama"]
     )
 
-    def start(folder: Path, name: str, pause: float = 0.01) -> Any:
+    def start(folder: Path, name: str, workers: int | None) -> Any:
         folder.mkdir(exist_ok=True)
         process = context.Process(
-            target=_annotate, args=(direction, rows, f"{s3}/{tmp_path.name}/{folder.name}", folder, name, pause)
+            target=_annotate, args=(direction, rows, f"{s3}/{tmp_path.name}/{folder.name}", folder, name, workers)
         )
         process.start()
         return process
 
-    def finish(folder: Path, name: str, pause: float = 0.0) -> np.ndarray:
-        process = start(folder, name, pause)
+    def finish(folder: Path, name: str) -> np.ndarray:
+        process = start(folder, name, None)
         process.join(120)
         assert process.exitcode == 0
         return np.load(folder / "result.npy")
@@ -624,7 +624,7 @@ def test_ten_machines_are_lost(direction, rows, s3, tmp_path, record_property):
     draw, kept_at_kill, read_again = random.Random(10), [], []
     for kill in range(10):
         folder = tmp_path / str(kill)
-        process = start(folder, "a")
+        process = start(folder, "a", WORKERS)
         due, end = draw.randrange(passes), time.monotonic() + 60
         while len(_passes(folder)) < due and time.monotonic() < end:
             time.sleep(0.001)
