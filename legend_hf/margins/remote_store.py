@@ -54,9 +54,11 @@ _AT_ONCE = 8  # Chunks that are fetched together.
 _MIRRORED = """
 CREATE TABLE IF NOT EXISTS chunks (name TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unsent (
-    direction BLOB NOT NULL, text BLOB NOT NULL, since REAL NOT NULL, PRIMARY KEY (direction, text)
-) WITHOUT ROWID;
+    number INTEGER PRIMARY KEY, direction BLOB NOT NULL, text BLOB NOT NULL, since REAL NOT NULL,
+    UNIQUE (direction, text)
+);
 """
+_OLDEST = "SELECT number, since FROM unsent ORDER BY number LIMIT 1"  # With the newest: how many, without counting.
 _UNSENT = (
     "FROM unsent JOIN directions ON digest = unsent.direction "
     "LEFT JOIN scores ON scores.direction = id AND scores.text = unsent.text"
@@ -117,8 +119,9 @@ class RemoteStore(Store):
                     "INSERT OR IGNORE INTO unsent (direction, text, since) VALUES (?, ?, ?)",
                     [(direction, text, time.time()) for text in scores if text not in there],
                 )
-                waiting, since = connection.execute("SELECT COUNT(*), MIN(since) FROM unsent").fetchone()
-            return {**scores, **there}, waiting, time.time() if since is None else since
+                first, since = connection.execute(_OLDEST).fetchone() or (1, time.time())
+                (last,) = connection.execute("SELECT MAX(number) FROM unsent").fetchone()
+            return {**scores, **there}, (last or 0) - first + 1, since
 
         standing, waiting, since = self._safely(write)
         due = waiting >= CHUNK_ROWS or time.time() - since >= CHUNK_SECONDS
@@ -457,7 +460,7 @@ def _known_chunks(connection: sqlite3.Connection) -> set[str]:
 
 def _take_unsent(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
     _add_tables(connection)
-    asked = f"SELECT unsent.direction, label, unsent.text, score {_UNSENT} ORDER BY since LIMIT {CHUNK_ROWS}"
+    asked = f"SELECT unsent.direction, label, unsent.text, score {_UNSENT} ORDER BY number LIMIT {CHUNK_ROWS}"
     return connection.execute(asked).fetchall()
 
 

@@ -367,7 +367,7 @@ def flush_stores() -> None:
     for store in list(_OPEN.values()):
         try:
             store.flush()
-        except StoreError as error:
+        except OSError as error:
             logger.warning("%s", error)
 
 
