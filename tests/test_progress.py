@@ -140,3 +140,24 @@ def test_workers_have_a_line_each(direction, tmp_path):
     assert len(counts(shown.decode())) > 10
     lines = {len(newlines) for newlines in re.findall(r"(\n+)\r?Reading texts", shown.decode().replace("\r\n", "\n"))}
     assert lines == {1, 2}, "below the line of `map`, one below the other"
+
+
+def test_a_process_of_a_device_leaves_the_bar_to_the_first_one(direction, monkeypatch):
+    """It is a new interpreter, which knows no switch that was set in this one."""
+    from legend_hf.margins.workers import Worker
+
+    started = []
+    whole = subprocess.Popen
+
+    def popen(command, **options):
+        started.append(options["env"])
+        code = "from datasets.utils import are_progress_bars_disabled as off; print(off())"
+        return whole([sys.executable, "-c", code], **options)
+
+    monkeypatch.setattr("legend_hf.margins.workers.subprocess.Popen", popen)
+    worker = Worker(LegendMarginFn(direction), "cpu")
+    assert worker._process.stdout.read() == b"True\n"
+    worker.close()
+    (env,) = started
+    assert "HF_DATASETS_DISABLE_PROGRESS_BARS" not in os.environ, "the control"
+    assert env["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "1"

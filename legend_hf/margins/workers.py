@@ -50,7 +50,8 @@ class Worker:
 
         kind, _, number = device.partition(":")
         self.device = device
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        env |= dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"), "1")  # one is shown
         env.setdefault("TOKENIZERS_PARALLELISM", "false")  # as in the workers of `map`
         # Threads that spin while they wait take the cores from whoever else works on them.
         env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
