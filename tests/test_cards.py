@@ -303,6 +303,17 @@ def test_no_text_of_a_stranger_becomes_a_link(address: str):
     assert html.unescape(cards.escaped(address)).replace("\u2060", "") == address
 
 
+def test_no_concept_breaks_out_of_a_card():
+    """A loaded artifact's concept is plain words; a card escapes it all the same."""
+    spoken = {**DIRECTION, "facts": {**FIT, "concept": HOSTILE, "poles": (HOSTILE, f"{HOSTILE}!")}}
+    assert_whole(cards.direction_card(spoken))
+    facts = dataset_facts()
+    facts["configs"]["default"]["directions"][""] |= {"facts": spoken["facts"]}
+    card = cards.dataset_card(facts)
+    assert_whole(card)
+    assert cards.dataset_card(facts, card) == card
+
+
 def test_the_check_for_breaking_out_finds_a_string_that_does():
     card = cards.direction_card(DIRECTION)
     for spoilt in (

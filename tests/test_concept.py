@@ -60,7 +60,7 @@ def test_every_place_speaks_of_the_concept(fitted, rows, tmp_path):
         assert "more helpful" in text or "from unhelpful to helpful" in text, place
         wrong = [line for line in text.splitlines() if SAFE.search(line) and "65 to 75 %" not in line]
         assert wrong == [], place
-    assert "no figures for helpfulness" in helpful["summary"]
+    assert "no figures for this concept" in helpful["summary"]
     for place, text in said_of(fitted["safety"], rows, tmp_path / "safe").items():
         assert "safer" in text or "from unsafe to safe" in text, place
         assert "helpful" not in text, place

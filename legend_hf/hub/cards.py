@@ -728,7 +728,7 @@ def _calibration(calibration: Facts) -> str:
 
 def _tag(concept: Concept) -> str:
     """A concept as a tag of the Hub."""
-    return concept.name.lower().replace(" ", "-")
+    return re.sub(r"[\W_]+", "-", concept.name[:100].lower()).strip("-")
 
 
 def _columns(dataset_info: Any, more: str) -> str:

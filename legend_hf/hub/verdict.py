@@ -93,7 +93,7 @@ def verdict_on(fit: Facts) -> Verdict:
         coin=_coin(fit, coin),
         length=_length(fit, length),
         sure=_sure(fit, coin, length),
-        good=GOOD_VALUES if concept.is_safety else f"no figures for {concept.name}; {GOOD_VALUES}",
+        good=GOOD_VALUES if concept.is_safety else f"no figures for this concept; {GOOD_VALUES}",
         more=_more(fit),
     )
 
