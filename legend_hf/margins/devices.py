@@ -53,7 +53,7 @@ def check_devices(devices: str | Sequence[str], fn: Transform) -> list[str] | No
         )
     count = torch.cuda.device_count()  # asks the driver and leaves CUDA unused in this process
     there = [f"cuda:{i}" for i in range(count)]
-    if devices == AUTO:
+    if devices == AUTO or list(devices) == [AUTO]:
         return there or None
     named = [] if isinstance(devices, str) else list(devices)
     for device in named:

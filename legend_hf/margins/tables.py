@@ -42,19 +42,19 @@ def made_of(fn: Transform, table: pa.Table, *, rank: int | None = None, features
     return pa.table([pa.array(made[f.name], type=f.type) for f in fields], schema=fields)
 
 
-def to_bytes(table: pa.Table) -> bytes:
-    """A table for another process."""
+def joined(fn: Transform, table: pa.Table, made: pa.Table, features: Features) -> pa.Table:
+    """A table with the columns that a transform made of it, of the types that `datasets` gives them.
+
+    Args:
+        fn: The transform.
+        table: With the columns of `features`, and maybe others.
+        made: Its columns, row by row.
+        features: Of the table.
+    """
     import pyarrow as pa
+    from datasets.table import table_cast
 
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
-def from_bytes(content: bytes) -> pa.Table:
-    """The table that `to_bytes` wrote."""
-    import pyarrow as pa
-
-    with pa.ipc.open_stream(content) as reader:
-        return reader.read_all()
+    after = fn.features(features)
+    assert after is not None  # those of the table are known
+    columns = {name: (made if name in made.column_names else table).column(name) for name in after}
+    return table_cast(pa.table(columns), after.arrow_schema)

@@ -318,8 +318,12 @@ class Transform(ABC):
 
     def cleared(self, split: Any) -> Any:
         """A dataset or stream without such columns, where they may be overwritten."""
-        left = self.left_over(split.column_names or ()) if self._overwrite else []
+        left = self.to_clear(split.column_names or ())
         return split.remove_columns(left) if left else split
+
+    def to_clear(self, there: Collection[str]) -> list[str]:
+        """Columns of an earlier run that are removed before this one; none, where none may be overwritten."""
+        return self.left_over(there) if self._overwrite else []
 
     def fingerprint(self) -> str:
         """Hash of all that decides the columns, and of nothing that only says where to compute them."""

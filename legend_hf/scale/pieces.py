@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.hub.outputs import write_whole
+from legend_hf.hub.transfer import open_url, without_secrets
 from legend_hf.scale.shards import Shard
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ROWS_A_FILE = 10_000
+"""What is held in memory at a time, and lost where a run is killed."""
 _KEY = b"legend_hf"
 _PIECE = re.compile(r"(?P<split>[\w.]+)-(?P<number>\d{5})-of-(?P<of>\d{5})-(?P<piece>\d{5})\.parquet", re.ASCII)
 
@@ -79,7 +82,7 @@ class Pieces:
         if last is not None and (last.made_by, last.source or source) != asked:
             what = "by another direction or other options" if last.made_by != made_by else f"of {last.source!r}"
             raise ValueError(
-                f"{self.output!r} holds pieces of split {self.split!r} that were made {what}; give another output, or "
+                f"{self.shown!r} holds pieces of split {self.split!r} that were made {what}; give another output, or "
                 "remove what is there"
             )
         return complete, last
@@ -100,12 +103,17 @@ class Pieces:
         self._files.pipe_file(self.path(piece), content.getvalue())
 
     @property
+    def shown(self) -> str:
+        """The output for a message."""
+        return without_secrets(self.output)
+
+    @property
     def _files(self) -> Any:
-        return _opened(self.output)[0]
+        return opened(self.output)[0]
 
     @property
     def _root(self) -> str:
-        return str(_opened(self.output)[1]).rstrip("/")
+        return opened(self.output)[1]
 
     @property
     def _local(self) -> bool:
@@ -124,7 +132,7 @@ class Pieces:
         other = next((int(one["of"]) for one in found if int(one["of"]) != self.shard.of), None)
         if other is not None:
             raise ValueError(
-                f"{self.output!r} holds parts of {other}, and this is one of {self.shard.of}: together rows would "
+                f"{self.shown!r} holds parts of {other}, and this is one of {self.shard.of}: together rows would "
                 f"stand twice; give `shard` as i/{other}, or another output"
             )
         return {int(one["piece"]) for one in found if int(one["number"]) == self.shard.number}
@@ -142,8 +150,7 @@ class Pieces:
             return None
 
 
-def _opened(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    files, root = fsspec.core.url_to_fs(url)
-    return files, str(root)
+def opened(place: str) -> tuple[Any, str]:
+    """The file system of a folder or URL, and the path in it, without a slash at its end."""
+    files, root = open_url(place)
+    return files, root.rstrip("/")

@@ -11,22 +11,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from legend_hf.directions.direction import Direction
+from legend_hf.hub.transfer import without_secrets
+from legend_hf.margins.annotate import transform_of
 from legend_hf.margins.columns import kind_of
-from legend_hf.margins.margin_fn import LegendMarginFn
 from legend_hf.margins.scoring import GivenDirection
-from legend_hf.margins.tables import made_of
+from legend_hf.margins.tables import joined, made_of
 from legend_hf.margins.transform import Transform
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.stopping import stopping_in_order
-from legend_hf.scale.pieces import Pieces, Reached
+from legend_hf.scale.pieces import ROWS_A_FILE, Pieces, Reached
 from legend_hf.scale.shards import Shard, parse_shard, shard_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Features, IterableDataset
 
-ROWS_A_FILE = 10_000
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".arrow": "arrow"}
 """What reads the files of a URL or a pattern, by their ending."""
 
@@ -68,13 +67,7 @@ def annotate_stream(
         ValueError: An argument is not allowed; the output holds something else.
         OSError: The source cannot be read, or the output not be written.
     """
-    named = isinstance(fn, Direction | str | os.PathLike | Mapping)
-    transform = LegendMarginFn(fn) if named else fn  # type: ignore[arg-type]
-    if not isinstance(transform, Transform):
-        raise ValueError(
-            f"`fn` is {kind_of(fn)}; allowed are a transform of this library, such as `LegendMarginFn(direction)`, and "
-            "what that one takes as direction"
-        )
+    transform = transform_of(fn)
     for name, number in (("rows_per_file", rows_per_file), ("batch_size", batch_size)):
         if not isinstance(number, int) or number < 1:
             raise ValueError(f"`{name}` is {number!r}; it must be at least 1")
@@ -85,7 +78,7 @@ def annotate_stream(
     for name, stream in streams.items():
         _check_can_go_on(stream, name)
         transform.check_free(stream.column_names or ())
-    how = f"what is complete is in {place!r}: run the same again to go on from there"
+    how = f"what is complete is in {without_secrets(place)!r}: run the same again to go on from there"
     with stopping_in_order(how, workers=False):
         return {
             name: _annotate(stream, transform, Pieces(place, name, part), known, rows_per_file, batch_size)
@@ -138,7 +131,6 @@ def _annotated(
 ) -> pa.Table:
     """A table with the transform's columns, of the types that it is to have."""
     import pyarrow as pa
-    from datasets.table import table_cast
 
     stored = _cast(table, features, first_row)
     made = [fn.types.arrow_schema.empty_table()]
@@ -150,11 +142,7 @@ def _annotated(
             absolute = RowError(first_row + first + refusal.row, refusal.column, refusal.reason)
             absolute.add_note(f"in {where}; the pieces before it are kept")
             raise absolute from None
-    new = pa.concat_tables(made)
-    after = fn.features(features)
-    assert after is not None
-    columns = {name: (new if name in new.column_names else stored).column(name) for name in after}
-    return table_cast(pa.table(columns), after.arrow_schema)
+    return joined(fn, stored, pa.concat_tables(made), features)
 
 
 def _cast(table: pa.Table, features: Features, first_row: int) -> pa.Table:
