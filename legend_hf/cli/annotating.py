@@ -17,6 +17,7 @@ import typer
 
 from legend_hf.cli.door import Call, command
 from legend_hf.cli.options import Kept, Named, Place, Reading, Rows, load, one_split, save, say_read, say_saved
+from legend_hf.cli.scaling import Scale, annotate_at_scale
 from legend_hf.cli.screen import show
 from legend_hf.hub.rows import check_rows_folder, named_ids, note_sources, sources_of
 
@@ -82,6 +83,7 @@ def annotate(
     output: Place,
     num_proc: Processes = None,
     store: Kept,
+    scale: Scale,
 ) -> None:
     """Add margin columns to every split and save the result with its card.
 
@@ -96,6 +98,11 @@ def annotate(
     from legend_hf.margins.store import default_store
     from legend_hf.publish import check_saved_place, made_of
 
+    if scale.asked:
+        scale.check(dry_run=store.dry_run, num_proc=num_proc, devices=run.keywords["devices"])
+        fn = make(direction.load(), store=store.store, overwrite=output.overwrite)
+        annotate_at_scale(dataset, fn, output, scale, batch_size=run.keywords["batch_size"])
+        return
     reads = direction.reads
     check_saved_place(output.output, dataset=dataset.source, reads=reads, overwrite=output.overwrite)
     keeps = store.path(default_store)
