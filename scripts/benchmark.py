@@ -7,6 +7,8 @@ The floor is the time that the arithmetic alone takes: 2 x parameters of the blo
 attention's own products, at the fastest rate of matrix products that was measured in this run for the dtype.
 
     python scripts/benchmark.py --data ../shared/data/hh_harmless.jsonl --json benchmark.json
+
+`--scale` measures many rows, workers and machines instead: `scripts/benchmark_scale.py`, whose options it takes.
 """
 
 from __future__ import annotations
@@ -91,6 +93,12 @@ Run = Callable[[Job], np.ndarray]
 
 def main() -> None:
     """Measures every way in turn, several times over, and prints the table."""
+    if "--scale" in sys.argv:
+        import benchmark_scale
+
+        sys.argv.remove("--scale")
+        benchmark_scale.main()
+        return
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     transformers_logging.disable_progress_bar()  # one bar is enough
