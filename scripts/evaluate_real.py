@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -422,6 +423,7 @@ def beside(numbers: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             "fitted on other prompts of the same sets",
         ],
     }  # fmt: skip
+    ordered = accuracy[AUTO.title]["pku_saferlhf"][0]
     lines = [
         "| scorer | hh harmless pairs | PKU safer pairs | PKU responses, macro-F1 | what it has seen |",
         "|---" * 5 + "|",
@@ -432,9 +434,27 @@ def beside(numbers: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "Other rows of the same sources, so a difference of a few points says nothing: theirs are 2,266 pairs of hh "
         "and 9,000 of PKU (RewardBench's pref-sets, `allenai/reward-bench-results`), and the responses of PKU's whole "
         "test set; ours are those of the tables above, a safe and an unsafe response to nearly every prompt, so "
-        "that the prompt tells nothing there."
+        "that the prompt tells nothing there. A score that orders "
+        f"{100 * ordered:.0f} % of such pairs can be right on some {100 * of_single(ordered):.0f} % of single "
+        "responses, were both kinds spread alike and all prompts on one level; to be right on 85 % it would have to "
+        f"order {100 * of_pairs(0.85):.0f} % of the pairs."
     )
     return f"#### Beside public figures\n\n{note}\n\n" + "\n".join(lines), own
+
+
+def of_single(ordered: float) -> float:
+    """Share of single responses that a threshold gets right, of a score that orders such a share of pairs.
+
+    Two normal distributions with one spread: the difference of two draws spreads by the square root of two more.
+    """
+    normal = NormalDist()
+    return normal.cdf(normal.inv_cdf(ordered) / math.sqrt(2))
+
+
+def of_pairs(single: float) -> float:
+    """The share of pairs to be ordered for that; the inverse of `of_single`."""
+    normal = NormalDist()
+    return normal.cdf(normal.inv_cdf(single) * math.sqrt(2))
 
 
 def percent(cell: Sequence[float]) -> str:

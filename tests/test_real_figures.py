@@ -108,6 +108,18 @@ def sets(tmp_path):
     return files
 
 
+@given(st.floats(0.55, 0.95))
+def test_what_a_threshold_can_get_right_follows_from_the_pairs_that_are_ordered(single):
+    from evaluate_real import of_pairs, of_single
+
+    assert of_single(of_pairs(single)) == pytest.approx(single)
+    assert of_pairs(single) > single
+    # Against draws: scores of two kinds, a threshold between them.
+    chance = np.random.default_rng(0)
+    safe, unsafe = chance.normal(1, 1, 40_000), chance.normal(-1, 1, 40_000)
+    assert of_single((safe > unsafe).mean()) == pytest.approx(((safe > 0).mean() + (unsafe < 0).mean()) / 2, abs=0.01)
+
+
 def test_the_section_has_every_table_and_a_second_run_reads_nothing(demo, tmp_path, sets, monkeypatch):
     from evaluate_real import real_section
 
