@@ -102,12 +102,12 @@ class Estimate:
         lines.append(
             f"{'texts':>10}  {self.texts:,}, of which {self.unread:,} are to be read (others repeat or are known)"
         )
-        lines.append(f"{'tokens':>10}  {self.tokens:,} in {self.passes:,} forward passes, shared beginnings once")
+        lines.append(f"{'tokens':>10}  {self.tokens:,} in {_passes(self.passes)}, shared beginnings once")
         if self.seconds is not None and self.seconds_between is not None:
             low, high = map(_duration, self.seconds_between)
             lines.append(
-                f"{'time':>10}  {_duration(self.seconds)} ({low} to {high}) of reading, by {self.sampled} forward "
-                f"passes on {self.device}"
+                f"{'time':>10}  {_duration(self.seconds)} ({low} to {high}) of reading, by {_passes(self.sampled)} "
+                f"on {self.device}"
             )
         peak = "" if self.peak_bytes is None else f", {_size(self.peak_bytes)} in use at most while sampling"
         kept = f", {_size(self.kept_bytes)} held until the end" if self.kept_bytes else ""
@@ -153,7 +153,7 @@ def estimate_reading(
         texts += batch.texts
         for where, refusal in batch.refused:
             like = f"{refusal.column} {_PARTICULAR.sub('', refusal.reason)}"
-            rows, example = refused.get(like, (0, f"{where}{refusal}"))
+            rows, example = refused.get(like, (0, f"{where}{refusal.unskippable}"))
             refused[like] = (rows + 1, example)
         for opened, layers, several in batch.unread:
             unread += len(several)
@@ -162,6 +162,7 @@ def estimate_reading(
                 place = len(drawn) if len(drawn) < SAMPLED else rng.randrange(passes)  # each as likely as any other
                 if place < SAMPLED:
                     drawn[place : place + 1] = [(size, opened, layers, [several[i] for i in index])]
+    rng.shuffle(drawn)  # those that are timed before the time is up shall be any
     rates, device, peak = _timed(drawn, sample_seconds) if drawn else ([], _device(openeds), None)
     sizes, seconds = [size for size, _ in rates], [taken for _, taken in rates]
     each = sorted(taken / size for size, taken in rates)
@@ -192,11 +193,11 @@ def _timed(drawn: Sequence[_Drawn], most: float) -> tuple[list[tuple[int, float]
     device = _device([opened for _, opened, _, _ in drawn])
     rates: list[tuple[int, float]] = []
     begun = time.monotonic()
-    for number, (size, opened, layers, texts) in enumerate([drawn[0], *drawn]):  # the first one warms up
+    for number, (size, opened, layers, texts) in enumerate([min(drawn, key=lambda one: one[0]), *drawn]):
         at = time.perf_counter()
         for _, vectors in opened.read(texts, layers):
             vectors.cpu()  # waits for it
-        if number:
+        if number:  # the first one warms up
             rates.append((size, time.perf_counter() - at))
         if rates and time.monotonic() - begun > most:
             break
@@ -227,6 +228,10 @@ def _has_messages(cell: Any) -> bool:
     if isinstance(cell, Mapping):
         return "role" in cell or any(map(_has_messages, cell.values()))
     return isinstance(cell, Sequence) and not isinstance(cell, str) and bool(cell) and _has_messages(cell[0])
+
+
+def _passes(count: int) -> str:
+    return f"{count:,} forward pass{'' if count == 1 else 'es'}"
 
 
 def _duration(seconds: float) -> str:
