@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,22 @@ def test_a_chunk_is_sent_when_it_is_full_or_old(mounted, monkeypatch):
     assert len(chunks(mounted)) == 2
     one.keep(A, {key(i): 1.0 for i in range(100, 125)}, label="x")
     assert sorted(len(remote_store._unpacked(c, n)) for n, c in chunks(mounted).items()) == [1, 5, 10, 10, 10]
+
+
+def test_who_reads_on_while_another_sends_waits_before_too_much_is_at_stake(mounted, monkeypatch):
+    monkeypatch.setattr(remote_store, "CHUNK_ROWS", 10)
+    one = machine(mounted)
+    one.check()
+    late = threading.Thread(target=lambda: one.keep(A, {key(19): 1.0}, label="x"))
+    with remote_store._turn(one.path):  # another process sends
+        one.keep(A, {key(i): 1.0 for i in range(19)}, label="x")
+        late.start()
+        late.join(0.5)
+        assert late.is_alive()
+        assert chunks(mounted) == {}
+    late.join(30)
+    assert not late.is_alive()
+    assert count(machine(mounted)) == 20
 
 
 def flipped(content: bytes) -> bytes:

@@ -127,7 +127,8 @@ class RemoteStore(Store):
         due = waiting >= CHUNK_ROWS or time.time() - since >= CHUNK_SECONDS
         if due and time.monotonic() >= self._not_before:
             try:
-                self._send(wait=False)
+                # While another process sends, this one goes on, but not so far that more than a chunk each is at stake.
+                self._send(wait=waiting >= 2 * CHUNK_ROWS)
             except ConnectionError as error:
                 self._not_before = time.monotonic() + CHUNK_SECONDS
                 logger.warning("%s; it is tried again, and work goes on", error)
