@@ -600,7 +600,7 @@ def test_several_directions_are_told_apart_by_name(direction):
 def test_saved_files_say_the_same(tmp_path):
     made = report(rows(40))
     files = made.save(tmp_path / "new" / "folder", plots=False)
-    assert [f.name for f in files] == ["report.json", "report.md"]
+    assert [f.name for f in files] == ["report.json", "report.md", "report.html"]
     assert json.loads(files[0].read_text(encoding="utf-8")) == made.to_dict()
     assert files[1].read_text(encoding="utf-8") == made.to_markdown()
 
@@ -622,7 +622,7 @@ def test_the_command_prints_and_writes_the_report(tmp_path, direction):
     assert "**By category** in `train`" in done.output
     assert "## The direction" in done.output
     names = {f.name for f in (tmp_path / "out").iterdir()}
-    assert names == {"report.json", "report.md", "margins-train.png", "length-train.png"}
+    assert names == {"report.json", "report.md", "report.html", "margins-train.png", "length-train.png"}
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert all(f"]({name})" in text for name in names if name.endswith("png"))
     loaded = Direction.from_pretrained(tmp_path / "direction")

@@ -141,8 +141,8 @@ def report(
     Options:
         category: A category to expect.
         ladders: Prompts with responses from best to worst, to test the direction's order on.
-        output: Folder for report.json, report.md and the plots.
-        plots: Draw PNGs into the folder.
+        output: Folder for report.html, report.md, report.json and the plots; the page links to a traces.html there.
+        plots: Draw PNGs, into the folder and the page.
     """
     from legend_hf.hub.outputs import check_outside
     from legend_hf.reports.report import check_place

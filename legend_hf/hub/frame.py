@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from legend_hf._version import __version__
 
@@ -67,6 +68,12 @@ def shade(value: float) -> str:
     """The class of a colour, for a value from -1 (the strongest away) to 1 (the strongest towards)."""
     level = round(LEVELS * min(1.0, max(-1.0, value)))
     return f"{'a' if level < 0 else 't'}{abs(level)}" if level else "z"
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file is a page that this library wrote."""
+    with open(file, "rb") as opened:
+        return GENERATOR.encode() in opened.read(2000)
 
 
 def page(title: str, body: str, style: str = "") -> str:

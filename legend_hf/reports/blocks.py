@@ -30,10 +30,17 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A line each; the `verdict` is the list that stands before everything."""
+    """A line each."""
 
     lines: Sequence[str]
-    verdict: bool = False
+
+
+@dataclass(frozen=True)
+class InShort:
+    """The lines that stand before everything, and whether one of them names something doubtful."""
+
+    lines: Sequence[str]
+    doubtful: bool
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class Shown:
     about: object = None
 
 
-Block: TypeAlias = Heading | Paragraph | Bullets | Table | Shown
+Block: TypeAlias = Heading | Paragraph | Bullets | InShort | Table | Shown
 
 
 def as_markdown(blocks: Iterable[Block]) -> str:
@@ -82,7 +89,7 @@ def _markdown(block: Block) -> str:
             return f"{'###' if small else '##'} {text}"
         case Paragraph(text):
             return text
-        case Bullets(lines):
+        case Bullets(lines) | InShort(lines):
             return "\n".join(f"- {line}" for line in lines)
         case Table(head, rows):
             return cards.as_table(head, rows)

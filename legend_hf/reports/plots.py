@@ -13,7 +13,7 @@ import io
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,10 +58,12 @@ class Picture:
     Attributes:
         png: The file's content.
         description: What it shows, for those who do not see it.
+        about: Whose numbers it shows.
     """
 
     png: bytes
     description: str
+    about: SplitReport | DirectionReport = field(repr=False, compare=False)
 
 
 def check_matplotlib() -> None:
@@ -140,6 +142,7 @@ def histogram(split: SplitReport, margins: Margins) -> Picture:
             _png(figure),
             f"Histogram of the margins of {split.split}: the chosen response reads as {more} in {_percent(positive)}, "
             f"the rejected one in {_percent(negative)}.",
+            split,
         )
 
 
@@ -183,6 +186,7 @@ def length(split: SplitReport, margins: Margins) -> Picture:
         return Picture(
             _png(figure),
             f"Margin against difference in length in {split.split}: rank correlation {_bracketed(correlation)}.",
+            split,
         )
 
 
@@ -225,6 +229,7 @@ def reliability(split: SplitReport, margins: Margins) -> Picture:
             _png(figure),
             f"Stated probability against the share that came true in {split.split}: calibration error "
             f"{_bracketed(errors.ece)}.",
+            split,
         )
 
 
@@ -283,6 +288,7 @@ def layer_sweep(direction: DirectionReport) -> Picture:
         return Picture(
             _png(figure),
             f"Accuracy by layer and estimator: best at layer {best.layer} with {best.estimator}, {best.accuracy:.3f}.",
+            direction,
         )
 
 

@@ -1,14 +1,15 @@
-"""How good are these margins? A dataset with margin columns becomes a `Report`: JSON, Markdown for a card, plots.
+"""How good are these margins? A dataset with margin columns becomes a `Report`: JSON, Markdown, a page, plots.
 
 In: a dataset that was annotated, and optionally its direction, with pairs to test that direction's stability on and
 ladders to test its order on. Out: numbers with intervals by prompt, what is doubtful about them in words, and the rows
 whose margin contradicts their label most. Texts are read for their lengths and prompts alone. This file computes no
-margins, writes no card (`report_card.py` does), draws nothing (`plots.py` does) and knows nothing of training but the
-form of TRL's loss.
+margins, puts nothing in words (`report_card.py` does), draws nothing (`plots.py` does) and knows nothing of training
+but the form of TRL's loss.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -22,17 +23,18 @@ from legend_hf._version import __version__
 from legend_hf.directions.direction import Direction
 from legend_hf.hub import outputs
 from legend_hf.hub.concept import SAFETY, Concept
+from legend_hf.hub.frame import is_page
 from legend_hf.margins.columns import suffixed
 from legend_hf.margins.origin import check_made_by, every_scale, not_of_this, same
 from legend_hf.reading.formats import Columns, plain_rows
 from legend_hf.reading.stopping import stopping_in_order
-from legend_hf.reports import judge
+from legend_hf.reports import judge, page
 from legend_hf.reports.blocks import Shown, as_markdown
 from legend_hf.reports.findings import DirectionReport, Findings, Margins
 from legend_hf.reports.gather import categories_of, expected_names, read_margins
 from legend_hf.reports.ladder import ladder_check
 from legend_hf.reports.measure import coverage
-from legend_hf.reports.plots import check_matplotlib, draw
+from legend_hf.reports.plots import Picture, check_matplotlib, draw
 from legend_hf.reports.report_card import blocks_of
 from legend_hf.reports.stability import stability_of
 
@@ -41,12 +43,13 @@ if TYPE_CHECKING:
 
     AnyDataset: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 
-_FILES = ("report.json", "report.md")
+_FILES = ("report.json", "report.md", "report.html")
+_TRACES = "traces.html"
 
 
 @dataclass(frozen=True)
 class Report(Findings):
-    """How good margins are, as JSON, Markdown and pictures."""
+    """How good margins are, as JSON, Markdown, a page and pictures; a notebook shows it as a page."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; whatever is unknown or not finite is None."""
@@ -69,8 +72,36 @@ class Report(Findings):
         """
         return as_markdown(blocks_of(self, [Shown(path, text) for path, text in (plots or {}).items()]))
 
+    def to_html(self, *, plots: bool = True, traces: str | None = None) -> str:
+        """A page of its own, which loads nothing: the verdict, the plots, and all that the Markdown says.
+
+        Args:
+            plots: Draw them into it, which needs the extra `plots` (matplotlib).
+            traces: Where a page of these rows' traces lies, for a link to it.
+
+        Raises:
+            ImportError: Plots are wanted and matplotlib is missing.
+        """
+        return self._page(draw(self) if plots else {}, traces)
+
+    def _page(self, pictures: Mapping[str, Picture], traces: str | None) -> str:
+        title = "How good are these margins?" if self.splits else "How good is this direction?"
+        note = f"Measured by {self.library}; random draws with seed {self.seed}."
+        return page.whole(blocks_of(self, _inside(pictures)), title=title, traces=traces, note=note)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page, without plots where matplotlib is missing."""
+        pictures, note = {}, ""
+        try:
+            pictures = draw(self)
+        except ImportError as missing:
+            note = f"Not drawn: {missing}."
+        return page.shown(blocks_of(self, _inside(pictures)), note=note)
+
     def save(self, folder: str | os.PathLike[str], *, plots: bool = True, overwrite: bool = False) -> list[Path]:
-        """Writes `report.json`, `report.md` and the plots.
+        """Writes `report.json`, `report.md`, the plots, and `report.html`, which holds all of it.
+
+        The page links to `traces.html` if such a page lies in the folder.
 
         Args:
             folder: Made if missing. An earlier report in it, which costs little to make again, is replaced.
@@ -86,18 +117,26 @@ class Report(Findings):
             OSError: It cannot be written.
         """
         check_place(folder, plots=plots, overwrite=overwrite)
-        pictures: Mapping[str, Any] = {}
-        if plots:
-            pictures = draw(self)
+        pictures = draw(self) if plots else {}
         target = Path(folder)
+        traces = _TRACES if _has_traces(target) else None
         shown = {name: picture.description for name, picture in pictures.items()}
         files = {"report.json": self.to_json().encode(), "report.md": self.to_markdown(plots=shown).encode()}
+        files["report.html"] = self._page(pictures, traces).encode()
         files |= {name: picture.png for name, picture in pictures.items()}
         for old in _owned(target) - files.keys():
             (target / old).unlink()  # a plot of an earlier report would be taken for one of this
         for name, content in files.items():
             outputs.write_whole(target / name, content)
         return [target / name for name in files]
+
+
+def _inside(pictures: Mapping[str, Picture]) -> list[Shown]:
+    """Pictures that a page holds itself."""
+    return [
+        Shown(f"data:image/png;base64,{base64.b64encode(p.png).decode()}", p.description, p.about)
+        for p in pictures.values()
+    ]
 
 
 def check_place(
@@ -122,7 +161,8 @@ def check_place(
     """
     if plots:
         check_matplotlib()
-    outputs.check_folder(folder, _FILES, owned=_owned(Path(folder)), again=True, reads=reads, overwrite=overwrite)
+    owned = _owned(Path(folder)) | ({_TRACES} if _has_traces(Path(folder)) else set())
+    outputs.check_folder(folder, _FILES, owned=owned, again=True, reads=reads, overwrite=overwrite)
 
 
 def _owned(folder: Path) -> set[str]:
@@ -136,7 +176,17 @@ def _owned(folder: Path) -> set[str]:
     except (ValueError, KeyError, TypeError):
         return set()
     shown = outputs.read_text(folder / "report.md") if (folder / "report.md").is_file() else ""
-    return {*_FILES, *(p.name for p in folder.glob("*.png") if f"]({p.name})" in shown)}
+    written = {name for name in _FILES if not name.endswith(".html") or _is_ours(folder / name)}
+    return {*written, *(p.name for p in folder.glob("*.png") if f"]({p.name})" in shown)}
+
+
+def _has_traces(folder: Path) -> bool:
+    return (folder / _TRACES).is_file() and is_page(folder / _TRACES)
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a page is ours, or none is there yet."""
+    return not file.exists() or is_page(file)
 
 
 def report(

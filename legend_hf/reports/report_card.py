@@ -12,7 +12,7 @@ from typing import Any
 
 from legend_hf.hub import cards
 from legend_hf.hub.concept import Concept, either
-from legend_hf.reports.blocks import Block, Bullets, Heading, Paragraph, Shown, Table
+from legend_hf.reports.blocks import Block, Bullets, Heading, InShort, Paragraph, Shown, Table
 from legend_hf.reports.findings import (
     UNKNOWN,
     Coverage,
@@ -127,9 +127,8 @@ def blocks_of(report: Findings, pictures: Sequence[Shown] = ()) -> list[Block]:
         report: The numbers.
         pictures: Each stands beside the split or the direction that it is about, and at the end if about none.
     """
-    blocks: list[Block] = (
-        [Bullets(tuple(_in_short(report)), verdict=True)] if report.splits or report.directions else []
-    )
+    doubtful = any(s.doubts for s in report.splits) or any(d.doubts for d in report.directions)
+    blocks: list[Block] = [InShort(lines, doubtful)] if (lines := list(_in_short(report))) else []
     blocks += _splits(report.splits, pictures) if report.splits else []
     for direction in report.directions:
         blocks += _direction(direction, pictures)
@@ -163,11 +162,11 @@ def _splits(splits: Sequence[SplitReport], pictures: Sequence[Shown]) -> Iterato
         own = [s for s in splits if s.column == column]
         if several:
             yield Heading(cards.as_code(column), small=True)
-        yield _measures(own)
         doubts = [f"**Doubtful** ({cards.as_code(s.split)}): {cards.escaped(doubt)}" for s in own for doubt in s.doubts]
         if doubts:
             yield Bullets(doubts)
         yield from (picture for s in own for picture in pictures if picture.about is s)
+        yield _measures(own)
         for s in own:
             yield from _suspicious(s) if s.suspicious else ()
         for s in own:

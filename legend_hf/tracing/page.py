@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from legend_hf.hub import outputs
-from legend_hf.hub.frame import GENERATOR, escape, page, part, shade
+from legend_hf.hub.frame import escape, is_page, page, part, shade
 from legend_hf.tracing.values import PairValues, TokenValues
 
 FOLD_TOKENS = 160
@@ -94,12 +94,7 @@ def check_page(
         ValueError: The place is taken.
         OSError: It cannot be written.
     """
-    outputs.check_file(path, reads=reads, ours=_is_page, overwrite=overwrite)
-
-
-def _is_page(file: Path) -> bool:
-    with open(file, "rb") as opened:
-        return GENERATOR.encode() in opened.read(2000)
+    outputs.check_file(path, reads=reads, ours=is_page, overwrite=overwrite)
 
 
 def _body(items: Sequence[TokenValues | PairValues]) -> Iterator[str]:
