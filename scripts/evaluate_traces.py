@@ -23,13 +23,15 @@ import numpy as np
 from evaluate_direction import DEMO, replace_section
 from train_demo_annotator import read_jsonl
 
+from legend_hf import Direction
 from legend_hf.directions import pairs_from_labels, resample
+from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.estimators import unit, whitened
 from legend_hf.reading.formats import Pair, conversation, opening, pairs_from_batch
 from legend_hf.reading.forward import read_vectors
 from legend_hf.reading.reader import OpenReader, Runtime, describe_model, open_reader
 from legend_hf.reading.templates import Tokens
-from legend_hf.tracing import remember, settled_after, turn_of
+from legend_hf.tracing import Stream, remember, settled_after, turn_of
 from legend_hf.tracing.values import running
 
 log = logging.getLogger("evaluate_traces")
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=150, help="pairs of each set")
     parser.add_argument("--layer", type=int, default=20, help="layer to read, of 30")
     parser.add_argument("--ladders", type=int, default=6, help="requests that the model itself makes ladders of")
+    parser.add_argument("--only", choices=["costs"], help="leave the rest out, and the results as they are")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
     given = parser.parse_args()
@@ -94,6 +97,9 @@ def main() -> None:
     model = given.model or default_folder()
     reader = describe_model(str(model), layer=given.layer, dtype="float32")
     opened = open_reader(reader, Runtime(path=str(model)))
+    if given.only == "costs":
+        log.info("%s", costs(opened, given.data)[0])
+        return
     texts = read_texts(opened, given.data, given.rows)
     log.info("read %d pairs in %.1f minutes", len(texts.rows), (time.perf_counter() - start) / 60)
     folds = resample.folds_of(texts.groups, FOLDS, 0)
@@ -104,6 +110,7 @@ def main() -> None:
         ("settled", lambda: settled(texts, values, folds)),
         ("turns", lambda: turns(opened, texts, folds, vectors, model, given.ladders)),
         ("poolings", lambda: poolings(texts, values)),
+        ("costs", lambda: costs(opened, given.data)),
     )
     for name, table in tables:
         text, numbers[name] = table()
@@ -262,7 +269,8 @@ def turns(
         for name, each in directions.items():
             seen = [turn_of(states @ each[folds[i]], WINDOW) for i, states, _ in traced]
             found[name] = np.array([t.token for t in seen]), np.array([t.sign for t in seen])
-        found["the middle of the text"] = np.array([len(s) // 2 for _, s, _ in traced]), np.ones(len(traced))
+        middle = np.array([len(states) // 2 for _, states, _ in traced])
+        found["the middle of the text, its sign taken as given"] = middle, np.ones(len(traced))
         for name, (token, sign) in found.items():
             error = np.abs(token - seams)
             both = np.stack([(error <= WINDOW) & (sign > 0), sign > 0], axis=1).astype(float)
@@ -354,6 +362,56 @@ def poolings(texts: Texts, values: Sequence[tuple[np.ndarray, ...]]) -> tuple[st
             ]
             numbers.setdefault(name, []).append([mean, points])
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines), numbers
+
+
+def costs(opened: OpenReader, data: Path, repeats: int = 3) -> tuple[str, Any]:
+    """What a stream costs a token, and what the column of traces costs beyond the score, in processor seconds."""
+    from legend_hf.margins.scoring import Scoring
+
+    line = np.random.default_rng(0).normal(size=opened.reader.d_model)
+    vector = (line / np.linalg.norm(line)).astype(np.float32)
+    direction = Direction(vector, opened.reader, Calibration("raw"))
+    rows = read_jsonl(data / "pku_saferlhf.jsonl")[:8]
+    pairs = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
+    texts = [t for t in opened.encode([conversation(*one) for one in pairs]) if isinstance(t, Tokens)]
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    for again in range(repeats + 1):
+        for traces in (False, True):
+            scoring = Scoring(opened, (("", direction),), "", None, traces)
+            start = time.process_time()
+            scoring.score(texts)
+            if again:  # the first time warms up
+                taken[traces].append(time.process_time() - start)
+    column = min(taken[True]) / min(taken[False]) - 1
+    said = " ".join(row["chosen"] for row in rows)
+    (whole,) = opened.encode([conversation(rows[0]["prompt"], said)])
+    assert isinstance(whole, Tokens)
+    lines = [
+        "### What it costs",
+        "",
+        f"Seconds of the processor, one thread, the least of {repeats} tries. The column `trace` on {len(texts)} "
+        f"texts: {100 * column:+.1f} % beyond the scores. A stream, for each token behind so many:",
+        "",
+        "| tokens before | stream, ms a token | reading all anew, ms | ratio |",
+        "|---|---|---|---|",
+    ]
+    numbers: dict[str, Any] = {"column": column}
+    for n in (64, 256, 512):
+        stream = Stream(opened, rows[0]["prompt"], vector)
+        own = [whole.ids[i] for i in whole.said]
+        stream.feed(own[: n - len(stream.ids)])
+        start = time.process_time()
+        for token in own[n : n + 10]:
+            stream.feed(token)
+        each = (time.process_time() - start) / 10
+        anew = []
+        for _ in range(3):
+            start = time.process_time()
+            read_states(opened, [Tokens(whole.ids[:n], (n - 1,), n - 1)])
+            anew.append(time.process_time() - start)
+        lines.append(f"| {n} | {1000 * each:.1f} | {1000 * min(anew):.0f} | {min(anew) / each:.0f} |")
+        numbers[str(n)] = [each, min(anew)]
     return "\n".join(lines), numbers
 
 
