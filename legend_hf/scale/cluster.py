@@ -8,6 +8,7 @@ plain data, and actors load its models themselves. This file does not know what 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -98,7 +99,7 @@ def annotate_ray(
         if kind == "parquet":
             rows = ray.data.read_parquet(listed, filesystem=_arrow(reading), **options)
         else:
-            rows = ray.data.read_json(listed, filesystem=_arrow(reading), lines=True, file_extensions=None)
+            rows = ray.data.read_json(listed, filesystem=_arrow(reading), file_extensions=None)
         # A block is what one actor takes: small files would all be one.
         done = rows.repartition(target_num_rows_per_block=batch_size).map_batches(
             Annotator,
@@ -149,7 +150,7 @@ def _ray() -> Any:
 def _pool(concurrency: int | tuple[int, int] | None) -> tuple[int, int | None]:
     """Least and most actors. A pool of a fixed size would wait for ever for an actor whose node is gone."""
     least, most = (1, concurrency) if isinstance(concurrency, int | None) else concurrency
-    if not (isinstance(least, int) and 1 <= least <= (most or least)):
+    if not (isinstance(least, int) and 1 <= least <= (least if most is None else most)):
         raise ValueError(f"`concurrency` is {concurrency!r}; give the most actors, or (least, most), such as (1, 8)")
     if most is not None and least == most > 1:
         raise ValueError(
@@ -228,13 +229,11 @@ def _remembering(checkpoint: str | os.PathLike[str] | None, id_column: str) -> I
 
 
 def _said(error: Exception) -> Exception:
-    """What an actor's error is to the user."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, RowError):
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    if cause is None:
+    """What an actor's error is to the user. Of what it was, Ray brings back the words alone."""
+    found = re.search(r"RowError: row (\d+)(?:, column `([^`]+)`)?: (.*)", str(error))
+    if found is None:
         return error
-    refusal = RowError(cause.row, cause.column, cause.reason)
+    refusal = RowError(int(found[1]), found[2], found[3])
     refusal.add_note("its number is that in a batch, for Ray does not say which; `on_error='skip'` marks such rows")
     return refusal
 
