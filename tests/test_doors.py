@@ -104,6 +104,11 @@ ONCE = {
         "dataset": NEEDED, "--tokenizer": NEEDED, **ROWS, "--max-length": 1024, "--model-revision": None,
         "--output": None, "--overwrite": False,
     },
+    "compare": {
+        "dataset": NEEDED, "--model": NEEDED, **ROWS, "--use": ["margin"], "--held-out": 0.25, "--seeds": 3,
+        "--epochs": 1.0, "--batch-size": 8, "--learning-rate": 1e-4, "--max-length": 1024, "--model-revision": None,
+        "--output": None, "--overwrite": False,
+    },
     "trace": {
         "dataset": NEEDED, "direction": NEEDED, "--output": NEEDED, **ROWS, "--direction-revision": None,
         "--model": None, "--rows": "most-negative", "--most": 20, "--margin-column": "margin", **COLUMNS,
@@ -354,8 +359,8 @@ def test_a_message_is_spelled_by_the_signatures_alone(said, typed):
 
 
 other = write
-# What messages name and no command takes: arguments of `datasets`, and of the trainers in `legend_hf.training`.
-NOT_TYPED = {"batched", "with_rank", "streaming", "use"}
+# What messages name and no command takes: arguments of `datasets`.
+NOT_TYPED = {"batched", "with_rank", "streaming"}
 
 
 def named_in_messages(source):
