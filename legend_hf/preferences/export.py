@@ -82,6 +82,10 @@ def export_for(
     two sides' prompts differ, the prompt is what they share. Rows whose `margin_status` is not `"ok"` are left out:
     their 0.0 says nothing.
 
+    Where margins helped a reward model in `scripts/RESULTS.md`, soft labels, weights and leaving out the most negative
+    pairs helped more; where it was regularised well, none of them did. `legend_hf.reports.compare` says it for your
+    rows.
+
     `weights=True` adds what a pair's label is worth, for the losses of TRL's that read no such column:
     `legend_hf.training` has `SoftRewardTrainer` and `SoftDPOTrainer`, with `use="margin_prob"` (a soft label) or
     `use="weight"`. Take one or the other: `weight` is max(0, 2p - 1), which makes both losses' gradients equal where
@@ -532,6 +536,11 @@ def _notes(trainer: str, columns: Sequence[str]) -> list[str]:
         notes.append(
             "`margin_prob` and `weight` reach no loss of TRL's own; `legend_hf.training` has `SoftRewardTrainer` and "
             '`SoftDPOTrainer`, which train with either: `use="margin_prob"` or `use="weight"`.'
+        )
+    else:
+        notes.append(
+            "Where a margin helped a reward model in this library's own comparison, soft labels and weights helped "
+            "more: `weights=True` adds them, and `compare` says what helps on these rows."
         )
     return notes
 
