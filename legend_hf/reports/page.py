@@ -35,7 +35,8 @@ _STYLE = (
     ".legend .says{display:block;max-width:34rem}"
     ".legend td{min-width:5.5rem}.legend .texts td{min-width:0}"
     ".legend .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,34rem),1fr));gap:1rem;"
-    "margin:1rem 0}.legend figure{margin:0;min-width:0;border:1px solid rgb(var(--line));border-radius:.5rem}"
+    "margin:1rem 0}.legend figure{margin:0;min-width:0;max-width:56rem;"
+    "border:1px solid rgb(var(--line));border-radius:.5rem}"
     ".legend figcaption{padding:.25rem .75rem .5rem}.legend .drawn{overflow-x:auto;border-radius:.5rem}"
     ".legend img{display:block;width:100%;min-width:34rem}"
     # What is drawn for white paper, on a dark ground; hues stay what they are.

@@ -185,7 +185,7 @@ def _suspicious(split: SplitReport) -> Iterator[Block]:
     intro = (
         f"**Rows to look at** in {cards.as_code(split.split)} (numbered from 0, the most negative raw margin first): "
         f"here the rejected response reads as {cards.escaped(split.concept.more)} by most. Sides may be swapped, or "
-        "the margin may err: `legend-hf trace DATASET DIRECTION --output page.html` shows both token by token."
+        "the margin may err: `legend-hf trace DATASET DIRECTION --output traces.html` shows both token by token."
     )
     yield Paragraph(intro)
     if all(s.excerpt is None for s in shown):
