@@ -130,7 +130,8 @@ def ranking(read: Read, reader: Reader, model: Path, given: argparse.Namespace) 
         half = np.random.default_rng(seed).permutation(len(prompts)) % 2 == 0
         values = np.full((len(prompts), 2), np.nan)
         for side in (half, ~half):
-            inside = fuzz & np.isin(theirs, openings[side])
+            # Also of the prompts whose responses are not scored here.
+            inside = fuzz & ~np.isin(theirs, openings[~side])
             vector, choice = fit_on(pairs, inside, AUTO, reader, seed)
             values[~side] = judged(vector, choice.place)[~side]
             took.setdefault("fitted on other prompts of GPTFuzz", []).append(f"{choice.place} {choice.estimator}")

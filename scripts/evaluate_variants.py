@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, default=kept_states.default_folder(), help="what was read of the model")
     parser.add_argument("--first", nargs="*", default=[], metavar="SET=PAIRS", help="only a set's first pairs")
     parser.add_argument(
-        "--template-pairs", type=int, default=256, help="pairs of either set read as plain dialogue; 0: none"
+        "--template-pairs", type=int, default=128, help="pairs of either set read as plain dialogue; 0: none"
     )
     parser.add_argument("--seeds", type=int, default=4, help="how often the prompts are dealt anew")
     parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
