@@ -44,8 +44,9 @@ def half_wrong():
     return DatasetDict(train=train, test=rows(120).select(range(48, 120)))
 
 
-def test_what_knows_the_wrong_labels_helps_and_is_seen_to(half_wrong, tiny_llama):
+def test_what_knows_the_wrong_labels_helps_and_is_seen_to(half_wrong, tiny_llama, capsys):
     found = compare(half_wrong, tiny_llama, use=["margin_prob", "weight"], **HOW)
+    assert capsys.readouterr().out == "", "a library does not print"
     none, soft, weight = found.ways
     assert (none.use, none.gain, none.p, found.trained, found.held_out, found.prompts) == (
         "none",
@@ -168,7 +169,7 @@ def test_drawn_signs_give_small_p_where_prompts_agree_and_any_p_where_they_do_no
     [
         (Estimate(0.05, (0.01, 0.09)), "helps here: +5.0 [+1.0, +9.0] points"),
         (Estimate(-0.05, (-0.09, -0.01)), "harms here: −5.0 [−9.0, −1.0] points"),
-        (Estimate(0.01, (-0.01, 0.03)), "undecided, +1.0 [−1.0, +3.0] points; a gain of 1.0 points would take some 400 held-out pairs"),
+        (Estimate(0.01, (-0.01, 0.03)), "undecided, +1.0 [−1.0, +3.0] points; a difference of 1.0 points would take some 400 held-out pairs"),
         (Estimate(0.01, None), "undecided, 7 prompts give no interval"),
     ],
 )  # fmt: skip

@@ -393,6 +393,7 @@ STEPS = (
 MODELS = ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B-Instruct")
 WRITERS = ("you/annotator", "you/aligned", "you/policy")
 MORE = {name: ["--max-new-tokens", "3"] for name in ("induce", "corrections", "corr-at-k")}
+MORE["compare"] = ["--batch-size", "2", "--seeds", "1"]
 ORDER = (
     *("induce", "fit", "push-direction", "annotate", "report", "inspect", "score", "pairs"),
     *("store merge", "store compact", "store show", "store prune"),

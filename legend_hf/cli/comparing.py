@@ -23,7 +23,7 @@ def compare(
 
     By TRL's RewardTrainer; judged on held-out prompts, or on the split `test` where there are `train` and `test`.
 
-    Example: compare annotated --model Qwen/Qwen2.5-0.5B --use margin --use margin_prob --output compared.md
+    Example: compare annotated --model Qwen/Qwen2.5-0.5B --use margin --use cleaned --output compared.md
 
     Options:
         model: Hub id or folder of the model that the reward grows on.

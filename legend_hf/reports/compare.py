@@ -116,8 +116,8 @@ class Comparison:
                 most = max(abs(way.gain.value), 0.01)
                 needed = math.ceil(self.held_out * (half / most) ** 2 / 100) * 100
                 said.append(
-                    f"{name}: undecided, {points} points; a gain of {100 * most:.1f} points would take some {needed} "
-                    "held-out pairs to be seen"
+                    f"{name}: undecided, {points} points; a difference of {100 * most:.1f} points would take some "
+                    f"{needed} held-out pairs to be seen"
                 )
         return tuple(said)
 
@@ -169,6 +169,8 @@ def compare(
     rows, splits = _rows(dataset)
     if columns is None:
         columns = Columns()
+    from datasets.utils import tqdm
+
     numbers = [_numbers(split, use) for split in splits[:1]]
     read = [_read(split, columns, model, revision, max_length) for split in splits]
     if len(splits) == 1:
@@ -186,19 +188,12 @@ def compare(
     how = Training(model, max(1, round(epochs * len(train) / batch_size)), batch_size, learning_rate, revision)
     right: dict[str, np.ndarray] = {}
     pairs: dict[str, int] = {}
-    for seed in range(seeds):  # seeds outside, so that what changes with time changes all ways alike
-        for way in (WITHOUT, *use):
-            column, values, some = _used(way, numbers[0], train)
-            ahead = reward_ahead(
-                [read[0].ids[i] for i in some],
-                [judged.ids[i] for i in test],
-                how,
-                use=column,
-                numbers=values,
-                seed=seed,
-            )
-            right.setdefault(way, np.zeros((seeds, len(test))))[seed] = (np.sign(ahead) + 1) / 2
-            pairs[way] = len(some)
+    others = [judged.ids[i] for i in test]
+    for seed, way in tqdm([(seed, way) for seed in range(seeds) for way in (WITHOUT, *use)], desc="Training"):
+        column, values, some = _used(way, numbers[0], train)
+        ahead = reward_ahead([read[0].ids[i] for i in some], others, how, use=column, numbers=values, seed=seed)
+        right.setdefault(way, np.zeros((seeds, len(test))))[seed] = (np.sign(ahead) + 1) / 2
+        pairs[way] = len(some)
     return Comparison(
         ways=tuple(_way(name, pairs[name], one, right[WITHOUT], groups) for name, one in right.items()),
         model=str(model), trained=len(train), held_out=len(test), prompts=int(groups.max()) + 1,

@@ -74,7 +74,8 @@ def reward_ahead(
         raise ImportError(NEEDS_TRL) from error
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForSequenceClassification, set_seed
+    from transformers import AutoModelForSequenceClassification, PrinterCallback, set_seed
+    from transformers.utils import logging
 
     from legend_hf.training.reward import SoftRewardTrainer
 
@@ -82,9 +83,14 @@ def reward_ahead(
     rows = Dataset.from_dict(columns if use is None else {**columns, use: np.asarray(numbers, dtype=np.float32)})
     set_seed(seed)
     tokenizer = reward_tokenizer(how.model, how.revision)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        how.model, revision=how.revision, num_labels=1, dtype=torch.float32
-    )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is new is meant, and said for every training
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            how.model, revision=how.revision, num_labels=1, dtype=torch.float32
+        )
+    finally:
+        logging.set_verbosity(verbosity)
     with tempfile.TemporaryDirectory() as folder:
         config = RewardConfig(
             output_dir=folder, max_steps=how.steps, per_device_train_batch_size=how.batch_size, max_length=None,
@@ -94,6 +100,7 @@ def reward_ahead(
         )  # fmt: skip
         given = {"args": config, "train_dataset": rows, "processing_class": tokenizer}
         trainer = SoftRewardTrainer(model, use=use, **given) if use in USES[2:] else RewardTrainer(model, **given)
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         return _ahead(trainer, judged, how.batch_size)
 
