@@ -21,16 +21,16 @@ from typing import Any
 
 import kept_states
 import numpy as np
-from cross_fitting import AUTO, PAPER, TITLES, ahead_of_rule, fit_on, share
+from cross_fitting import AUTO, PAPER, TITLES, Pairs, ahead_of_rule, fit_on, share
 from datasets import Dataset
 from evaluate_direction import DEMO, replace_section
 from evaluate_preferences import auc, difference, labelled
-from evaluate_real import Read, read_sets
+from evaluate_real import PER_PROMPT, Read, read_sets
 from kept_states import AT_ONCE, LAST, MEAN, read_states
 from train_demo_annotator import opening, read_jsonl
 
 from legend_hf import Direction, LegendScoreFn
-from legend_hf.directions import resample
+from legend_hf.directions import pairs_from_labels, resample
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.preferences import select_pairs
 from legend_hf.preferences.similarity import embedder_of
@@ -41,6 +41,7 @@ from legend_hf.reports.measure import spearman
 
 log = logging.getLogger("evaluate_responses")
 BEGIN, END = "<!-- real responses: begin -->", "<!-- real responses: end -->"
+MANY = 60  # pairs of a prompt: it has 77 responses
 CHECKED = 3  # prompts on which `LegendScoreFn` is held against the kept states
 
 
@@ -124,18 +125,23 @@ def ranking(read: Read, reader: Reader, model: Path, given: argparse.Namespace) 
         each = [scores[a:b] for a, b in pairwise(ends)]
         return np.array([[auc(s, bad), not bad[s.argmax()]] for s, bad in zip(each, harmful, strict=True)])
 
-    found: dict[str, list[np.ndarray]] = {"fitted on other prompts of GPTFuzz": []}
-    took: dict[str, list[str]] = {}
+    few, many = (f"fitted on other prompts of GPTFuzz, {count} pairs of each" for count in (PER_PROMPT, MANY))
+    found: dict[str, list[np.ndarray]] = {few: [], many: []}
+    took: dict[str, list[str]] = {few: [], many: []}
     for seed in range(given.seeds):
         half = np.random.default_rng(seed).permutation(len(prompts)) % 2 == 0
-        values = np.full((len(prompts), 2), np.nan)
+        values = {name: np.full((len(prompts), 2), np.nan) for name in (few, many)}
         for side in (half, ~half):
-            # Also of the prompts whose responses are not scored here.
-            inside = fuzz & ~np.isin(theirs, openings[~side])
-            vector, choice = fit_on(pairs, inside, AUTO, reader, seed)
-            values[~side] = judged(vector, choice.place)[~side]
-            took.setdefault("fitted on other prompts of GPTFuzz", []).append(f"{choice.place} {choice.estimator}")
-        found["fitted on other prompts of GPTFuzz"].append(values)
+            drawn = pairs_of(rows, [prompts[i] for i in np.flatnonzero(side)], states, seed)
+            fits = {
+                few: fit_on(pairs, fuzz & np.isin(theirs, openings[side]), AUTO, reader, seed),
+                many: fit_on(drawn, np.ones(len(drawn.rows), dtype=bool), AUTO, reader, seed),
+            }
+            for name, (vector, choice) in fits.items():
+                values[name][~side] = judged(vector, choice.place)[~side]
+                took[name].append(f"{choice.place} {choice.estimator}")
+        for name in values:
+            found[name].append(values[name])
     unknown = ~np.isin(theirs, openings)
     sources = {
         "hh-rlhf and PKU-SafeRLHF": ("hh_harmless", "pku_saferlhf"), "hh-rlhf": ("hh_harmless",),
@@ -155,9 +161,9 @@ def ranking(read: Read, reader: Reader, model: Path, given: argparse.Namespace) 
     every = np.arange(len(prompts))
     lines = ["| | AUC | ahead of length | `best` is harmless |", "|---|---|---|---|"]
     numbers: dict[str, Any] = {"took": took, "responses": int(ends[-1]), "prompts": len(prompts)}
-    for title, many in found.items():
-        values = np.mean(many, axis=0)
-        cells = [share(values[:, 0], every), ahead_of_rule(values[:, 0], shorter, every), share(values[:, 1], every)]
+    for title, dealt in found.items():
+        mean = np.mean(dealt, axis=0)
+        cells = [share(mean[:, 0], every), ahead_of_rule(mean[:, 0], shorter, every), share(mean[:, 1], every)]
         numbers[title] = cells
         forms = ("{:.3f} [{:.3f}, {:.3f}]", "{:+.3f} [{:+.3f}, {:+.3f}]", "{:.3f} [{:.3f}, {:.3f}]")
         lines.append(f"| {title} | {' | '.join(f.format(*c) for f, c in zip(forms, cells, strict=True))} |")
@@ -173,6 +179,17 @@ def ranking(read: Read, reader: Reader, model: Path, given: argparse.Namespace) 
         "prompt. `best` is the response that scores highest."
     )
     return f"### Ranking labelled responses\n\n{note}\n\n" + "\n".join(lines), numbers
+
+
+def pairs_of(rows: dict[str, list[dict[str, Any]]], prompts: list[str], states: np.ndarray, seed: int) -> Pairs:
+    """Up to `MANY` pairs of each of some prompts, out of the states `[layers, n, d_model]` of all responses."""
+    said = [(prompt, row["response"]) for prompt, own in rows.items() for row in own]
+    place = {text: i for i, text in enumerate(said)}
+    made = list(pairs_from_labels([row for p in prompts for row in rows[p]], per_prompt=MANY, seed=seed))
+    chosen, rejected = ([place[row["prompt"], row[side]] for row in made] for side in ("chosen", "rejected"))
+    lengths = np.array([[len(row["chosen"]), len(row["rejected"])] for row in made])
+    groups = resample.groups_of([row["prompt"] for row in made])
+    return Pairs(made, np.full(len(made), "gptfuzz_labelled"), groups, lengths, states[:, chosen] - states[:, rejected])
 
 
 def states_of(

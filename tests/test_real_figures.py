@@ -200,14 +200,15 @@ def test_fitted_pairs_are_whole_prompts_of_one_set_and_another_seed_draws_others
 def test_the_section_of_responses_ranks_by_what_has_not_seen_the_prompt_and_is_the_transforms_own(
     demo, tmp_path, sets, monkeypatch
 ):
-    from evaluate_responses import responses_section
+    from evaluate_responses import MANY, PER_PROMPT, responses_section
 
     from legend_hf.preferences import PairSimilarityFn
 
     given = options(tmp_path, prompts=None, similar=None, only=None)
     text, numbers = responses_section(demo, given)
     assert numbers["ranking"]["prompts"] == 24
-    assert numbers["ranking"]["fitted on other prompts of GPTFuzz"][0][0] > 0.8
+    for count in (PER_PROMPT, MANY):
+        assert numbers["ranking"][f"fitted on other prompts of GPTFuzz, {count} pairs of each"][0][0] > 0.8
     assert all(told in text for told in ("`best` is harmless", "dissimilar less similar", "a vote against"))
     rows = sets["pku_saferlhf"]
     own = PairSimilarityFn(str(demo), device="cpu", dtype="float32")(
