@@ -434,6 +434,10 @@ def test_a_folder_for_mirrors_that_others_may_write_to_is_refused(mounted):
     folder.chmod(0o777)
     with pytest.raises(StoreError, match="not this user's alone"):
         store_at(mounted).check()
+    store_at(mounted).path.touch()  # what somebody left there is not sent on, either
+    with pytest.raises(StoreError, match="not this user's alone"):
+        store_at(mounted).flush()
+    store_at(mounted).path.unlink()
     folder.chmod(0o700)
     store_at(mounted).check()
     assert store_at(mounted).path.parent == folder

@@ -137,6 +137,7 @@ class RemoteStore(Store):
     def flush(self) -> None:
         """Sends what is not sent yet, of all processes of this machine. See `Store.flush`."""
         if self.path.exists():
+            _private_folder(self.path)
             with self._lasting():
                 self._send(wait=True)
 
