@@ -192,6 +192,15 @@ def test_what_another_direction_or_source_made_is_refused(direction, rows, files
     assert annotate_stream(files[0], LegendMarginFn(direction, batch_tokens=64), tmp_path) == {"train": 20}
 
 
+def test_no_piece_holds_a_secret_of_its_source(direction, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{annotate_stream.__module__}._splits", lambda *_: {"train": rows})
+    annotate_stream("s3://me:hunter22@bucket/rows/*.parquet", direction, tmp_path)
+    (piece,) = tmp_path.glob("data/*")
+    said = pq.read_schema(piece).metadata[b"legend_hf"]
+    assert b"***@bucket/rows" in said
+    assert b"hunter22" not in piece.read_bytes()
+
+
 def test_every_split_and_one_without_rows(direction, rows, tmp_path):
     both = DatasetDict(train=rows, empty=rows.select([]))
     assert annotate_stream(both, direction, tmp_path, rows_per_file=30) == {"train": ROWS, "empty": 0}
@@ -237,6 +246,10 @@ def test_what_cannot_be_streamed_is_refused_before_the_work(direction, rows, tmp
         ({"split": "test"}, "`split` is 'test', and the source has 'train'"),
         ({"source": [1]}, "`source` is a list; allowed are a name, a URL"),
         ({"source": "s3://bucket/rows"}, "a URL must name files, by a pattern"),
+        (
+            {"source": "https://me:hunter22@host/r.parquet?key=hunter22"},
+            r"is 'https://\*\*\*@host/r.parquet\?\*\*\*'; a",
+        ),
         ({"source": rows.to_iterable_dataset().shuffle(seed=0)}, "is shuffled in a buffer"),
         ({"source": rows.add_column("margin", [0.5] * ROWS)}, "already has `margin`"),
         ({"fn": 3}, "`fn` is an int; allowed are"),

@@ -54,17 +54,19 @@ def annotate_at_scale(dataset: Rows, fn: Any, place: Place, scale: Scale, *, bat
     Raises:
         ValueError: The options do not go together.
     """
+    from legend_hf.hub.transfer import without_secrets
     from legend_hf.reading.plain import check_choice
     from legend_hf.scale import annotate_ray, annotate_stream
 
     check_choice("engine", scale.engine, (*ENGINES, None))
     output = _url(place)
+    shown = without_secrets(output)
     if scale.engine == "ray":
         if scale.shard is not None:
             raise ValueError("`--shard` is for jobs without Ray, which parts rows itself; leave it out")
         source = [*dataset.data_files] or dataset.source
         rows = annotate_ray(source, fn, output, batch_size=batch_size, checkpoint=scale.checkpoint)
-        typer.echo(f"{rows} rows annotated in {output}")
+        typer.echo(f"{rows} rows annotated in {shown}")
         return
     if scale.checkpoint is not None:
         raise ValueError(
@@ -73,8 +75,8 @@ def annotate_at_scale(dataset: Rows, fn: Any, place: Place, scale: Scale, *, bat
     done = annotate_stream(_source(dataset), fn, output, shard=scale.shard, split=dataset.split, batch_size=batch_size)
     part = f" of part {scale.shard}" if scale.shard else ""
     for name, number in done.items():
-        typer.echo(f"{name}: {number} rows{part} annotated in {output}")
-    typer.echo(f'load_dataset("{output}") gives back what all parts have written')
+        typer.echo(f"{name}: {number} rows{part} annotated in {shown}")
+    typer.echo(f'load_dataset("{shown}") gives back what all parts have written')
 
 
 def _url(place: Place) -> str:

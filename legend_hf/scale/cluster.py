@@ -114,7 +114,7 @@ def annotate_ray(
             done.write_parquet(f"{root}/data", filesystem=_arrow(files), min_rows_per_file=rows_per_file)
         except ray.exceptions.RayTaskError as error:
             raise _said(error) from None
-    return _written(files, f"{root}/data", place, transform, push_to, paths)
+    return _written(files, f"{root}/data", place, transform, push_to)
 
 
 class Annotator:
@@ -178,8 +178,8 @@ def _source(paths: Sequence[str]) -> tuple[str, list[str], Any]:
     kinds = {"parquet" if name.endswith(".parquet") else "json" for name in found}
     if len(kinds) != 1:
         raise ValueError(
-            f"`source` is {list(paths)!r}, where there are {'files of several kinds' if kinds else 'no files'}; give "
-            "files or folders of Parquet, or of JSON lines"
+            f"`source` is {[*map(without_secrets, paths)]!r}, where there are "
+            f"{'files of several kinds' if kinds else 'no files'}; give files or folders of Parquet, or of JSON lines"
         )
     return kinds.pop(), sorted(found), files
 
@@ -238,7 +238,7 @@ def _said(error: Exception) -> Exception:
     return refusal
 
 
-def _written(files: Any, folder: str, place: str, fn: Transform, push_to: str | None, paths: Sequence[str]) -> int:
+def _written(files: Any, folder: str, place: str, fn: Transform, push_to: str | None) -> int:
     import pyarrow.parquet as pq
     from datasets import load_dataset
 

@@ -72,7 +72,8 @@ def annotate_stream(
         if not isinstance(number, int) or number < 1:
             raise ValueError(f"`{name}` is {number!r}; it must be at least 1")
     part, place = parse_shard(shard), os.fspath(output)
-    known = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    # It stands in every piece.
+    known = without_secrets(os.fspath(source)) if isinstance(source, str | os.PathLike) else None
     parts = {name: shard_of(one, part) for name, one in _splits(source, config, split).items()}
     streams = {name: transform.cleared(_streamed(one)) for name, one in parts.items()}
     for name, stream in streams.items():
@@ -173,8 +174,8 @@ def _splits(source: Any, config: str | None, split: str | None) -> dict[str, Any
         builder = BUILDERS.get(PurePosixPath(name).suffix.lower())
         if builder is None and "://" in name:
             raise ValueError(
-                f"`source` is {name!r}; a URL must name files, by a pattern, that end in {', '.join(BUILDERS)}: "
-                "'s3://bucket/rows/*.parquet'"
+                f"`source` is {without_secrets(name)!r}; a URL must name files, by a pattern, that end in "
+                f"{', '.join(BUILDERS)}: 's3://bucket/rows/*.parquet'"
             )
         given = {"path": builder, "data_files": name} if builder else {"path": name, "name": config}
         source = load_dataset(**given, streaming=True)
