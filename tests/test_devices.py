@@ -185,6 +185,13 @@ def test_a_worker_that_was_killed_is_named_and_one_that_fails_says_why(direction
     assert all(worker._process.poll() is not None for worker in running)
 
 
+def test_a_worker_runs_nothing_of_the_folder_that_it_starts_in(direction, tmp_path, monkeypatch):
+    (tmp_path / "queue.py").write_text("raise RuntimeError('not the one of Python')\n")
+    monkeypatch.chdir(tmp_path)
+    with workers(LegendMarginFn(direction), ["cpu"]) as (worker,):
+        assert worker.memory() > 0
+
+
 def test_workers_end_with_a_process_that_is_killed(direction, tmp_path):
     """In a program of its own, without `if __name__ == "__main__":` and with a transform that it defines itself."""
     direction.save_pretrained(tmp_path / "direction")

@@ -50,7 +50,8 @@ class Worker:
 
         kind, _, number = device.partition(":")
         self.device = device
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        # What this process imports from, and no more: of itself Python would look into the folder at hand first (-P).
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         env |= dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"), "1")  # one is shown
         env.setdefault("TOKENIZERS_PARALLELISM", "false")  # as in the workers of `map`
         # Threads that spin while they wait take the cores from whoever else works on them.
@@ -58,7 +59,7 @@ class Worker:
         if kind == "cpu":
             env["CUDA_VISIBLE_DEVICES"] = ""
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+            [sys.executable, "-P", "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
         )
         self._asking = threading.Lock()
         # By value where it is a class of the caller's own program, which the worker does not run.
