@@ -19,7 +19,6 @@ from legend_hf.directions.estimators import Sums, mean_difference, whitened_from
 
 FOLDS = 5
 ENSEMBLE = 10  # heads, each trained on half of the prompts, so that about five have not seen a pair's
-CONTROLS = ("zero margin", "random margin", "distance |h_c - h_r|")
 # Each a margin, in this order in the tables; "none" comes first by itself.
 MARGINS = (
     "zero margin", "random margin", "length margin", "distance |h_c - h_r|", "RewardEnsemble@5",

@@ -85,7 +85,6 @@ MODELS = {
     ),
     "llama_dynamic": ("LlamaConfig", {**GROUPED, "max_position_embeddings": 64, "rope_parameters": DYNAMIC}, "grouped"),
 }
-TREES = [name for name, (_, _, way) in MODELS.items() if way == "tree"]
 
 
 def build(name, *, spread=0.3, dtype=torch.float32):

@@ -606,7 +606,6 @@ class Unprintable:
         raise RuntimeError("no")
 
 
-OTHER_TEXT = {"prompt": "And the door?", "chosen": "It is open.", "rejected": "Kick it."}
 TOOLED = {"prompt": [ASK, CALL, {"role": "tool", "name": "find", "content": "hook"}], "chosen": [GOOD], "rejected": [BAD], "tools": [TOOL]}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "explicit strings": TEXT,
