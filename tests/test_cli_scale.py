@@ -65,6 +65,8 @@ def test_a_stream_says_what_stands_where(direction, rows, tmp_path):
         (("--shard", "0/2"), "`--shard` is '0/2'; allowed are '1/8' to '8/8'"),
         (("--engine", "spark"), "`--engine` is 'spark'; allowed are 'stream', 'ray'"),
         (("--engine", "ray", "--shard", "1/2"), "which parts rows itself"),
+        (("--engine", "ray", "--max-samples", "2"), "`--max-samples` is not for Ray, which reads whole files"),
+        (("--engine", "ray", "--split", "test"), "`--split` is not for Ray"),
         (("--engine", "stream", "--checkpoint", "x"), "`--checkpoint` is of `--engine ray`"),
         (("--engine", "stream", "--shuffle"), "need all rows at once"),
         (("--engine", "stream", "--dry-run"), "`--dry-run` needs all rows at once"),

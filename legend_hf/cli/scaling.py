@@ -64,6 +64,9 @@ def annotate_at_scale(dataset: Rows, fn: Any, place: Place, scale: Scale, *, bat
     if scale.engine == "ray":
         if scale.shard is not None:
             raise ValueError("`--shard` is for jobs without Ray, which parts rows itself; leave it out")
+        for name in ("config", "data_dir", "split", "revision", "max_samples", "shuffle"):
+            if getattr(dataset, name):
+                raise ValueError(f"`{name}` is not for Ray, which reads whole files; leave it out, or name the files")
         source = [*dataset.data_files] or dataset.source
         rows = annotate_ray(source, fn, output, batch_size=batch_size, checkpoint=scale.checkpoint)
         typer.echo(f"{rows} rows annotated in {shown}")
