@@ -196,3 +196,13 @@ def test_the_home_folder_may_be_spelled_short(house, monkeypatch):
 )  # fmt: skip
 def test_what_can_only_be_a_folder(name, path):
     assert is_path(name) is path
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"[" * 100_000], ids=["a list", "cut off", "bytes", "deep"])
+def test_a_config_on_the_hub_that_is_none_is_refused_by_the_models_name(hub, content):
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo("user/nearby-broken", exist_ok=True)
+    HfApi().upload_file(path_or_fileobj=content, path_in_repo="config.json", repo_id="user/nearby-broken")
+    with pytest.raises((ValueError, OSError), match="nearby-broken"):
+        describe_model("user/nearby-broken")

@@ -161,9 +161,9 @@ def model_folder(model: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def check_no_direction(config: Mapping[str, Any], source: str) -> None:
+def check_no_direction(config: Any, source: str) -> None:
     """Refuses the config of a direction where that of a model belongs."""
-    reader = config.get("reader")
+    reader = config.get("reader") if isinstance(config, dict) else None
     if isinstance(reader, dict) and "calibration" in config:
         of = f"{reader.get('model')!s:.100}" if reader.get("model") else "the folder that it was fitted on"
         raise ValueError(

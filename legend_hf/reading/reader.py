@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import date as calendar_date
 from functools import lru_cache
@@ -910,7 +910,8 @@ def _resolve_commit(model: str, revision: str | None) -> str:
 
     with saying_what_is_there(model, "model"):
         repo = Repository(model, revision=revision).resolve()
-        check_no_direction(json.loads(repo.read(CONFIG) or b"{}"), model)
+        with suppress(json.JSONDecodeError, UnicodeDecodeError, RecursionError):  # what loads it says so
+            check_no_direction(json.loads(repo.read(CONFIG) or b"{}"), model)
     assert repo.revision is not None
     return repo.revision
 
