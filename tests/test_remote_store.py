@@ -444,6 +444,18 @@ def test_a_folder_for_mirrors_that_others_may_write_to_is_refused(mounted):
     assert store_at(mounted).path.stat().st_mode & 0o077 == 0
 
 
+def test_a_link_in_the_place_of_the_folder_for_mirrors_is_refused(mounted, tmp_path):
+    folder = Path(tempfile.gettempdir()) / f"legend_hf-{os.getuid()}"
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "theirs")
+    for look in (lambda store: store.check(), lambda store: store.contents(), lambda store: store.find(A, [key(0)])):
+        with pytest.raises(StoreError, match="not this user's alone"):
+            look(RemoteStore(mounted))
+    assert not list((tmp_path / "theirs").iterdir())
+    folder.unlink()
+    RemoteStore(mounted).check()
+
+
 def test_the_command_line_takes_urls(mounted, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 

@@ -81,6 +81,8 @@ class RemoteStore(Store):
     def __init__(self, url: str, *, mirror: str | os.PathLike[str] | None = None) -> None:
         self.url = check_url(url)
         super().__init__(_mirror_of(self.url) if mirror is None else mirror)
+        # Before links are followed: who made such a link chose the folder.
+        self._place = _mirror_of(self.url) if mirror is None else self.path
         self._filled = False
         self._not_before = 0.0  # after a failure to send
 
@@ -93,7 +95,7 @@ class RemoteStore(Store):
         """Fills the mirror, once a process, so that a URL that cannot be used is refused before anything is read."""
         if self._filled:
             return
-        _private_folder(self.path)
+        _private_folder(self._place)
         super().check()
         self._claim()
         with self._lasting():
@@ -137,7 +139,7 @@ class RemoteStore(Store):
     def flush(self) -> None:
         """Sends what is not sent yet, of all processes of this machine. See `Store.flush`."""
         if self.path.exists():
-            _private_folder(self.path)
+            _private_folder(self._place)
             with self._lasting():
                 self._send(wait=True)
 
@@ -209,7 +211,7 @@ class RemoteStore(Store):
         """See `Store._reading`; nothing is written at the URL."""
         if not self._filled:
             try:
-                _private_folder(self.path)
+                _private_folder(self._place)
                 with self._lasting():
                     self._fill()
             except FileNotFoundError:
@@ -409,7 +411,7 @@ def _private_folder(path: Path) -> None:
     folder = path.parent
     with suppress(FileExistsError, FileNotFoundError):
         folder.mkdir(mode=0o700)
-    if folder.parent == Path(tempfile.gettempdir()).resolve() and hasattr(os, "getuid"):
+    if folder.parent.resolve() == Path(tempfile.gettempdir()).resolve() and hasattr(os, "getuid"):
         found = folder.lstat()
         if found.st_uid != os.getuid() or found.st_mode & 0o077 or folder.is_symlink():
             raise StoreError(
