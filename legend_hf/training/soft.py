@@ -99,7 +99,7 @@ class WithNumbers:
 
 def signature(columns: Sequence[str], use: str) -> list[str]:
     """The columns that reach the collator: a trainer's own but for `margin`, and the numbers."""
-    return [*(column for column in columns if column != "margin"), use]
+    return [*(column for column in columns if column not in ("margin", use)), use]
 
 
 def _check(values: np.ndarray, use: str, which: str) -> None:
