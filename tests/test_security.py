@@ -920,3 +920,13 @@ def test_pushing_a_direction_writes_no_file(
     monkeypatch.setattr(publish, "TemporaryDirectory", None)
     whole.push_to_hub(repo_id)
     assert list(temporary.iterdir()) == []
+
+
+def test_a_url_where_none_can_be_is_named_without_its_secrets():
+    from legend_hf.directions.kept import KeptDifferences
+    from legend_hf.hub.rows import load_rows
+
+    for door in (load_rows, lambda url: KeptDifferences(url, [])):
+        with pytest.raises(ValueError, match=r"s3://\*\*\*@bucket/rows") as refused:
+            door("s3://me:hunter22@bucket/rows")
+        assert "hunter22" not in str(refused.value)

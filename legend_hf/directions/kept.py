@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from legend_hf.hub.transfer import without_secrets
 from legend_hf.reading.plain import digest_of
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class KeptDifferences:
 
     def __init__(self, folder: str | os.PathLike[str], deciding: Any) -> None:
         if "://" in os.fspath(folder):
-            raise ValueError(f"`store` is {os.fspath(folder)!r}; give a folder on a local disk")
+            raise ValueError(f"`store` is {without_secrets(os.fspath(folder))!r}; give a folder on a local disk")
         digest = digest_of(deciding)
         self.path = Path(folder).expanduser().resolve() / f"{digest}{SUFFIX}"
         self.path.parent.mkdir(parents=True, exist_ok=True)

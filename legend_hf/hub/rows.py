@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.hub import cards, outputs
+from legend_hf.hub.transfer import without_secrets
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -79,7 +80,8 @@ def load_rows(
     parts = {"data_dir": data_dir, "data_files": list(data_files) or None}
     _check_parts(source, saved or path.is_file(), {"config": config, **parts, "revision": revision})
     if not os.path.exists(source) and (suffix in _READERS or not _HUB_ID.fullmatch(source)):
-        raise ValueError(f"there is no file or folder {source!r} here, and it is no Hub id; give one that is there")
+        shown = without_secrets(source)
+        raise ValueError(f"there is no file or folder {shown!r} here, and it is no Hub id; give one that is there")
     try:
         if saved:
             return _load_saved(path, split)
