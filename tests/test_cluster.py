@@ -221,6 +221,7 @@ def test_a_row_that_cannot_be_read_and_json(cluster, direction, tmp_path):
         ({"batch_size": None}, "`batch_size` is None"),
         ({"source": "nothing/*.parquet"}, "where there are no files"),
         ({"source": ["a.jsonl"], "checkpoint": "kept"}, "needs `id_column`"),
+        ({"source": ["memory://rows", "a.jsonl"]}, "in places of several kinds"),
         ({"fn": 3}, "`fn` is an int"),
     ],
 )

@@ -171,14 +171,18 @@ def _source(paths: Sequence[str]) -> tuple[str, list[str], Any]:
     """What the files are, their paths, and where they are."""
     found: list[str] = []
     files: Any = None
+    shown = [*map(without_secrets, paths)]
     for path in paths:
-        files, root = opened(path)
+        here, root = opened(path)
+        if files is not None and here.protocol != files.protocol:
+            raise ValueError(f"`source` is {shown!r}, in places of several kinds; give those in one")
+        files = here
         below = files.find(root) if files.isdir(root) else files.glob(root)
         found += [str(name) for name in below if PurePosixPath(str(name)).suffix in (".parquet", ".jsonl", ".json")]
     kinds = {"parquet" if name.endswith(".parquet") else "json" for name in found}
     if len(kinds) != 1:
         raise ValueError(
-            f"`source` is {[*map(without_secrets, paths)]!r}, where there are "
+            f"`source` is {shown!r}, where there are "
             f"{'files of several kinds' if kinds else 'no files'}; give files or folders of Parquet, or of JSON lines"
         )
     return kinds.pop(), sorted(found), files
