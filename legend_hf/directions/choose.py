@@ -248,7 +248,8 @@ def directions_without(
     outer = estimator == "whitened" and n >= width
     sums = None
     if outer or estimator == "mean_difference":
-        sums = [Sums.of(differences[folds == k], outer=outer) for k in range(_count(left_out))]
+        count = max(_count(left_out), int(folds.max()) + 1)  # folds that no set leaves out count too
+        sums = [Sums.of(differences[folds == k], outer=outer) for k in range(count)]
     vectors = np.zeros((len(left_out), width))
     for row, without in enumerate(left_out):
         keep = ~np.isin(folds, without)
