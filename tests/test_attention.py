@@ -206,7 +206,7 @@ def test_random_trees(llama, mistral, texts, budget, min_shared, name, run):
         # Short runs, so that a text has many.
         patch.setitem(attention._RUN, "cpu", run)
         for pack in plan_trees(texts, needed, max_tokens=budget, min_shared=min_shared):
-            found = forward._read_batch(model, pack, [3], Route("tree", "", attention.NAME))[:, 0]
+            found = forward._read_batch(model, pack, [3], Route("tree", "", attention.NAME), None, False)[:, 0]
             torch.testing.assert_close(found, expected[list(pack.texts)], atol=2e-5, rtol=1e-4)
 
 

@@ -731,7 +731,7 @@ def _tag(concept: Concept) -> str:
     return re.sub(r"[\W_]+", "-", concept.name[:100].lower()).strip("-")
 
 
-def _columns(dataset_info: Any, more: str) -> str:
+def _columns(dataset_info: Any, more: str = "") -> str:
     """The table of columns, without those that no configuration has."""
     infos = dataset_info if isinstance(dataset_info, list) else [dataset_info]
     there = {str(feature["name"]) for info in infos for feature in info.get("features") or ()}
