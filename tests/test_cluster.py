@@ -18,7 +18,7 @@ from legend_hf.reading.reader import close_readers
 from legend_hf.scale import annotate_ray
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROWS = 120
 STORE = 80 * 2**20
 WANTED = "nodes wanted"
@@ -37,6 +37,12 @@ class SlowFn(LegendMarginFn):
             time.sleep(0.05)
         time.sleep(0.2)
         return made
+
+
+def want(folder: Path, nodes: int) -> None:
+    """Says how many nodes are to read, in one step: nobody reads half of it."""
+    (folder / "new").write_text(str(nodes))
+    (folder / "new").replace(folder / WANTED)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,7 @@ def folder(tmp_path_factory) -> Path:
 def notes(folder) -> Path:
     for note in folder.iterdir():
         note.unlink()
-    (folder / WANTED).write_text("1")
+    want(folder, 1)
     return folder
 
 
@@ -117,7 +123,7 @@ def by_node(notes: Path) -> dict[str, list[str]]:
 
 
 def test_a_node_that_is_killed_midway_takes_no_row_with_it(cluster, direction, source, whole, notes, tmp_path):
-    (notes / WANTED).write_text("2")
+    want(notes, 2)
     node = cluster.add_node(num_cpus=3, object_store_memory=STORE)
     cluster.wait_for_nodes()
     killed: list[float] = []
@@ -125,7 +131,7 @@ def test_a_node_that_is_killed_midway_takes_no_row_with_it(cluster, direction, s
     def kill() -> None:
         while len(by_node(notes).get(node.node_id, [])) < 20:
             time.sleep(0.02)
-        (notes / WANTED).write_text("1")
+        want(notes, 1)
         cluster.remove_node(node, allow_graceful=False)
         killed.append(sum(map(len, by_node(notes).values())))
 
