@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib import import_module
 from pathlib import Path
@@ -80,6 +81,7 @@ class Here:
     fn: LegendMarginFn
     clock = 0.0
     made = 0
+    lock = threading.Lock()  # each is asked by a thread of its own
 
     def __init__(self, fn, device, threads=None):
         self.fn, self.number, self.running = fn, threads, True
@@ -90,7 +92,8 @@ class Here:
 
     def read(self, table):
         assert self.running
-        Here.clock += self.fn.look(tables.rows_of(table))[1].sum() * self.seconds(self.number)
+        with Here.lock:
+            Here.clock += self.fn.look(tables.rows_of(table))[1].sum() * self.seconds(self.number)
         return tables.made_of(self.fn, table)
 
     def threads(self, number):
