@@ -852,9 +852,9 @@ def test_the_command_draws_by_category(files, taught):
     [
         (["--model", "{headless}"], "lacks the weights `lm_head.weight`"),
         (["--model", "{m}", "--prompt-column", "goal"], "row 0 has the columns `prompt`, `category`, and not `goal`"),
-        (["--model", "{m}", "--max-new-tokens", "0"], "`max_new_tokens` is 0; it must be at least 1"),
-        (["--model", "{m}", "--refusals", "{d}/empty.txt"], "`refusals` is []; give one text or several"),
-        (["--model", "{m}", "--per-category", "0"], "`per_category` is 0"),
+        (["--model", "{m}", "--max-new-tokens", "0"], "`--max-new-tokens` is 0; it must be at least 1"),
+        (["--model", "{m}", "--refusals", "{d}/empty.txt"], "`--refusals` is []; give one text or several"),
+        (["--model", "{m}", "--per-category", "0"], "`--per-category` is 0"),
         (["--model", "{d}"], "config.json"),
     ],
 )

@@ -297,7 +297,7 @@ def test_the_tables_hold_every_command_that_writes():
         return any("--output" in getattr(p, "opts", ()) for p in command.params)
 
     commands = get_command(app).commands
-    pages = {"trace"}  # for a browser: no rows, and no command reads them
+    pages = {"trace", "compare"}  # for a person to read: no rows, and no command reads them
     assert {name for name, command in commands.items() if writes(command)} == {*WRITERS} | pages
     assert all(any("--overwrite" in p.opts for p in command.params) for command in commands.values() if writes(command))
 

@@ -257,4 +257,4 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch, tmp_path):
     with pytest.raises(ImportError, match=r"pip install 'legend-hf\[plots\]'"):
         made.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert len(made.save(tmp_path / "out", plots=False)) == 2
+    assert len(made.save(tmp_path / "out", plots=False)) == 3
