@@ -653,6 +653,9 @@ def test_no_url_is_told_with_its_credentials(url: str, caplog):
     assert SECRET not in printed(caught.value)
     assert SECRET not in said(caplog)
     assert "***" in str(caught.value)
+    with pytest.raises((OSError, ValueError, ImportError)) as caught:  # nor as the name of a model
+        describe_model(url.format(SECRET))
+    assert SECRET not in printed(caught.value)
 
 
 @pytest.mark.parametrize("url", ["loud://me:{}@host/x", "loud://host/x?key={}", "zip://x::loud://host/x?key={}"])

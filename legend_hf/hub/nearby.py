@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from legend_hf.hub.transfer import without_secrets
+
 MOST_NAMED = 6
 DIRECTION = "direction.safetensors"
 """The file by which a folder is known for a direction's."""
@@ -32,7 +34,8 @@ def no_folder(name: str | os.PathLike[str], what: str) -> str:
     text = os.path.expanduser(os.fspath(name))
     if os.path.exists(text):
         return f"{text!r} is a file, not the folder of a {what}; give the folder that it lies in"
-    return f"there is no folder {text!r}; {beside(text)}; give the folder of a {what}, or the id of one on the Hub"
+    shown = without_secrets(text)  # a URL that lacks a stroke reads as a path
+    return f"there is no folder {shown!r}; {beside(text)}; give the folder of a {what}, or the id of one on the Hub"
 
 
 def beside(path: str) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from legend_hf.hub.nearby import held_in, is_path, no_folder
+from legend_hf.hub.transfer import is_url, without_secrets
 from legend_hf.reading.plain import digest_of
 
 logger = logging.getLogger(__name__)
@@ -152,10 +153,15 @@ def model_folder(model: str | os.PathLike[str]) -> str | None:
 
     Raises:
         FileNotFoundError: It can only be a folder, and there is none.
+        ValueError: It is a URL.
     """
     folder = os.path.expanduser(os.fspath(model))
     if os.path.isdir(folder):
         return folder
+    if is_url(model):
+        raise ValueError(
+            f"`model` is {without_secrets(str(model))!r}, a URL; give a folder, or the id of a model on the Hub"
+        )
     if is_path(model):
         raise FileNotFoundError(no_folder(model, "model"))
     return None
