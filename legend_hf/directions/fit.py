@@ -181,24 +181,25 @@ def fit_direction(
     reader = opened.reader
     encoded = encode_pairs(partial(opened.encode, fitting=True), read, on_error=on_error)
     kept, texts = [pair for pair, _ in encoded], [sides for _, sides in encoded]
+    skipped = len(read) - len(kept)
     groups = _groups(kept, recipe, source_column)
     layers, estimators = candidates(recipe, reader, len(np.unique(groups)))
     kept_here = None if store is None else KeptDifferences(store, _deciding(reader, path, layers, texts))
     with stopping_in_order(how_to_go_on(None if kept_here is None else str(kept_here.path.parent)), workers=False):
         with kept_here or nullcontext():
-            differences = read_differences(  # [layers, n, d_model]
-                opened, texts, layers, kept=kept_here, skipped=len(read) - len(kept)
-            )
+            # [layers, n, d_model]
+            differences = read_differences(opened, texts, layers, kept=kept_here, skipped=skipped)
         lost = _not_finite(differences) if on_error == "skip" else set()
         if lost:
             differences = np.delete(differences, sorted(lost), axis=1)
             kept = [pair for row, pair in enumerate(kept) if row not in lost]
+            skipped += len(lost)
             groups = _groups(kept, recipe, source_column)
         by_source = source_column is not None
         direction = _fitted(recipe, reader, differences, (layers, estimators), kept, groups, seed, by_source=by_source)
         facts = replace(
             direction.facts,
-            skipped=len(read) - len(kept),
+            skipped=skipped,
             pairs_source=pairs_source,
             concept=concept,
             poles=None if poles is None else (poles[0], poles[1]),
