@@ -72,6 +72,14 @@ def test_a_sound_fit_beats_both_and_one_of_coins_neither(sound, tossed):
         assert "88 distinct prompts" in verdict.sure
 
 
+def test_a_printed_verdict_is_a_line_for_each_question(sound, tossed):
+    for direction in (sound, tossed):
+        printed = str(direction.verdict).splitlines()
+        assert printed == [f"{asked}: {said}" for asked, said in direction.verdict.lines]
+    assert "doubtful" in str(tossed.verdict)
+    assert "doubtful" not in str(sound.verdict)
+
+
 def test_a_fit_says_that_it_is_doubtful_once_and_a_sound_one_nothing(demo, caplog):
     fit_direction(demo_pairs(coin=2), model=demo, layer=2)
     assert caplog.text.count("this direction is doubtful") == 1

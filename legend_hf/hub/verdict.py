@@ -80,6 +80,10 @@ class Verdict:
             ("more pairs", self.more),
         )
 
+    def __str__(self) -> str:
+        """`lines`, to print."""
+        return "\n".join(f"{asked}: {said}" for asked, said in self.lines)
+
 
 def verdict_on(fit: Facts) -> Verdict:
     """Judges a direction by the facts of its fit, as `asdict(direction.facts)` gives them; keys may be missing."""
