@@ -554,7 +554,7 @@ def test_what_workers_read_is_sent_whoever_sends_it(direction, rows, url, how, r
 
 
 PROGRAM = """
-import sys, tempfile, time
+import os, sys, tempfile, time
 from datasets import load_from_disk
 from legend_hf import LegendMarginFn, Direction
 from legend_hf.margins import remote_store
@@ -563,7 +563,7 @@ from legend_hf.reading.reader import OpenReader
 read = OpenReader.read
 def slow(opened, texts, layers, *, batch_tokens=None):
     for index, hidden in read(opened, texts, layers, batch_tokens=batch_tokens):
-        print("pass", len(index), flush=True)
+        os.write(1, b"pass %d\\n" % len(index))  # whole lines: two workers write them
         time.sleep(float(sys.argv[6]))
         yield index, hidden
 OpenReader.read = slow
