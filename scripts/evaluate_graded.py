@@ -13,14 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import kept_states
 from datasets import Dataset
-from evaluate_direction import DEMO, replace_section
+from evaluate_direction import DEMO
+from real_runs import measure, options
 from train_demo_annotator import read_jsonl
 
 from legend_hf import Direction, Writer
@@ -35,38 +33,14 @@ WORDS = 80  # of a harmful response, at least: those of the source are longer
 
 def main() -> None:
     """Write, score, tell."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with `pku_saferlhf.jsonl`")
-    parser.add_argument(
-        "--real", type=Path, help="folder of the real chat model; else where `scripts/real_llm` made it"
-    )
+    parser = options(__doc__, kept="what was written and scored", data="folder with `pku_saferlhf.jsonl`")
     parser.add_argument("--direction", type=Path, default=DEMO / "real_direction", help="a direction of that model")
-    parser.add_argument("--kept", type=Path, default=kept_states.default_folder(), help="what was written and scored")
     parser.add_argument("--ladders", type=int, default=40, help="so many ladders")
     parser.add_argument("--requests", type=int, default=80, help="so many requests for Corr@k")
     parser.add_argument("--tokens", type=int, default=64, help="longest text of a ladder's model")
     parser.add_argument("--samples", type=int, default=2, help="continuations of each beginning")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print so many ladders: harmful text")
-    parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
-    parser.add_argument("--json", type=Path, help="file for all numbers")
-    parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("legend_hf", "httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    sys.path.append(str(DEMO))
-    from real_llm import default_folder
-
-    model: Path = given.real or default_folder()
-    if not (model / "config.json").is_file():
-        raise SystemExit(f"there is no real chat model in {model}; `scripts/real_llm` makes it")
-    start = time.perf_counter()
-    text, numbers = graded_section(model, given)
-    log.info("\n%s\n\n%.1f minutes", text, (time.perf_counter() - start) / 60)
-    if given.json:
-        given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    if given.results:
-        replace_section(given.results, text, BEGIN, END)
+    measure(parser.parse_args(), graded_section, BEGIN, END)
 
 
 def graded_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:

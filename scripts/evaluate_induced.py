@@ -16,20 +16,17 @@ import argparse
 import json
 import logging
 import math
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import kept_states
 import numpy as np
 from cross_fitting import AUTO, PAPER, TITLES, Outcome, Pairs, Recipe, ahead_of_rule, fit_on, share
-from evaluate_direction import DEMO, replace_section
 from evaluate_real import read_sets
 from kept_states import LAST, read_states
+from real_runs import measure, options
 from train_demo_annotator import opening, read_jsonl
 
 from legend_hf import Writer
@@ -60,12 +57,7 @@ class Induced:
 
 def main() -> None:
     """Answer, read, fit, tell."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the .jsonl files")
-    parser.add_argument(
-        "--real", type=Path, help="folder of the real chat model; else where `scripts/real_llm` made it"
-    )
-    parser.add_argument("--kept", type=Path, default=kept_states.default_folder(), help="answers and hidden states")
+    parser = options(__doc__, kept="answers and hidden states")
     parser.add_argument("--questions", type=int, default=520, help="so many of them are asked")
     parser.add_argument("--tokens", type=int, default=64, help="longest answer")
     parser.add_argument("--first", nargs="*", default=[], metavar="SET=PAIRS", help="only a set's first pairs")
@@ -73,26 +65,7 @@ def main() -> None:
         "--reference", type=int, default=200, help="pairs of a set read with the public code's settings"
     )
     parser.add_argument("--seeds", type=int, default=4, help="how often the questions are dealt anew")
-    parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
-    parser.add_argument("--json", type=Path, help="file for all numbers")
-    parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("legend_hf", "httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # a few prompts are few on purpose
-    sys.path.append(str(DEMO))
-    from real_llm import default_folder
-
-    model: Path = given.real or default_folder()
-    if not (model / "config.json").is_file():
-        raise SystemExit(f"there is no real chat model in {model}; `scripts/real_llm` makes it")
-    start = time.perf_counter()
-    text, numbers = induced_section(model, given)
-    log.info("\n%s\n\n%.1f minutes", text, (time.perf_counter() - start) / 60)
-    if given.json:
-        given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    if given.results:
-        replace_section(given.results, text, BEGIN, END)
+    measure(parser.parse_args(), induced_section, BEGIN, END)
 
 
 def induced_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -11,22 +11,18 @@ labelled responses of GPTFuzz's prompts; `LegendScoreFn` itself is held against 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import kept_states
 import numpy as np
 from cross_fitting import AUTO, PAPER, TITLES, Pairs, ahead_of_rule, fit_on, share
 from datasets import Dataset
-from evaluate_direction import DEMO, replace_section
 from evaluate_preferences import auc, difference, labelled
 from evaluate_real import PER_PROMPT, Read, read_sets
 from kept_states import AT_ONCE, LAST, MEAN, read_states
+from real_runs import measure, options
 from train_demo_annotator import opening, read_jsonl
 
 from legend_hf import Direction, LegendScoreFn
@@ -47,37 +43,13 @@ CHECKED = 3  # prompts on which `LegendScoreFn` is held against the kept states
 
 def main() -> None:
     """Read, fit, score, tell."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the four .jsonl files")
-    parser.add_argument(
-        "--real", type=Path, help="folder of the real chat model; else where `scripts/real_llm` made it"
-    )
-    parser.add_argument("--kept", type=Path, default=kept_states.default_folder(), help="what was read of the model")
+    parser = options(__doc__, kept="what was read of the model", data="folder with the four .jsonl files")
     parser.add_argument("--first", nargs="*", default=[], metavar="SET=PAIRS", help="only a set's first pairs")
     parser.add_argument("--prompts", type=int, help="ranking: only the first prompts")
     parser.add_argument("--similar", type=int, help="similarity: only the first pairs of PKU-SafeRLHF")
     parser.add_argument("--seeds", type=int, default=4, help="how often the prompts are dealt anew")
     parser.add_argument("--only", choices=["ranking", "similarity"], help="leave the other out")
-    parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
-    parser.add_argument("--json", type=Path, help="file for all numbers")
-    parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("legend_hf", "httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # a few prompts are few on purpose
-    sys.path.append(str(DEMO))
-    from real_llm import default_folder
-
-    model: Path = given.real or default_folder()
-    if not (model / "config.json").is_file():
-        raise SystemExit(f"there is no real chat model in {model}; `scripts/real_llm` makes it")
-    start = time.perf_counter()
-    text, numbers = responses_section(model, given)
-    log.info("\n%s\n\n%.1f minutes", text, (time.perf_counter() - start) / 60)
-    if given.json:
-        given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    if given.results:
-        replace_section(given.results, text, BEGIN, END)
+    measure(parser.parse_args(), responses_section, BEGIN, END)
 
 
 def responses_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:

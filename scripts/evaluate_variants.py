@@ -15,19 +15,15 @@ those of `evaluate_direction.py`, kept outside the repository.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import kept_states
 import numpy as np
 from cross_fitting import AUTO, TITLES, Outcome, Pairs, Recipe, ahead, average, fit_on, share, splits_of
-from evaluate_direction import DEMO, replace_section
 from evaluate_real import FITTED, Read, percent, read_sets
+from real_runs import measure, options
 from train_demo_annotator import read_jsonl
 
 from legend_hf.directions import resample
@@ -47,37 +43,13 @@ Fitted = tuple[Pairs, int, np.ndarray]  # the view that is scored, the layer, th
 
 def main() -> None:
     """Read, fit, tell."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the .jsonl files")
-    parser.add_argument(
-        "--real", type=Path, help="folder of the real chat model; else where `scripts/real_llm` made it"
-    )
-    parser.add_argument("--kept", type=Path, default=kept_states.default_folder(), help="what was read of the model")
+    parser = options(__doc__, kept="what was read of the model")
     parser.add_argument("--first", nargs="*", default=[], metavar="SET=PAIRS", help="only a set's first pairs")
     parser.add_argument(
         "--template-pairs", type=int, default=128, help="pairs of either set read as plain dialogue; 0: none"
     )
     parser.add_argument("--seeds", type=int, default=4, help="how often the prompts are dealt anew")
-    parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
-    parser.add_argument("--json", type=Path, help="file for all numbers")
-    parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("legend_hf", "httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # a few prompts are few on purpose
-    sys.path.append(str(DEMO))
-    from real_llm import default_folder
-
-    model: Path = given.real or default_folder()
-    if not (model / "config.json").is_file():
-        raise SystemExit(f"there is no real chat model in {model}; `scripts/real_llm` makes it")
-    start = time.perf_counter()
-    text, numbers = variants_section(model, given)
-    log.info("\n%s\n\n%.1f minutes", text, (time.perf_counter() - start) / 60)
-    if given.json:
-        given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    if given.results:
-        replace_section(given.results, text, BEGIN, END)
+    measure(parser.parse_args(), variants_section, BEGIN, END)
 
 
 def variants_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
