@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from legend_hf import Direction, LegendMarginFn, annotate
 from legend_hf.directions.calibrate import Calibration
-from legend_hf.margins.devices import _cores
+from legend_hf.margins.devices import usable_cores
 from legend_hf.margins.sharing import parts_of
 from legend_hf.margins.workers import handed_out, workers
 from legend_hf.reading.reader import OpenReader, describe_model
@@ -53,7 +53,7 @@ def main() -> None:
         what, rows, folder = arguments.once
         once(what, int(rows), folder, arguments)
         return
-    found: dict[str, Any] = {"cores": _cores(), "data": arguments.data.name, "arguments": sys.argv[1:]}
+    found: dict[str, Any] = {"cores": usable_cores(), "data": arguments.data.name, "arguments": sys.argv[1:]}
     parts: dict[str, Callable[[argparse.Namespace], Any]] = {
         "time": time_against_rows, "memory": memory_against_rows, "handling": handling, "workers": two_workers,
         "ray": ray_against_map, "kills": kills, "cost": cost,
@@ -147,7 +147,7 @@ def handling(arguments: argparse.Namespace) -> dict[str, float]:
 
 def two_workers(arguments: argparse.Namespace) -> dict[str, Any]:
     """Rows a second of one process with all cores, of two with half each, and of what `auto` took."""
-    rows, fn, cores = dataset(arguments, arguments.rows).with_format("arrow"), transform(), _cores()
+    rows, fn, cores = dataset(arguments, arguments.rows).with_format("arrow"), transform(), usable_cores()
     found: dict[str, Any] = {}
     for number in (1, 2):
         with workers(fn, ["cpu"] * number, max(1, cores // number)) as running:

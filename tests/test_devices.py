@@ -115,7 +115,7 @@ def test_auto_takes_what_a_sample_shows_to_be_quicker_and_changes_no_number(
 ):
     """Two processes take `two` times as long as one with both cores; the clock knows only what is read."""
     monkeypatch.setattr(Here, "seconds", lambda self, threads: {2: 100.0, 1: 100.0 * two}[threads], raising=False)
-    monkeypatch.setattr(devices, "_cores", lambda: 2)
+    monkeypatch.setattr(devices, "usable_cores", lambda: 2)
     monkeypatch.setattr(devices.time, "perf_counter", lambda: Here.clock)
     monkeypatch.setattr(devices, "Worker", Here)
     monkeypatch.setattr("legend_hf.margins.workers.Worker", Here)
@@ -130,7 +130,7 @@ def test_a_short_run_tries_nothing(direction, rows, alone, monkeypatch):
     monkeypatch.setattr(Here, "seconds", lambda self, threads: 1e-9, raising=False)
     monkeypatch.setattr(devices.time, "perf_counter", lambda: Here.clock)
     monkeypatch.setattr("legend_hf.margins.workers.Worker", Here)
-    monkeypatch.setattr(devices, "_cores", lambda: 2)
+    monkeypatch.setattr(devices, "usable_cores", lambda: 2)
     Here.made = 0
     assert same(annotate(rows, LegendMarginFn(direction), devices="auto"), alone)
     assert Here.made == 1

@@ -87,7 +87,7 @@ def read_on(
     total = sum(map(len, plain.values()))
     if not plain:
         return {}
-    cores = _cores()
+    cores = usable_cores()
     each = [cores] if devices is None else [max(1, cores // len(devices))]
     with workers(fn, ["cpu"] if devices is None else devices, each[0]) as running:
         tokens = _checked(running, plain, fn, most_rows, total)
@@ -219,7 +219,7 @@ class _Reading:
         return sum(int(self.tokens[name][first:end].sum()) for name, first, end in parts)
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Those that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
