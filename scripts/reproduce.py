@@ -17,10 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +61,12 @@ SETTINGS = (
     Setting("trained on PKU-SafeRLHF alone", LAYER, LAYER, END, FITTED[1:], SHORT),
 )
 TRAINED = (*SHORT, "zero margin", "random margin")
-Trial = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
-"""What a trial is, and the function that makes it."""
+ReadSets = tuple[Sets, Responses | None, Path | None]
+"""What every trial is about: pairs, labelled responses, and the folder of the model that is trained as a whole."""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+_READ: list[ReadSets] = []  # what a worker got when it began
+Trial = tuple[dict[str, Any], Callable[[Sets, Responses | None, Path | None], dict[str, Any]]]
+"""What a trial is, and the function that makes it of what was read."""
 
 
 def main() -> None:
@@ -72,9 +79,9 @@ def main() -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     read = shipped_sets(given) if given.smoke else real_sets(given)
     lines = Lines(given.output / "trials.jsonl")
-    for what, make in trials(given, *read):
-        lines.made(what, make)
-    found = lines.of([what for what, _ in trials(given, *read)])
+    asked = trials(given, *read)
+    make_all(lines, asked, read, given.workers)
+    found = lines.of([what for what, _ in asked])
     text, numbers = sections(read[0], found, smoke=given.smoke)
     (given.output / "results.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     (given.output / "results.md").write_text(text + "\n", encoding="utf-8")
@@ -102,6 +109,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--trained-arms", nargs="*", default=list(TRAINED), help="the arms of those")
     parser.add_argument("--parts", nargs="*", default=["frozen", "noise", "trained"], help="frozen, noise, trained")
     parser.add_argument("--first", nargs="*", default=[], metavar="SET=PAIRS", help="only a set's first pairs")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that try, a thread each")
     parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
     parser.add_argument("--smoke", action="store_true", help="everything, on the toy that ships with the project")
     parser.add_argument("--output", type=Path, required=True, help="folder for trials, tables and plots")
@@ -112,7 +120,7 @@ def arguments() -> argparse.Namespace:
 # -- What is read ----------------------------------------------------------------------------------------------
 
 
-def real_sets(given: argparse.Namespace) -> tuple[Sets, Responses | None, Path | None]:
+def real_sets(given: argparse.Namespace) -> ReadSets:
     """Pairs and labelled responses as the chat model reads them, MiniLM's states beside them, and MiniLM's folder."""
     sys.path.append(str(DEMO))
     from real_llm import default_folder
@@ -141,7 +149,7 @@ def first_of(given: argparse.Namespace) -> dict[str, int]:
     return {name: int(count) for name, count in (one.split("=") for one in given.first)}
 
 
-def shipped_sets(given: argparse.Namespace) -> tuple[Sets, Responses | None, Path | None]:
+def shipped_sets(given: argparse.Namespace) -> ReadSets:
     """The toy: the shipped annotator reads the shipped pairs, under the names of the real sets and places."""
     model = DEMO / "annotator"
     opened = opened_model(model, given.device)
@@ -167,28 +175,85 @@ def shipped_sets(given: argparse.Namespace) -> tuple[Sets, Responses | None, Pat
 # -- What is tried ---------------------------------------------------------------------------------------------
 
 
-def trials(given: argparse.Namespace, sets: Sets, responses: Responses | None, encoder: Path | None) -> Iterator[Trial]:
-    """Every trial: seeds in the outer loop, so that a run that is stopped has tried everything equally often."""
+def trials(given: argparse.Namespace, sets: Sets, responses: Responses | None, encoder: Path | None) -> list[Trial]:
+    """Every trial, seeds first: a run that is stopped has tried everything equally often."""
     seeds, trained_seeds = (2, 1) if given.smoke else (given.seeds, given.trained_seeds)
-    read = {"pairs": {str(name): int((sets.names == name).sum()) for name in np.unique(sets.names)}}
-    read["responses"] = 0 if responses is None else len(responses.harm)  # type: ignore[assignment]
+    read: dict[str, Any] = {"pairs": {str(name): int((sets.names == name).sum()) for name in np.unique(sets.names)}}
+    of_all = {**read, "responses": 0 if responses is None else len(responses.harm)}
+    asked: list[Trial] = []
     for seed in range(seeds):
         for setting in SETTINGS if "frozen" in given.parts else ():
             if setting.direction in sets.states:
-                what = {"part": "frozen", "setting": setting.name, "seed": seed, **read}
-                yield what, partial(frozen_trial, sets, setting, seed, responses)
+                what = {"part": "frozen", "setting": setting.name, "seed": seed, **of_all}
+                asked.append((what, partial(on_frozen_states, setting, seed)))
         for rate in RATES if "noise" in given.parts else ():
-            what = {"part": "noise", "rate": rate, "seed": seed, **read}
-            yield what, partial(noise_trial, sets, SETTINGS[0], LAYERS, seed, rate)
-    if "trained" not in given.parts or encoder is None:
-        return
-    for seed in range(trained_seeds):
+            what = {"part": "noise", "rate": rate, "seed": seed, **of_all}
+            asked.append((what, partial(on_noisy_labels, seed, rate)))
+    tokens = given.trained_tokens
+    for seed in range(trained_seeds if "trained" in given.parts and encoder is not None else 0):
         for arm in given.trained_arms:
-            what = {"part": "trained", "arm": arm, "seed": seed, "tokens": given.trained_tokens, "pairs": read["pairs"]}
-            yield (
-                what,
-                partial(trained_trial, sets, SETTINGS[0], encoder, arm, seed, given.trained_tokens),
-            )
+            what = {"part": "trained", "arm": arm, "seed": seed, "tokens": tokens, **read}
+            asked.append((what, partial(as_a_whole, arm, seed, tokens)))
+    return asked
+
+
+def on_frozen_states(
+    setting: Setting, seed: int, sets: Sets, responses: Responses | None, encoder: Path | None
+) -> dict[str, Any]:
+    """Heads on frozen states."""
+    return frozen_trial(sets, setting, seed, responses)
+
+
+def on_noisy_labels(
+    seed: int, rate: float, sets: Sets, responses: Responses | None, encoder: Path | None
+) -> dict[str, Any]:
+    """Heads on frozen states, some labels turned round."""
+    return noise_trial(sets, SETTINGS[0], LAYERS, seed, rate)
+
+
+def as_a_whole(
+    arm: str, seed: int, tokens: int, sets: Sets, responses: Responses | None, encoder: Path | None
+) -> dict[str, Any]:
+    """A model trained as a whole."""
+    assert encoder is not None
+    return trained_trial(sets, SETTINGS[0], encoder, arm, seed, tokens)
+
+
+def make_all(lines: Lines, asked: Sequence[Trial], read: ReadSets, workers: int) -> None:
+    """Makes what is not there yet, in several processes of one thread each: trials are many, and small.
+
+    They are started anew and not forked, for this one has threads by now.
+    """
+    left = [(what, make) for what, make in asked if not lines.have(what)]
+    if not left:
+        return
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    try:
+        with ProcessPoolExecutor(
+            min(workers, len(left)), get_context("spawn"), initializer=_begin_worker, initargs=(read,)
+        ) as pool:
+            of = {pool.submit(_tried, make): what for what, make in left}
+            try:
+                for done in as_completed(of):
+                    lines.add(of[done], done.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # a fault shows at once, and not after all others
+                raise
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _begin_worker(read: ReadSets) -> None:
+    for name in ("legend_hf", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    _READ.append(read)
+
+
+def _tried(make: Callable[[Sets, Responses | None, Path | None], dict[str, Any]]) -> dict[str, Any]:
+    start = time.perf_counter()
+    return {**make(*_READ[0]), "seconds": round(time.perf_counter() - start, 1)}
 
 
 class Lines:
@@ -202,18 +267,18 @@ class Lines:
             path.write_text(whole, encoding="utf-8")
         self.there = {self._key(line["what"]): line for line in map(json.loads, whole.splitlines())}
 
-    def made(self, what: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> None:
-        """Makes a trial, unless it is there."""
-        if self._key(what) in self.there:
-            return
-        start = time.perf_counter()
-        line = {"what": dict(what), **make(), "seconds": round(time.perf_counter() - start, 1)}
+    def have(self, what: Mapping[str, Any]) -> bool:
+        """Whether a trial is there."""
+        return self._key(what) in self.there
+
+    def add(self, what: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+        """Keeps what a trial found."""
+        line = {"what": dict(what), **made}
         self.there[self._key(what)] = line
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        log.info(
-            "%s: %.1f s", ", ".join(str(what[k]) for k in what if k not in ("pairs", "responses")), line["seconds"]
-        )
+        told = ", ".join(str(what[k]) for k in what if k not in ("pairs", "responses"))
+        log.info("%s: %.1f s", told, line.get("seconds", 0))
 
     def of(self, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The lines of some trials."""

@@ -89,13 +89,13 @@ def test_intervals_hold_what_nothing_gains_and_see_what_a_gain_is(parts):
 
 def test_a_stopped_run_goes_on_behind_its_last_whole_line(parts, tmp_path):
     lines = parts["reproduce"].Lines(tmp_path / "t.jsonl")
-    lines.made({"part": "a", "seed": 0}, lambda: {"x": 1})
+    lines.add({"part": "a", "seed": 0}, {"x": 1})
     with (tmp_path / "t.jsonl").open("a") as file:
         file.write('{"what": {"part": "a", "se')
-    again, made = parts["reproduce"].Lines(tmp_path / "t.jsonl"), []
-    for seed in (0, 1):
-        again.made({"part": "a", "seed": seed}, lambda seed=seed: made.append(seed) or {"x": 1})
-    assert made == [1]
+    again = parts["reproduce"].Lines(tmp_path / "t.jsonl")
+    assert [again.have({"part": "a", "seed": seed}) for seed in (0, 1)] == [True, False]
+    again.add({"part": "a", "seed": 1}, {"x": 2})
+    assert [line["x"] for line in again.of([{"part": "a", "seed": seed} for seed in (0, 1)])] == [1, 2]
     assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 2
 
 
