@@ -32,6 +32,7 @@ import numpy as np
 from evaluate_direction import DEMO, ENCODER, find_encoder
 from evaluate_preferences import labelled
 from reproduce_tables import PLACE, drawn_plots, sections
+from reward_arms import ARMS
 from reward_states import Responses, Sets, opened_model, read_pairs, read_responses, with_states_of
 from reward_trained import trained_trial
 from reward_trials import Setting, frozen_trial, noise_trial
@@ -60,7 +61,6 @@ SETTINGS = (
     Setting("trained on hh-rlhf alone", LAYER, LAYER, END, FITTED[:1], SHORT),
     Setting("trained on PKU-SafeRLHF alone", LAYER, LAYER, END, FITTED[1:], SHORT),
 )
-TRAINED = (*SHORT, "zero margin", "random margin")
 ReadSets = tuple[Sets, Responses | None, Path | None]
 """What every trial is about: pairs, labelled responses, and the folder of the model that is trained as a whole."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -106,7 +106,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--trained-seeds", type=int, default=5, help="the same, of models that are trained as a whole")
     parser.add_argument("--trained-tokens", type=int, default=64, help="longest side of a pair, for those")
-    parser.add_argument("--trained-arms", nargs="*", default=list(TRAINED), help="the arms of those")
+    parser.add_argument("--trained-arms", nargs="*", default=list(ARMS), help="the arms of those")
     parser.add_argument("--parts", nargs="*", default=["frozen", "noise", "trained"], help="frozen, noise, trained")
     parser.add_argument("--first", nargs="*", default=[], metavar="SET=PAIRS", help="only a set's first pairs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that try, a thread each")

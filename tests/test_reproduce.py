@@ -123,7 +123,7 @@ def test_the_smoke_run_executes_every_arm_and_its_controls_behave(parts, tmp_pat
     trained = {
         line["what"]["arm"]: line["arms"][line["what"]["arm"]] for line in lines if line["what"]["part"] == "trained"
     }
-    assert set(trained) == set(parts["reproduce"].TRAINED)
+    assert set(trained) == set(parts["reward_arms"].ARMS)
     assert trained["zero margin"] == trained["no margin"]
     assert {line["what"]["rate"] for line in lines if line["what"]["part"] == "noise"} == set(parts["reproduce"].RATES)
     for name in ("results.md", "results.json", "arms.png", "noise.png", "best_of.png"):
