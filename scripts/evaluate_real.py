@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from cross_fitting import AUTO, PAPER, TITLES, Outcome, Pairs, Recipe, fit_on, run, section_of, share, splits_of
-from kept_states import LAST, MEAN, read_states
+from kept_states import END, LAST, MEAN, read_states
 from train_demo_annotator import opening, read_jsonl
 
 from legend_hf.directions import pairs_from_labels, resample
@@ -27,7 +27,7 @@ from legend_hf.directions.choose import FEWEST_PROMPTS, FOLDS, Choice, right
 from legend_hf.directions.estimators import ESTIMATORS, PRIOR_PAIRS, unit
 from legend_hf.reading.formats import Pair, pairs_from_batch
 from legend_hf.reading.reader import Reader, Runtime, describe_model, open_reader
-from legend_hf.reading.templates import Tokens
+from legend_hf.reading.templates import CHAT, Tokens
 
 log = logging.getLogger("evaluate_direction")
 FITTED = ("hh_harmless", "pku_saferlhf")
@@ -63,12 +63,14 @@ class Read:
         last: The same pairs with differences of the last token of the response.
         means: Means over the responses `[layers, n, 2, d_model]`, chosen first.
         safe: Raters' share that called each response safe, `[n, 2]`; NaN where the set does not say.
+        ends: The same pairs with differences of the tokens that end the turn, where they were asked for.
     """
 
     pairs: Pairs
     last: Pairs
     means: np.ndarray
     safe: np.ndarray
+    ends: Pairs | None = None
 
 
 def real_section(
@@ -88,7 +90,8 @@ def real_section(
         The section as Markdown, and its numbers.
     """
     limits = {name: int(count) for name, count in (one.split("=") for one in most)}
-    read, reader = read_sets(model, data, kept, limits, device)
+    # The ends of turns are `evaluate_variants.py`'s: in this pass, the first over all pairs, they cost nothing.
+    read, reader = read_sets(model, data, kept, limits, device, ends=True)
     pairs = read.pairs
     fitted = np.isin(pairs.names, FITTED)
     splits = splits_of(pairs, fitted, seeds)
@@ -130,13 +133,22 @@ def read_sets(
     device: str | None,
     more: Mapping[str, Sequence[dict[str, Any]]] | None = None,
     template: str = "auto",
+    ends: bool = False,
 ) -> tuple[Read, Reader]:
-    """Reads every set at all layers, and `more` of them; pairs that do not fit the model's window are left out."""
+    """Reads every set at all layers, and `more` of them; pairs that do not fit the model's window are left out.
+
+    With `ends`, and a chat template to end a turn, the token that ends it is a third view of the same pass.
+    """
     reader = describe_model(str(model), device=device, dtype="float32", template=template)
     opened = open_reader(reader, Runtime(path=str(model), device=device))
+    ends = ends and reader.template == CHAT
+    readers = [opened]
+    if ends:
+        closed = replace(reader, eos="template", pooling="last")
+        readers.append(open_reader(closed, Runtime(path=str(model), device=device)))
     rows: list[dict[str, Any]] = []
     names: list[str] = []
-    means, lasts = [], []
+    means, lasts, turns = [], [], []
     for name in TITLES:
         if limits.get(name) == 0 or (name == "induced" and name not in (more or {})):
             continue
@@ -145,24 +157,30 @@ def read_sets(
             read = list(pairs_from_labels(read, per_prompt=PER_PROMPT))
         parsed = pairs_from_batch({key: [row[key] for row in read] for key in ("prompt", "chosen", "rejected")})
         good = [(row, pair) for row, pair in zip(read, parsed, strict=True) if isinstance(pair, Pair)]
-        chosen = opened.encode([pair.chosen for _, pair in good])
-        rejected = opened.encode([pair.rejected for _, pair in good])
+        sides = [[pair.chosen for _, pair in good], [pair.rejected for _, pair in good]]
+        encoded = [one.encode(side) for one in readers for side in sides]
         texts: list[Tokens] = []
-        for (row, _), c, r in zip(good, chosen, rejected, strict=True):
-            if isinstance(c, Tokens) and isinstance(r, Tokens) and len(texts) < 2 * limits.get(name, len(good)):
+        closes: list[Tokens] = []
+        for (row, _), *views in zip(good, *encoded, strict=True):
+            fitting = [view for view in views if isinstance(view, Tokens)]
+            if len(fitting) == len(views) and len(texts) < 2 * limits.get(name, len(good)):
                 rows.append(row)
                 names.append(name)
-                texts += [c, r]
-        states = read_states(opened, texts, path=model, folder=kept, title=name)
+                texts += fitting[:2]
+                closes += fitting[2:]
+        states = read_states(opened, texts, path=model, folder=kept, title=name, ends=closes if ends else None)
         means.append(states[:, :, MEAN].reshape(len(states), -1, 2, reader.d_model))
         lasts.append(states[:, 0::2, LAST] - states[:, 1::2, LAST])
+        if ends:
+            turns.append(states[:, 0::2, END] - states[:, 1::2, END])
     every = np.concatenate(means, axis=1)
     groups = resample.groups_of([opening(row["prompt"]) for row in rows])
     lengths = np.array([[len(row["chosen"].strip()), len(row["rejected"].strip())] for row in rows])
     pairs = Pairs(rows, np.array(names), groups, lengths, every[:, :, 0] - every[:, :, 1])
     last = replace(pairs, differences=np.concatenate(lasts, axis=1))
     safe = np.array([[row.get("chosen_safe_rate", np.nan), row.get("rejected_safe_rate", np.nan)] for row in rows])
-    return Read(pairs, last, every, safe.astype(np.float64)), reader
+    ended = replace(pairs, differences=np.concatenate(turns, axis=1)) if ends else None
+    return Read(pairs, last, every, safe.astype(np.float64), ended), reader
 
 
 # -- Tables ----------------------------------------------------------------------------------------------------

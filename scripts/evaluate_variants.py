@@ -6,6 +6,7 @@ those of `evaluate_direction.py`, kept outside the repository.
 
 * Ways to fit, on half of the prompts of hh-rlhf and PKU-SafeRLHF, judged on the other half: other pooling, pooling by
   held-out accuracy, pairs cleaned by raters or by a first fit, several fits averaged. Judged pairs are never cleaned.
+* Pooling on each of the two sets alone: is the one that held-out accuracy picks the best there?
 * The chat template beside plain dialogue, on the first pairs of both.
 * Choosing by sources left out, on pairs of a source that is not among them, and on more of the same.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,9 @@ SHARES = (0.1, 0.2)  # of the pairs, the most suspicious of a first fit
 USUAL = "what `fit` does"
 BY_SOURCE = Recipe("by sources left out", by_source=True)
 
+MEAN, LAST, END = USUAL, "last token of the response", "end-of-turn token"
+POOLED = "pooling by held-out accuracy"
+
 Fitted = tuple[Pairs, int, np.ndarray]  # the view that is scored, the layer, the vector
 
 
@@ -57,7 +62,7 @@ def variants_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[
     limits = {name: int(count) for name, count in (one.split("=") for one in given.first)}
     made = given.kept / "induced_chat.jsonl"
     more = {"induced": read_jsonl(made)} if made.is_file() else {}
-    read, reader = read_sets(model, given.data, given.kept, limits, given.device, more)
+    read, reader = read_sets(model, given.data, given.kept, limits, given.device, more, ends=True)
     first = f" --first {' '.join(given.first)}" if given.first else ""
     intro = (
         "## What raises it\n\nOn SmolLM2-135M-Instruct, dequantised from 4 bits: share of pairs, in %, whose safer "
@@ -66,7 +71,7 @@ def variants_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[
         "scripts/RESULTS.md`."
     )
     parts, numbers = [intro], {}
-    for name, part in (("ways", ways), ("templates", templates), ("sources", by_sources)):
+    for name, part in (("ways", ways), ("pooling", pooling), ("templates", templates), ("sources", by_sources)):
         told = part(read, reader, model, given)
         if told is not None:
             parts.append(told[0])
@@ -83,19 +88,18 @@ def ways(read: Read, reader: Reader, model: Path, given: argparse.Namespace) -> 
     pairs = read.pairs
     fitted = np.isin(pairs.names, FITTED)
     outcomes: dict[str, Outcome] = {}
+    took: Counter[str] = Counter()
     for inside, outside, seed in splits_of(pairs, fitted, given.seeds):
-        for name, (view, layer, vector) in ways_of(read, inside, reader, seed).items():
-            outcome = outcomes.setdefault(name, Outcome(np.zeros(len(pairs.rows)), np.zeros(len(pairs.rows))))
-            outcome.right[outside] += right(view.differences[layer, outside] @ vector)
-            outcome.times[outside] += 1
-            outcome.chosen["last token" if view is read.last else "mean"] += 1
+        found = ways_of(read, inside, reader, seed)
+        for name, fit in found.items():
+            judge(outcomes, name, outside, fit)
+        took[picked(found)] += 1
         log.info("seed %d", seed)
-    took = outcomes["pooling by held-out accuracy"].chosen
     note = (
         "Fitted on half of the prompts of hh-rlhf and PKU-SafeRLHF. Raters: pairs of PKU-SafeRLHF left out of the fit "
         "whose raters are not of one mind, or one of whom voted against. A first fit: the pairs with the lowest "
         f"held-out margins left out of the second. Averaged: {BOOTSTRAPS} fits on prompts drawn anew, at the layer "
-        f"that was chosen. Held-out accuracy took the last token {took['last token']} times of {took.total()}."
+        f"that was chosen. Held-out accuracy took: {counted(took)}."
     )
     return compared("Ways to fit", note, pairs, outcomes)
 
@@ -103,12 +107,8 @@ def ways(read: Read, reader: Reader, model: Path, given: argparse.Namespace) -> 
 def ways_of(read: Read, inside: np.ndarray, reader: Reader, seed: int) -> dict[str, Fitted]:
     """Every way's direction of some pairs."""
     pairs = read.pairs
-    vector, choice = fit_on(pairs, inside, AUTO, reader, seed)
-    last, last_choice = fit_on(read.last, inside, AUTO, reader, seed)
-    found: dict[str, Fitted] = {USUAL: (pairs, choice.place, vector)}
-    found["last token of the response"] = (read.last, last_choice.place, last)
-    better = right(last_choice.unbiased).mean() > right(choice.unbiased).mean()
-    found["pooling by held-out accuracy"] = found["last token of the response"] if better else found[USUAL]
+    found, choices = pooled(read, inside, reader, seed)
+    choice = choices[USUAL]
     doubted = np.array([not row.get("clean", True) or row.get("votes_against", 0) > 0 for row in pairs.rows])
     found["without what raters doubt"] = refit(pairs, inside & ~doubted, reader, seed)
     for lost in SHARES:
@@ -117,6 +117,33 @@ def ways_of(read: Read, inside: np.ndarray, reader: Reader, seed: int) -> dict[s
         found[f"without the {100 * lost:.0f} % that a first fit doubts"] = refit(pairs, keep, reader, seed)
     found[f"{BOOTSTRAPS} fits averaged"] = (pairs, choice.place, bagged(pairs, inside, choice, seed))
     return found
+
+
+def pooled(read: Read, inside: np.ndarray, reader: Reader, seed: int) -> tuple[dict[str, Fitted], dict[str, Choice]]:
+    """What `fit` does with each pooling, and with the one that its held-out accuracy is highest with."""
+    views = {MEAN: read.pairs, LAST: read.last, **({END: read.ends} if read.ends is not None else {})}
+    fits = {name: fit_on(view, inside, AUTO, reader, seed) for name, view in views.items()}
+    found = {name: (views[name], choice.place, vector) for name, (vector, choice) in fits.items()}
+    best = max(fits, key=lambda name: float(right(fits[name][1].unbiased).mean()))
+    return {**found, POOLED: found[best]}, {name: choice for name, (_, choice) in fits.items()}
+
+
+def picked(found: Mapping[str, Fitted]) -> str:
+    """Which pooling held-out accuracy picked."""
+    return next(name.replace(MEAN, "mean") for name, fit in found.items() if fit is found[POOLED])
+
+
+def counted(took: Mapping[str, int]) -> str:
+    """How often each pooling was picked."""
+    return ", ".join(f"{name} ({times}x)" for name, times in took.items())
+
+
+def judge(outcomes: dict[str, Outcome], name: str, outside: np.ndarray, fit: Fitted) -> None:
+    """Adds to a way's outcome what it does with the pairs `[n]` that it was not fitted on."""
+    view, layer, vector = fit
+    outcome = outcomes.setdefault(name, Outcome(np.zeros(len(view.rows)), np.zeros(len(view.rows))))
+    outcome.right[outside] += right(view.differences[layer, outside] @ vector)
+    outcome.times[outside] += 1
 
 
 def refit(pairs: Pairs, inside: np.ndarray, reader: Reader, seed: int) -> Fitted:
@@ -159,6 +186,37 @@ def compared(title: str, note: str, pairs: Pairs, outcomes: Mapping[str, Outcome
 def signed(cell: Sequence[float]) -> str:
     """A difference and its interval, in points."""
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in cell))
+
+
+# -- Pooling -------------------------------------------------------------------------------------------------
+
+
+def pooling(read: Read, reader: Reader, model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Either set alone: every pooling's accuracy on the other half, and how often each was picked."""
+    pairs = read.pairs
+    numbers: dict[str, Any] = {}
+    lines: list[str] = []
+    for one in FITTED:
+        outcomes: dict[str, Outcome] = {}
+        took: Counter[str] = Counter()
+        fitted = pairs.names == one
+        for inside, outside, seed in splits_of(pairs, fitted, given.seeds):
+            found, _ = pooled(read, inside, reader, seed)
+            for name, fit in found.items():
+                judge(outcomes, name, outside & fitted, fit)
+            took[picked(found)] += 1
+        judged = fitted & (outcomes[MEAN].times > 0)
+        groups = pairs.groups[judged]
+        cells = {name: share(outcome.share[judged], groups) for name, outcome in outcomes.items()}
+        lead = ahead(outcomes[POOLED].share[judged], outcomes[MEAN].share[judged], groups)
+        numbers[one] = {**cells, "ahead": lead, "took": dict(took)}
+        if not lines:
+            heads = " | ".join(outcomes).replace(MEAN, "mean over the response")
+            lines = [f"| fitted and judged on | {heads} | ahead of the mean | took |", "|---" * (len(cells) + 3) + "|"]
+        told = [*map(percent, cells.values()), signed(lead), counted(took)]
+        lines.append(f"| {TITLES[one]} ({int(judged.sum())}) | {' | '.join(told)} |")
+    note = "Fitted on half of the prompts of one set alone, judged on the other half of the same."
+    return f"### Pooling, set by set\n\n{note}\n\n" + "\n".join(lines), numbers
 
 
 # -- Templates -----------------------------------------------------------------------------------------------

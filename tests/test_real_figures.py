@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,45 @@ def test_states_are_read_once_in_both_poolings_and_a_larger_set_reads_what_is_ne
             expected[:, index] = hidden.numpy().swapaxes(0, 1)
         np.testing.assert_allclose(larger[:, :, place], expected, atol=1e-5)
     assert np.abs(larger[:, :, MEAN] - larger[:, :, LAST]).max() > 0.01
+
+
+def test_ends_of_turns_are_a_view_of_the_same_pass_and_leave_what_is_kept_as_it_is(tiny_llama, tmp_path, monkeypatch):
+    from kept_states import AT_ONCE, END, read_states
+    from tiny_causal import CHAT, save_tiny_causal
+
+    model = save_tiny_causal(tiny_llama, tmp_path / "model", CHAT)
+    opened = opened_with("mean", model)
+    closing = describe_model(str(model), dtype="float32", pooling="last", eos="template")
+    closing = open_reader(closing, Runtime(path=str(model)))
+    talks = [conversation(f"What is {i}?", f"It is {i} and no {i + 1}.") for i in range(AT_ONCE + 8)]
+    texts, ends = opened.encode(talks), closing.encode(talks)
+    assert all(end.last > text.last for text, end in zip(texts, ends, strict=True))
+    read = []
+    plain = OpenReader.read
+
+    def counting(self, some, *rest, **options):
+        read.append(len(some))
+        return plain(self, some, *rest, **options)
+
+    monkeypatch.setattr(OpenReader, "read", counting)
+    asked = {"path": model, "folder": tmp_path / "kept"}
+    three = read_states(opened, texts, ends=ends, **asked)
+    assert read == [3 * AT_ONCE, 3 * 8]
+    assert (read_states(opened, texts, **asked) == three[:, :, :END]).all()
+    assert (read_states(opened, texts, ends=ends, **asked) == three).all()
+    assert read == [3 * AT_ONCE, 3 * 8], "what was read is found, with the ends or without"
+    later = {"path": model, "folder": tmp_path / "later"}
+    two = read_states(opened, texts[:9], **later)
+    assert (read_states(opened, texts[:9], ends=ends[:9], **later)[:, :, :END] == two).all()
+    assert read[2:] == [2 * 9, 9], "only the ends are read of what was read without"
+    monkeypatch.setattr(OpenReader, "read", never)
+    with pytest.raises(AssertionError, match="done again"):  # the control: other ends are read
+        read_states(opened, texts[:9], ends=texts[:9], **later)
+    monkeypatch.undo()
+    expected = np.empty_like(three[:, :, END])
+    for index, hidden in closing.read(ends, range(closing.reader.n_layers + 1)):
+        expected[:, index] = hidden.numpy().swapaxes(0, 1)
+    np.testing.assert_allclose(three[:, :, END], expected, atol=1e-5)
 
 
 def macro_f1(safe, called):
@@ -229,15 +269,44 @@ def test_the_section_of_responses_ranks_by_what_has_not_seen_the_prompt_and_is_t
 
 
 def test_the_section_of_variants_holds_every_way_and_judges_what_was_left_out(demo, tmp_path, sets):
-    from evaluate_variants import SHARES, variants_section
+    from evaluate_variants import END, SHARES, variants_section
 
     text, numbers = variants_section(demo, options(tmp_path, template_pairs=24))
     assert len(numbers["ways"]) == 5 + len(SHARES)
+    assert END not in text, "no template that ends a turn"
     assert numbers["ways"]["what `fit` does"]["ahead"][0] == 0
     assert set(numbers["sources"]) == {n for n in sets if n != "advbench"}
     assert set(numbers["templates"]) == {"chat template", "plain dialogue"}
     for told in ("without what raters doubt", "fits averaged", "by sources", "plain dialogue"):
         assert told in text
+
+
+def test_pooling_by_held_out_accuracy_takes_the_view_in_which_the_sides_differ(demo, tmp_path, sets, monkeypatch):
+    from cross_fitting import TITLES
+    from evaluate_real import read_sets
+    from evaluate_variants import END, FITTED, LAST, MEAN, POOLED, pooled, pooling, ways
+
+    read, reader = read_sets(demo, tmp_path, tmp_path / "kept", {n: 0 for n in TITLES if n not in FITTED}, "cpu")
+    chance = np.random.default_rng(0)
+    drawn = chance.normal(size=read.pairs.differences.shape).astype(np.float32)
+    told = drawn + 4 * np.eye(drawn.shape[-1], dtype=np.float32)[0]
+    views = {"pairs": MEAN, "last": LAST, "ends": END}
+    assert set(pooled(read, read.pairs.names == FITTED[0], reader, 0)[0]) == {MEAN, LAST, POOLED}
+    for best, name in views.items():
+        several = {one: replace(read.pairs, differences=told if one == best else drawn) for one in views}
+        seen = replace(read, **several)
+        found, _ = pooled(seen, np.ones(len(drawn[0]), dtype=bool), reader, 0)
+        assert set(found) == {MEAN, LAST, END, POOLED}
+        assert found[POOLED] is found[name]
+        text, numbers = pooling(seen, reader, demo, options(tmp_path))
+        for one in FITTED:
+            assert numbers[one]["took"] == {name.replace(MEAN, "mean"): 2}
+            assert numbers[one][POOLED] == numbers[one][name]
+            assert numbers[one][name][0] == 1.0
+            assert numbers[one]["ahead"][0] == pytest.approx(1 - numbers[one][MEAN][0])
+            assert min(numbers[one][other][0] for other in views.values()) < 0.8
+        assert END in text
+    assert f"{END} (2x)" in ways(seen, reader, demo, options(tmp_path))[0]
 
 
 def test_the_section_of_graded_responses_writes_once_and_shows_nothing_unasked(
