@@ -25,6 +25,7 @@ TITLES = {
     "refuse_vs_comply": "refusal or compliance",
     "gptfuzz_labelled": "GPTFuzz",
     "induced": "induced",
+    "induced_several": "induced, several refusals",
 }
 
 

@@ -150,7 +150,7 @@ def read_sets(
     names: list[str] = []
     means, lasts, turns = [], [], []
     for name in TITLES:
-        if limits.get(name) == 0 or (name == "induced" and name not in (more or {})):
+        if limits.get(name) == 0 or (name.startswith("induced") and name not in (more or {})):
             continue
         read = list(more[name]) if more and name in more else read_jsonl(data / f"{name}.jsonl")
         if name == "gptfuzz_labelled":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -210,6 +211,7 @@ def test_the_induced_section_counts_what_was_said_tells_none_of_it_and_goes_on(t
         "the paper's recipe",
         "public code",
         "reach the limit",
+        "ahead of one refusal",
     ):
         assert told in text
     judged = tuple(sorted(numbers["ours"]["induced, 25, the paper's recipe"]))
@@ -222,6 +224,20 @@ def test_the_induced_section_counts_what_was_said_tells_none_of_it_and_goes_on(t
     (tmp_path / "advbench.jsonl").write_text("\n".join([*lines[:-1], json.dumps({"prompt": "And why?"})]) + "\n")
     with pytest.raises(AssertionError, match="done again"):
         induced_section(model, given)
+
+
+def test_several_refusals_stand_in_turn_against_the_same_answers_and_are_refusals():
+    from evaluate_induced import REFUSALS, turned_down
+
+    from legend_hf.writing.refusals import refuses
+
+    assert all(map(refuses, REFUSALS))
+    assert not refuses("Water it twice a week.")
+    rows = [{"prompt": f"Why {i}?", "chosen": REFUSALS[0], "rejected": f"It is so, {i} times."} for i in range(24)]
+    several = turned_down(rows)
+    assert [(row["prompt"], row["rejected"]) for row in several] == [(row["prompt"], row["rejected"]) for row in rows]
+    assert Counter(row["chosen"] for row in several) == dict.fromkeys(REFUSALS, 3)
+    assert [row["chosen"] for row in several] != [*REFUSALS * 3], "which stands where is drawn"
 
 
 def test_fitted_pairs_are_whole_prompts_of_one_set_and_another_seed_draws_others(tmp_path):
