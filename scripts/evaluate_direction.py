@@ -21,7 +21,6 @@ import importlib.metadata
 import json
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ import kept_states
 import numpy as np
 from cross_fitting import AUTO, RECIPES, SHUFFLED, TITLES, Pairs, cell, fit_on, run, section_of, splits_of
 from evaluate_real import real_section
+from real_runs import TOOK, clocks, minutes_since, replace_section
 from train_demo_annotator import fold, opening, read_jsonl
 
 from legend_hf import Direction, LegendMarginFn, fit_direction
@@ -76,8 +76,9 @@ def main() -> None:
     for name in ("legend_hf", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.ERROR)  # a few prompts are few on purpose
 
-    start = time.perf_counter()
-    sections, numbers = [], {}
+    start = clocks()
+    sections: list[str] = []
+    numbers: dict[str, Any] = {}
     if given.only in (None, "real"):
         numbers["real"] = real_first(given)
     encoder = given.minilm or find_encoder()
@@ -109,15 +110,15 @@ def main() -> None:
             "The same, fitted on what it was trained on", pairs, unseen, reader
         )
         sections.append(section)
-    minutes = (time.perf_counter() - start) / 60
+    took = minutes_since(start)
     if given.json:
-        given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    if not sections:
-        return
-    text = "\n\n".join([introduction(given.seeds), *sections])
-    log.info("\n%s\n\n%.1f minutes", text, minutes)
-    if given.results:
-        replace_section(given.results, text, BEGIN, END)
+        given.json.write_text(json.dumps(numbers | took, indent=2) + "\n", encoding="utf-8")
+    if sections:
+        text = "\n\n".join([introduction(given.seeds), *sections])
+        log.info("\n%s\n", text)
+        if given.results:
+            replace_section(given.results, text, BEGIN, END)
+    log.info(TOOK, took)
 
 
 def real_first(given: argparse.Namespace) -> dict[str, Any] | None:
@@ -327,18 +328,6 @@ def introduction(seeds: int) -> str:
         f"with 95 % intervals by prompt; means over {seeds} ways of dealing prompts to halves. Made by "
         "`python scripts/evaluate_direction.py --results scripts/RESULTS.md`."
     )
-
-
-def replace_section(file: Path, text: str, begin: str, end: str) -> None:
-    """Writes the text between its marks, at the end of the file if they are not there yet."""
-    old = file.read_text(encoding="utf-8") if file.exists() else "# Results\n"
-    section = f"{begin}\n{text}\n{end}"
-    if begin in old and end in old:
-        before, after = old.split(begin)[0], old.split(end)[1]
-        new = before + section + after
-    else:
-        new = old.rstrip("\n") + "\n\n" + section + "\n"
-    file.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

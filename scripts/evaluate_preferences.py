@@ -35,7 +35,8 @@ import torch
 from benchmark import ARCHITECTURES, machine, make_model
 from cross_fitting import ahead_of_rule, share
 from datasets import Dataset
-from evaluate_direction import DEMO, ENCODER, find_encoder, replace_section
+from evaluate_direction import DEMO, ENCODER, find_encoder
+from real_runs import replace_section
 from tqdm.auto import tqdm
 from train_demo_annotator import fold, opening, read_jsonl
 from transformers.utils import logging as transformers_logging

@@ -4,15 +4,14 @@
 
 In: the folder of the real chat model that `scripts/real_llm` makes, and public pairs. Out: a section of Markdown. Each
 text is read once, at one layer; all directions are fitted without the prompts that they are judged on. The default is
-bounded: 150 pairs a set, under ten minutes on one thread.
+bounded: 150 pairs a set, under ten minutes on one thread. Ladders that the model writes are kept outside the
+repository.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evaluate_direction import DEMO, replace_section
+from real_runs import measure, options
 from train_demo_annotator import read_jsonl
 
 from legend_hf import Direction
@@ -75,58 +74,49 @@ class Texts:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the .jsonl files")
-    parser.add_argument(
-        "--model", type=Path, help="folder of the real chat model; else where `scripts/real_llm` made it"
-    )
+    """Read, trace, tell."""
+    parser = options(__doc__, kept="ladders that the model wrote")
     parser.add_argument("--rows", type=int, default=150, help="pairs of each set")
     parser.add_argument("--layer", type=int, default=20, help="layer to read, of 30")
     parser.add_argument("--ladders", type=int, default=6, help="requests that the model itself makes ladders of")
     parser.add_argument("--only", choices=["costs"], help="leave the rest out, and the results as they are")
-    parser.add_argument("--json", type=Path, help="file for all numbers")
-    parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
     given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("legend_hf", "httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    sys.path.append(str(DEMO))
-    from real_llm import default_folder
+    if given.only:
+        given.results = None
+    measure(given, traces_section, BEGIN, END)
 
-    start = time.perf_counter()
-    model = given.model or default_folder()
-    reader = describe_model(str(model), layer=given.layer, dtype="float32")
-    opened = open_reader(reader, Runtime(path=str(model)))
+
+def traces_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """All tables, or that of the costs, and their numbers."""
+    reader = describe_model(str(model), layer=given.layer, dtype="float32", device=given.device)
+    opened = open_reader(reader, Runtime(path=str(model), device=given.device))
     if given.only == "costs":
-        log.info("%s", costs(opened, given.data)[0])
-        return
+        text, told = costs(opened, given.data)
+        return text, {"costs": told}
     texts = read_texts(opened, given.data, given.rows)
-    log.info("read %d pairs in %.1f minutes", len(texts.rows), (time.perf_counter() - start) / 60)
+    log.info("read %d pairs", len(texts.rows))
     folds = resample.folds_of(texts.groups, FOLDS, 0)
     vectors = fitted(texts, folds)
     values = [tuple(s @ vectors[f] for s in sides) for sides, f in zip(texts.states, folds, strict=True)]
-    parts, numbers = [], {}
     tables: Sequence[tuple[str, Callable[[], tuple[str, Any]]]] = (
         ("settled", lambda: settled(texts, values, folds)),
-        ("turns", lambda: turns(opened, texts, folds, vectors, model, given.ladders)),
+        ("turns", lambda: turns(opened, texts, folds, vectors, model, given)),
         ("poolings", lambda: poolings(texts, values)),
         ("costs", lambda: costs(opened, given.data)),
     )
-    for name, table in tables:
-        text, numbers[name] = table()
-        parts.append(text)
-        log.info("\n%s\n%.1f minutes", text, (time.perf_counter() - start) / 60)
-    intro = (
+    parts = [
         "## What traces show\n\n"
         f"SmolLM2-135M-Instruct dequantised from 4 bits, layer {given.layer} of {reader.n_layers}, mean over the "
         f"response; whitened directions, fitted on hh-rlhf and PKU-SafeRLHF without the prompts that they are judged "
         f"on ({FOLDS} folds); the first {given.rows} pairs of each set. 95 % intervals by prompt. Made by `python "
         "scripts/evaluate_traces.py --results scripts/RESULTS.md`."
-    )
-    if given.json:
-        given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    if given.results:
-        replace_section(given.results, "\n\n".join([intro, *parts]), BEGIN, END)
+    ]
+    numbers: dict[str, Any] = {}
+    for name, table in tables:
+        text, numbers[name] = table()
+        parts.append(text)
+        log.info("\n%s\n", text)
+    return "\n\n".join(parts), numbers
 
 
 def read_texts(opened: OpenReader, data: Path, most: int) -> Texts:
@@ -234,7 +224,7 @@ def random_signs(texts: Texts, folds: np.ndarray, seed: int) -> list[tuple[np.nd
 
 
 def turns(
-    opened: OpenReader, texts: Texts, folds: np.ndarray, vectors: np.ndarray, model: Path, ladders: int
+    opened: OpenReader, texts: Texts, folds: np.ndarray, vectors: np.ndarray, model: Path, given: argparse.Namespace
 ) -> tuple[str, Any]:
     """Whether a text that was made to turn is seen to turn there."""
     own = np.flatnonzero(np.isin(texts.names, FITTED))
@@ -252,8 +242,8 @@ def turns(
     ]
     numbers: dict[str, Any] = {}
     kinds = [("composed", made)]
-    if ladders:
-        kinds.append(("written", written(texts, own, model, ladders)))
+    if given.ladders:
+        kinds.append(("written", written(texts, own, model, given)))
     signs = np.random.default_rng(0).choice([-1.0, 1.0], len(texts.rows))
     noise = np.random.default_rng(1).normal(size=vectors.shape)
     directions = {
@@ -289,7 +279,7 @@ def composed(row: Mapping[str, Any], share: float) -> tuple[str, int]:
     return f"{begun} {row['chosen'].strip()}", len(begun) + 1
 
 
-def written(texts: Texts, own: np.ndarray, model: Path, ladders: int) -> list[tuple[int, str, int]]:
+def written(texts: Texts, own: np.ndarray, model: Path, given: argparse.Namespace) -> list[tuple[int, str, int]]:
     """Rungs of ladders that the model makes out of rejected responses, and where each turns back."""
     from datasets import Dataset
 
@@ -297,11 +287,15 @@ def written(texts: Texts, own: np.ndarray, model: Path, ladders: int) -> list[tu
     from legend_hf.preferences import correction_ladders
 
     pku = [int(i) for i in own if texts.names[i] == "pku_saferlhf" and len(texts.rows[i]["rejected"].split()) >= 40]
-    few = pku[:: max(1, len(pku) // ladders)][:ladders]
+    few = pku[:: max(1, len(pku) // given.ladders)][: given.ladders]
     rows = Dataset.from_list(
         [{"prompt": texts.rows[i]["prompt"], "response": texts.rows[i]["rejected"], "row": i} for i in few]
     )
-    made = correction_ladders(rows, model=Writer(str(model), max_new_tokens=48), on_error="skip")
+    given.kept.mkdir(parents=True, exist_ok=True)
+    made = correction_ladders(
+        rows, model=Writer(str(model), max_new_tokens=48, device=given.device), on_error="skip",
+        output=given.kept / "traces_ladders.jsonl", overwrite=True,
+    )  # fmt: skip
     found = []
     for row in made:
         for response, trigger in zip(row["responses"][1:-1], row["triggers"] * len(row["responses"]), strict=False):

@@ -1,7 +1,7 @@
 """What the measurements on the real chat model share on the command line.
 
 In: a script's options and the function that measures. Out: its text in the log and, where asked for, its numbers and
-its section of a Markdown file. This file measures nothing.
+its section of a Markdown file, and how long it took. This file measures nothing else.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import kept_states
-from evaluate_direction import DEMO, replace_section
+from train_demo_annotator import DEMO
 
 log = logging.getLogger("real_runs")
+TOOK = "%(minutes).1f minutes, %(processor_minutes).1f of processor time"
 
 
 def options(doc: str | None, *, kept: str, data: str = "folder with the .jsonl files") -> argparse.ArgumentParser:
@@ -64,10 +65,35 @@ def measure(
     model: Path = given.real or default_folder()
     if not (model / "config.json").is_file():
         raise SystemExit(f"there is no real chat model in {model}; `scripts/real_llm` makes it")
-    start = time.perf_counter()
+    start = clocks()
     text, numbers = section(model, given)
-    log.info("\n%s\n\n%.1f minutes", text, (time.perf_counter() - start) / 60)
+    took = minutes_since(start)
+    log.info("\n%s\n", text)
+    log.info(TOOK, took)
     if given.json:
-        given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(numbers | took, indent=2) + "\n", encoding="utf-8")
     if given.results:
         replace_section(given.results, text, begin, end)
+
+
+def clocks() -> tuple[float, float]:
+    """What the clock and the processor, in all threads of this process, show now."""
+    return time.perf_counter(), time.process_time()
+
+
+def minutes_since(start: tuple[float, float]) -> dict[str, float]:
+    """Minutes of both since then, as `TOOK` tells them."""
+    now = clocks()
+    return {"minutes": (now[0] - start[0]) / 60, "processor_minutes": (now[1] - start[1]) / 60}
+
+
+def replace_section(file: Path, text: str, begin: str, end: str) -> None:
+    """Writes the text between its marks, at the end of the file if they are not there yet."""
+    old = file.read_text(encoding="utf-8") if file.exists() else "# Results\n"
+    section = f"{begin}\n{text}\n{end}"
+    if begin in old and end in old:
+        before, after = old.split(begin)[0], old.split(end)[1]
+        new = before + section + after
+    else:
+        new = old.rstrip("\n") + "\n\n" + section + "\n"
+    file.write_text(new, encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -284,6 +285,34 @@ def test_the_section_of_responses_ranks_by_what_has_not_seen_the_prompt_and_is_t
         responses_section(demo, given)
 
 
+def test_a_measurement_says_how_long_it_took_on_the_clock_and_on_the_processor(demo, tmp_path, caplog):
+    from real_runs import measure, options
+
+    def busy(model, given):
+        until = time.process_time() + 0.3
+        while time.process_time() < until:
+            pass
+        return "told", {"number": 1}
+
+    def idle(model, given):
+        time.sleep(0.3)
+        return "told", {"number": 1}
+
+    caplog.set_level("INFO")
+    file = tmp_path / "numbers.json"
+    given = options("", kept="").parse_args(["--real", str(demo), "--json", str(file)])
+    took = {}
+    for section in (busy, idle):
+        measure(given, section, "", "")
+        took[section] = json.loads(file.read_text())
+        assert took[section].pop("number") == 1
+        assert caplog.messages[-1] == "{minutes:.1f} minutes, {processor_minutes:.1f} of processor time".format(
+            **took[section]
+        )
+    assert min(each["minutes"] for each in took.values()) >= 0.3 / 60
+    assert took[busy]["processor_minutes"] >= 0.3 / 60 > 2 * took[idle]["processor_minutes"]
+
+
 def test_the_section_of_variants_holds_every_way_and_judges_what_was_left_out(demo, tmp_path, sets):
     from evaluate_variants import END, SHARES, variants_section
 
@@ -353,3 +382,27 @@ def test_the_section_of_graded_responses_writes_once_and_shows_nothing_unasked(
     assert rows[0]["rejected"][:40] in caplog.text
     with pytest.raises(AssertionError, match="done again"):  # the control: one more ladder is written
         graded_section(model, argparse.Namespace(**{**vars(given), "ladders": 5}))
+
+
+def test_the_section_of_traces_has_every_table_and_writes_ladders_once(tiny_llama, tmp_path, sets, monkeypatch, caplog):
+    from evaluate_traces import SETS, traces_section
+    from tiny_causal import CHAT, save_tiny_causal
+
+    model = save_tiny_causal(tiny_llama, tmp_path / "model", CHAT)
+    rows = [{**row, "rejected": " ".join((row["rejected"].split() * 9)[:50])} for row in sets["pku_saferlhf"][:12]]
+    (tmp_path / "pku_saferlhf.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("evaluate_traces.costs", lambda *_: ("### What it costs", {}))  # of long texts, and timed
+    caplog.set_level("INFO")
+    given = options(tmp_path, rows=12, layer=1, ladders=2, only=None)
+    text, numbers = traces_section(model, given)
+    assert set(numbers) == {"settled", "turns", "poolings", "costs"}
+    assert set(numbers["settled"]) == set(SETS)
+    assert any(name.startswith("written") for name in numbers["turns"])
+    assert not any(row["rejected"][:40] in text + caplog.text for row in rows)
+    monkeypatch.setattr("legend_hf.writing.writer.load_generator", never)
+    assert traces_section(model, given) == (text, numbers)
+    with pytest.raises(AssertionError, match="done again"):  # the control: one more ladder is written
+        traces_section(model, argparse.Namespace(**{**vars(given), "ladders": 3}))
+    assert traces_section(model, argparse.Namespace(**{**vars(given), "only": "costs"})) == (
+        "### What it costs", {"costs": {}},
+    )  # fmt: skip
