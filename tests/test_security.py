@@ -5,6 +5,7 @@ That strings cannot break out of a card is in `test_cards`; refused artifacts, b
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import stat
 import struct
 import tempfile
 import traceback
+import unicodedata
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -28,8 +30,10 @@ from builders import pair_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loopback_hub import WRITE_TOKEN, LoopbackHub
+from typer.testing import CliRunner
 
 from legend_hf import ArtifactError, Direction, LegendMarginFn, Writer, annotate, fit_direction, publish
+from legend_hf.cli import app, screen
 from legend_hf.directions import differences
 from legend_hf.directions import direction as direction_module
 from legend_hf.directions.calibrate import RAW
@@ -38,6 +42,7 @@ from legend_hf.directions.induce import induce_pairs
 from legend_hf.hub import transfer
 from legend_hf.hub.outputs import write_whole
 from legend_hf.margins.store import Store
+from legend_hf.margins.stores import store_at
 from legend_hf.publish import push_annotated, save_annotated
 from legend_hf.reading import templates
 from legend_hf.reading.formats import conversation
@@ -933,3 +938,38 @@ def test_a_url_where_none_can_be_is_named_without_its_secrets():
         with pytest.raises(ValueError, match=r"s3://\*\*\*@bucket/rows") as refused:
             door("s3://me:hunter22@bucket/rows")
         assert "hunter22" not in str(refused.value)
+
+
+STEERS = "\x1b[2J\x1b]0;mine\x07\u202e\n  9 scores, last used today"
+
+
+@pytest.mark.parametrize("where", ["store", "direction", "error"])
+def test_what_strangers_wrote_steers_no_terminal(whole: Direction, where: str, tmp_path: Path, monkeypatch):
+    """A label in a store at a URL, a fact of a direction, a name in an error."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    url = f"memory://{uuid.uuid4().hex}/run"
+    store_at(url).keep(b"d" * 32, {b"t" * 32: 1.0}, label=f"a model{STEERS}")
+    store_at(url).flush()
+    facts = replace(whole.facts, estimator=f"mean{STEERS}")
+    replace(whole, facts=facts).save_pretrained(tmp_path / "direction")
+    words = {
+        "store": ["store", "show", url],
+        "direction": ["inspect", str(tmp_path / "direction")],
+        "error": ["inspect", f"{tmp_path}/none{STEERS}"],
+    }
+    told = CliRunner().invoke(app, words[where]).output
+    assert "⟨U+001B⟩[2J" in told or "\\x1b[2J" in told, "the control: it is told"
+    assert not {c for c in told if unicodedata.category(c) in ("Cc", "Cf")} - {"\n"}
+    assert not [line for line in told.splitlines() if line.startswith("  9 scores")], "nor is it a line of its own"
+
+
+def speaks_itself(source: str) -> list[str]:
+    """Where a source puts something on the screen by other means than `say` and `show`."""
+    calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [name for name in calls if name in ("print", "typer.echo", "typer.secho", "click.echo", "sys.stdout.write")]
+
+
+def test_every_command_speaks_by_one_function():
+    folder = Path(screen.__file__).parent
+    found = {file.name: speaks_itself(file.read_text(encoding="utf-8")) for file in folder.glob("*.py")}
+    assert {name for name, calls in found.items() if calls} == {"screen.py"}, "the control is in the same line"

@@ -18,7 +18,7 @@ import typer
 from legend_hf.cli.door import Call, command
 from legend_hf.cli.options import Kept, Named, Place, Reading, Rows, load, one_split, save, say_read, say_saved
 from legend_hf.cli.scaling import Scale, annotate_at_scale
-from legend_hf.cli.screen import show
+from legend_hf.cli.screen import say, show
 from legend_hf.hub.rows import check_rows_folder, named_ids, note_sources, sources_of
 
 ROAD = "The common road"
@@ -57,13 +57,13 @@ def fit(fit_direction: Call, estimate_fit: Call, pairs: Rows, *, output: Place, 
     if store.dry_run:
         options = fit_direction.keywords
         said = {field.name: options[field.name] for field in fields(Recipe) if field.name in options}
-        typer.echo(estimate_fit(pairs.one("pairs"), preset=Recipe.made_of(options["preset"], said)).to_text())
+        say(estimate_fit(pairs.one("pairs"), preset=Recipe.made_of(options["preset"], said)).to_text())
         return
     known = described(pairs.source) or pairs.public_name
     direction = fit_direction(pairs.one("pairs"), pairs_source=known, store=keeps)
     direction.save_pretrained(output.output, overwrite=output.overwrite)
-    typer.echo(summary(direction))
-    typer.echo(f"Saved in {output.output}")
+    say(summary(direction))
+    say(f"Saved in {output.output}")
 
 
 @command(
@@ -112,7 +112,7 @@ def annotate(
     sources = sources_of(dataset.source, rows)
     check_saved_place(output.output, {"default": made_of(sources, loaded)}, overwrite=output.overwrite)
     if store.dry_run:
-        typer.echo(estimate(rows, fn).to_text())
+        say(estimate(rows, fn).to_text())
         return
     annotated = run(rows, fn, num_proc=num_proc)
     source = named_ids(sources)
@@ -162,7 +162,7 @@ def report(
     show(made.to_markdown())
     if output is not None:
         saved = made.save(output.output, plots=plots, overwrite=output.overwrite)
-        typer.echo("Saved " + ", ".join(map(str, saved)))
+        say("Saved " + ", ".join(map(str, saved)))
 
 
 @command("publish.push_folder", under=ROAD, without=["token"], renamed={"revision": "branch"})
@@ -191,7 +191,7 @@ def push(
     if (folder / TENSOR_FILE).is_file():
         raise ValueError(f"{str(folder)!r} is a direction; push it by `legend-hf push-direction {folder} {repo_id}`")
     push_folder(folder, repo_id, direction=Reading(direction, direction_revision).load())
-    typer.echo(f"Pushed to {repo_id}")
+    say(f"Pushed to {repo_id}")
 
 
 @command(
@@ -210,7 +210,7 @@ def push_direction(push_to_hub: Call, folder: Path, repo_id: str) -> None:
         folder: Folder that `fit` saved.
     """
     pushed = push_to_hub(Named(folder).load(), repo_id)
-    typer.echo(f"Pushed to {pushed.repo_id}, commit {pushed.revision}")
+    say(f"Pushed to {pushed.repo_id}, commit {pushed.revision}")
 
 
 @command(under=ROAD)
@@ -224,7 +224,7 @@ def inspect(
     from legend_hf.directions.summary import summary
 
     loaded = direction.load()
-    typer.echo(json.dumps(loaded.to_config(), indent=2, sort_keys=True) if as_json else summary(loaded))
+    say(json.dumps(loaded.to_config(), indent=2, sort_keys=True) if as_json else summary(loaded))
 
 
 @command("directions.induce.induce_pairs", under=PAIRS)
@@ -262,7 +262,7 @@ def induce(
         rows = sample_questions(rows, per_category=per_category, **drawn)
     pairs = induce_pairs(rows, output=output.output, overwrite=output.overwrite)
     note_sources(output.output, sources_of(questions.source, rows))
-    typer.echo(pairs.info.description)
+    say(pairs.info.description)
     say_saved(output.output)
 
 
@@ -297,7 +297,7 @@ def score(
     fn = make(direction.load(), store=keeps, overwrite=output.overwrite)
     splits = dataset.splits()
     if store.dry_run:
-        typer.echo(estimate(splits, fn).to_text())
+        say(estimate(splits, fn).to_text())
         return
     scored = run(splits, fn, num_proc=num_proc)
     say_read(scored, "scored", fn.status if fn.skips else None)

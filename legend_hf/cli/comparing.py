@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 
-import typer
-
 from legend_hf.cli.door import Call, Say, command
 from legend_hf.cli.options import Place, Rows
 from legend_hf.cli.preferences import TRAINING
@@ -35,7 +33,7 @@ def compare(
     say(said)
     if output is not None:
         write_whole(output.output, said)
-        typer.echo(f"Saved in {output.output}")
+        say(f"Saved in {output.output}")
 
 
 def _is_compared(file: os.PathLike[str]) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 
 import typer
 
+from legend_hf.cli.screen import say
+
 # Errors of other libraries that are neither ValueError nor OSError, and say that a file, the Hub or the memory fails.
 _FOREIGN = {
     "safetensors.SafetensorError",
@@ -50,12 +52,12 @@ def user_errors(names: Iterable[Any], spell: Spell, *, kept: Path | None = None)
         if not _is_users(error):
             raise
         said = " ".join(" ".join([str(error), *getattr(error, "__notes__", [])]).split()) or type(error).__name__
-        typer.echo(f"Error: {_looked_for(names, error, said)}{spell(said)}", err=True)
+        say(f"Error: {_looked_for(names, error, said)}{spell(said)}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as stop:
-        typer.echo("Stopped.", err=True)
+        say("Stopped.", err=True)
         if kept is not None and kept.with_name(f"{kept.name}.answers").exists():
-            typer.echo(f"What was generated is kept beside {kept}: run the same again to go on.", err=True)
+            say(f"What was generated is kept beside {kept}: run the same again to go on.", err=True)
         raise typer.Exit(130) from stop
     finally:
         logger.removeHandler(said_meanwhile)
@@ -69,7 +71,7 @@ class _Said(logging.Handler):
         self._spell = spell
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(self._spell(record.getMessage()), err=True)
+        say(self._spell(record.getMessage()), err=True)
 
 
 def _is_users(error: Exception) -> bool:

@@ -16,6 +16,7 @@ import typer
 
 from legend_hf._version import __version__
 from legend_hf.cli.door import SETTINGS, Doors
+from legend_hf.cli.screen import say
 from legend_hf.hub.rows import check_splits, save_rows, sources_of
 from legend_hf.hub.rows import load_rows as load
 
@@ -32,7 +33,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"legend-hf {__version__}")
+        say(f"legend-hf {__version__}")
         raise typer.Exit
 
 
@@ -224,16 +225,14 @@ def save(splits: Any, place: Place, kind: str = "parquet", *, source: Rows | Non
     known = sources_of(source.source, rows) if source is not None else None
     files = save_rows(splits, place.output, kind=kind, sources=known, overwrite=place.overwrite)
     for name, one in splits.items():
-        typer.echo(
-            f"{name}: {len(one)} rows in {files[name]}" if name in files else f"{name}: left out, it has no rows"
-        )
+        say(f"{name}: {len(one)} rows in {files[name]}" if name in files else f"{name}: left out, it has no rows")
     say_saved(place.output)
 
 
 def say_saved(output: Path) -> None:
     """The last line of every command that saved a dataset: where, and how to load it."""
     how = f'"json", data_files="{output}"' if output.suffix == ".jsonl" else f'"{output}"'
-    typer.echo(f"Saved in {output}; load_dataset({how}) gives it back")
+    say(f"Saved in {output}; load_dataset({how}) gives it back")
 
 
 def say_read(done: Any, what: str, status: str | None) -> None:
@@ -242,4 +241,4 @@ def say_read(done: Any, what: str, status: str | None) -> None:
 
     skipped = sum(said != OK for rows in done.values() for said in rows[status]) if status is not None else 0
     read = sum(map(len, done.values())) - skipped
-    typer.echo(f"{read} rows {what}" + (f", {skipped} skipped ({status} says why)" if skipped else ""))
+    say(f"{read} rows {what}" + (f", {skipped} skipped ({status} says why)" if skipped else ""))

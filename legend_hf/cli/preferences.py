@@ -18,6 +18,7 @@ import typer
 from legend_hf.cli.annotating import SCORES
 from legend_hf.cli.door import Call, Say, command
 from legend_hf.cli.options import Named, Place, Rows, save, say_saved
+from legend_hf.cli.screen import say
 from legend_hf.hub.outputs import check_file, write_whole
 from legend_hf.hub.rows import check_rows_folder, note_sources, sources_of
 
@@ -42,10 +43,10 @@ def select(
     splits = dataset.splits()
     known = all("pair_similarity" in rows.column_names for rows in splits.values())
     if model is not None and known:
-        typer.echo(f"`pair_similarity` is there already: nothing was measured with {model}")
+        say(f"`pair_similarity` is there already: nothing was measured with {model}")
     kept, shares = select_measured(splits, None if model is None or known else make(model))
     for name, share in shares.items():
-        typer.echo(f"{name}: {share.to_text()}")
+        say(f"{name}: {share.to_text()}")
     save(kept, output, source=dataset, rows=splits)
 
 
@@ -74,7 +75,7 @@ def pairs(
     embedder = None if model is None else embedder_of(model)
     made = make_pairs(splits, model=embedder, direction=direction.load() if direction else None)
     for name, rows in made.items():
-        typer.echo(f"{name}: {len(rows)} pairs of {len(splits[name])} prompts")
+        say(f"{name}: {len(rows)} pairs of {len(splits[name])} prompts")
     save(made, output, source=dataset, rows=splits)
 
 
@@ -94,10 +95,10 @@ def curriculum(make: Call, dataset: Rows, *, output: Place) -> None:
     rows = dataset.one("pairs", numbers=[make.keywords["by"]])
     made = make(rows)
     for name, stage in made.items():
-        typer.echo(f"{name}: {len(stage)} pairs")
+        say(f"{name}: {len(stage)} pairs")
     left_out = len(rows) - sum(map(len, made.values()))
     if left_out:
-        typer.echo(f"left out: {left_out} of {len(rows)} pairs")
+        say(f"left out: {left_out} of {len(rows)} pairs")
     save(made, output, source=dataset, rows=rows)
 
 
@@ -130,13 +131,13 @@ def corrections(correction_ladders: Call, dataset: Rows, *, output: Place, pairs
     sources = sources_of(dataset.source, rows)
     made = correction_ladders(rows, output=output.output, overwrite=overwrite)
     note_sources(output.output, sources)
-    typer.echo(made.info.description)
+    say(made.info.description)
     say_saved(output.output)
     if pairs is not None:
         paired = ladder_pairs(made)
         write_whole(pairs, paired.to_json)
         note_sources(pairs, sources)
-        typer.echo(f"{len(paired)} pairs of every two rungs")
+        say(f"{len(paired)} pairs of every two rungs")
         say_saved(pairs)
 
 
@@ -181,15 +182,15 @@ def corr_at_k(
         check_output(file, reads=reads, overwrite=overwrite)
     found, records = compute_corr_at_k(dataset.one("rows"), judge=verdict, output=file, overwrite=overwrite)
     if judge is None:
-        typer.echo(
+        say(
             "Judged by a rule for English, which is crude: it knows nothing of what is said (its precision and "
             "recall: `help(legend_hf.preferences.corr_at_k.refusal_judge)`). For figures to publish, give `--judge`."
         )
     each = len(records) // len(found.ks)
-    typer.echo(f"Corr@k with 95 % intervals; requests: {found.requests}, continuations at each k: {each}")
+    say(f"Corr@k with 95 % intervals; requests: {found.requests}, continuations at each k: {each}")
     if found.requests < FEW_PROMPTS:
-        typer.echo(f"Doubtful: fewer than {FEW_PROMPTS} requests are too few to rely on.")
-    typer.echo(found.to_text())
+        say(f"Doubtful: fewer than {FEW_PROMPTS} requests are too few to rely on.")
+    say(found.to_text())
     if file is not None:
         write_whole(file, records.to_json)
         say_saved(file)
@@ -207,9 +208,9 @@ def export(export_for: Call, dataset: Rows, *, trainer: str, output: Place, say:
     check_rows_folder(output.output, rows=dataset.source, overwrite=output.overwrite)
     splits = dataset.splits()
     made = export_for(splits, trainer=trainer)
-    typer.echo(f"Columns: {', '.join(made.columns)}")
+    say(f"Columns: {', '.join(made.columns)}")
     if made.flags:
-        typer.echo(f"Flags: {' '.join(made.flags)}")
+        say(f"Flags: {' '.join(made.flags)}")
     if made.notes:
         say("\n".join(f"- {note}" for note in made.notes))
     save(made.dataset, output, "parquet" if trainer == "trl" else "jsonl", source=dataset, rows=splits)
@@ -235,7 +236,7 @@ def check(
     say(said)
     if output is not None:
         write_whole(output.output, said)
-        typer.echo(f"Saved in {output.output}")
+        say(f"Saved in {output.output}")
     if not found.ok:
         raise typer.Exit(1)
 

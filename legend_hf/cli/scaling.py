@@ -9,9 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import typer
-
 from legend_hf.cli.options import Place, Rows
+from legend_hf.cli.screen import say
 
 ENGINES = ("stream", "ray")
 
@@ -69,7 +68,7 @@ def annotate_at_scale(dataset: Rows, fn: Any, place: Place, scale: Scale, *, bat
                 raise ValueError(f"`{name}` is not for Ray, which reads whole files; leave it out, or name the files")
         source = [*dataset.data_files] or dataset.source
         rows = annotate_ray(source, fn, output, batch_size=batch_size, checkpoint=scale.checkpoint)
-        typer.echo(f"{rows} rows annotated in {shown}")
+        say(f"{rows} rows annotated in {shown}")
         return
     if scale.checkpoint is not None:
         raise ValueError(
@@ -78,8 +77,8 @@ def annotate_at_scale(dataset: Rows, fn: Any, place: Place, scale: Scale, *, bat
     done = annotate_stream(_source(dataset), fn, output, shard=scale.shard, split=dataset.split, batch_size=batch_size)
     part = f" of part {scale.shard}" if scale.shard else ""
     for name, number in done.items():
-        typer.echo(f"{name}: {number} rows{part} annotated in {shown}")
-    typer.echo(f'load_dataset("{shown}") gives back what all parts have written')
+        say(f"{name}: {number} rows{part} annotated in {shown}")
+    say(f'load_dataset("{shown}") gives back what all parts have written')
 
 
 def _url(place: Place) -> str:

@@ -9,13 +9,20 @@ import sys
 
 import typer
 
+from legend_hf.hub.frame import visible
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Says something on standard output, or error. What strangers wrote into it, such as names, steers no terminal."""
+    typer.echo(visible(text), err=err)
+
 
 def show(markdown: str) -> None:
     """Shows Markdown, in a terminal with its tables drawn and its entities as the signs that they stand for."""
     if not sys.stdout.isatty():
-        typer.echo(markdown)
+        say(markdown)
         return
     from rich.console import Console
     from rich.markdown import Markdown
 
-    Console(file=sys.stdout).print(Markdown(markdown))
+    Console(file=sys.stdout).print(Markdown(visible(markdown)))

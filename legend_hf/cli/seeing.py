@@ -5,11 +5,10 @@ In: arguments. Out: a page for a browser. This file knows neither how margins ar
 
 from __future__ import annotations
 
-import typer
-
 from legend_hf.cli.annotating import OF_DIRECTION, ROAD
 from legend_hf.cli.door import Call, command
 from legend_hf.cli.options import Place, Reading, Rows
+from legend_hf.cli.screen import say
 
 
 @command("reports.gallery.gallery", under=ROAD, renamed=OF_DIRECTION)
@@ -29,4 +28,4 @@ def trace(gallery: Call, dataset: Rows, direction: Reading, *, output: Place) ->
     check_page(output.output, reads=[dataset.source, *direction.reads], overwrite=output.overwrite)
     made = gallery(dataset.one("dataset"), direction=direction.one())
     made.save(output.output, overwrite=output.overwrite)
-    typer.echo(f"{len(made.pairs)} rows; saved {output.output}, open it in a browser")
+    say(f"{len(made.pairs)} rows; saved {output.output}, open it in a browser")

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from legend_hf.cli.door import GROUPS, command
+from legend_hf.cli.screen import say
 
 KEPT = "What is kept of readings"
 GROUPS["store"] = "Show, prune, merge and compact stores of scores."
@@ -32,13 +33,14 @@ def store_show(path: str | None = None) -> None:
 
     if path is not None and is_url(path):
         held = _existing_at(path).contents()
-        typer.echo(f"{shown(path)}, {sum(kept.scores for kept in held)} scores")
+        say(f"{shown(path)}, {sum(kept.scores for kept in held)} scores")
     else:
         store, size = _existing_store(path)
         held = store.contents()
-        typer.echo(f"{store.path}, {size / 2**20:.1f} MiB")
+        say(f"{store.path}, {size / 2**20:.1f} MiB")
     for kept in held:
-        typer.echo(f"  {kept.scores} scores, last used {kept.used:%Y-%m-%d}: {kept.label} ({kept.digest[:12]})")
+        label = " ".join(kept.label.split())  # of a store at a URL it is whatever somebody wrote there
+        say(f"  {kept.scores} scores, last used {kept.used:%Y-%m-%d}: {label} ({kept.digest[:12]})")
 
 
 @command(name="store prune", under=KEPT)
@@ -61,10 +63,10 @@ def store_prune(
 
     days = 0.0 if everything else unused_days
     if path is None and (fits := forget(default_folder(), unused_days=days)):
-        typer.echo(f"Forgot what {fits} stopped fits had read")
+        say(f"Forgot what {fits} stopped fits had read")
     store, before = _existing_store(path)
     gone = store.prune(unused_days=days)
-    typer.echo(f"Forgot {gone} scores; {store.path} went from {before} to {store.path.stat().st_size} bytes")
+    say(f"Forgot {gone} scores; {store.path} went from {before} to {store.path.stat().st_size} bytes")
 
 
 @command(name="store merge", under=KEPT)
@@ -90,7 +92,7 @@ def store_merge(stores: Sequence[str], *, output: str) -> None:
     store = store_at(output)
     for given in stores:
         source = _existing_at(given) if is_url(given) else store_at(given)
-        typer.echo(f"{store.merge(source)} new scores from {shown(given)}")
+        say(f"{store.merge(source)} new scores from {shown(given)}")
 
 
 @command(name="store compact", under=KEPT)
@@ -108,7 +110,7 @@ def store_compact(url: str) -> None:
     if not is_url(url):
         raise ValueError(f"{url!r} is no URL, and a store in a file is compact; give the URL of a store")
     before, after = _existing_at(url).compact()
-    typer.echo(f"{shown(url)} went from {before} to {after} files of scores")
+    say(f"{shown(url)} went from {before} to {after} files of scores")
 
 
 def _existing_at(url: str) -> Any:

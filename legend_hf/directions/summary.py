@@ -25,4 +25,5 @@ def summary(direction: Direction) -> str:
         ("effect", "not recorded" if facts.effect is None else f"{facts.effect:+.2f} deviations, held out"),
         ("calibration", direction.calibration.label()),
     ]  # fmt: skip
-    return "\n".join(f"{name:>12}  {value}" for name, value in rows)
+    # A fact is somebody's text: one of several lines could pass for other facts.
+    return "\n".join(f"{name:>12}  {' '.join(str(value).split())}" for name, value in rows)

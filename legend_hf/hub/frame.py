@@ -52,12 +52,17 @@ DARK = Look((20, 22, 26), (232, 234, 238), (158, 164, 174), (58, 62, 70), (32, 1
 
 
 def escape(text: object) -> str:
-    """A text as HTML shows it: its characters, none of which ends a tag, an attribute, or turns the line around.
+    """A text as HTML shows it: `visible`, and nothing in it ends a tag or an attribute."""
+    return html.escape(visible(text), quote=True)
+
+
+def visible(text: object) -> str:
+    """A text in which every character is seen, for a terminal too: none steers it, as strangers' might.
 
     Control characters, marks that change a text's direction and others that are not seen are written as what they are
     called, such as `⟨U+202E⟩`; tabs and line ends stay.
     """
-    return html.escape("".join(c if _plain(c) else f"⟨U+{ord(c):04X}⟩" for c in str(text)), quote=True)
+    return "".join(c if _plain(c) else f"⟨U+{ord(c):04X}⟩" for c in str(text))
 
 
 def _plain(character: str) -> bool:
