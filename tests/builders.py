@@ -1,8 +1,10 @@
-"""Rows that many tests need: mild pairs about things, of which the chosen side answers and the rejected one does not."""
+"""What many tests need: mild pairs about things, whose chosen side answers and whose rejected one does not; an end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+from legend_hf.margins import store
 
 SIX = ("bread", "bikes", "paint", "tents", "maps", "soup")
 
@@ -23,3 +25,9 @@ def pair_rows(things: Iterable[str] = SIX, *, how: str = "with care", after_prom
         }
         for thing in things
     ]
+
+
+def close_stores() -> None:
+    """Closes the files of all stores of this process; the next use opens them anew."""
+    for opened in list(store._OPEN.values()):
+        opened.close()

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import SIX, pair_rows
+from builders import SIX, close_stores, pair_rows
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from legend_hf import Direction, LegendMarginFn, RowError, annotate, fit_direction
 from legend_hf.margins import devices, tables
-from legend_hf.margins.store import close_stores, open_store
+from legend_hf.margins.store import open_store
 from legend_hf.margins.workers import handed_out, workers
 from legend_hf.reading.reader import close_readers
 

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import close_stores
 from datasets import Dataset, load_dataset
 
 from legend_hf import Direction, LegendMarginFn, annotate, fit_direction
-from legend_hf.margins.store import _all, close_stores, open_store
+from legend_hf.margins.store import _all, open_store
 from legend_hf.reading.reader import OpenReader, close_readers
 
 ROWS = 90

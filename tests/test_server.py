@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import close_stores
 
 from legend_hf import Direction, LegendMarginFn, fit_direction
-from legend_hf.margins.store import close_stores
 
 THREADS = 4
 WORDS = ["tea", "maps", "rain", "soup", "trains", "songs", "bread", "stars", "paint", "clocks"]

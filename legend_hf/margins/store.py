@@ -380,12 +380,6 @@ def sending_on() -> Iterator[None]:
         flush_stores()
 
 
-def close_stores() -> None:
-    """Closes every connection of this process; the next use opens a new one."""
-    for store in list(_OPEN.values()):
-        store.close()
-
-
 def _before_fork() -> None:
     for store in list(_OPEN.values()):
         store._before_fork()
