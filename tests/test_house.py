@@ -7,13 +7,16 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
-from collections.abc import Collection, Mapping
-from importlib import import_module
+from collections.abc import Collection, Iterable, Mapping
+from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "legend_hf"
@@ -310,6 +313,60 @@ def test_no_public_function_takes_more_arguments_than_anyone_keeps_in_mind():
     many = ", ".join(f"a{i}" for i in range(13))
     assert long_lists(f"def f({many}): ...\nclass C:\n    def __init__(self, {many}): ...") == {"f", "C"}
     assert long_lists(f"def _f({many}): ...\ndef f(self, {many[4:]}): ...") == set()
+
+
+def idle_options(source: str) -> set[str]:
+    """Options of public functions and methods that change nothing: their bodies never name them."""
+    found = set()
+    for function in [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]:
+        named = {node.id for part in function.body for node in ast.walk(part) if isinstance(node, ast.Name)}
+        idle = {a.arg for a in function.args.kwonlyargs} - named
+        found |= {f"{function.name}: {name}" for name in idle if not function.name.startswith("_")}
+    return found
+
+
+def test_no_option_does_nothing():
+    found = set().union(*(idle_options(file.read_text(encoding="utf-8")) for file in PACKAGE.rglob("*.py")))
+    # Of a store at a URL, which refuses; of an embedder, which is not looked at without its model.
+    assert found == {"prune: unused_days", "open: look"}
+    assert idle_options("def f(a, *, b, seed=0):\n    return a + b") == {"f: seed"}
+    assert idle_options("def f(*, b): return lambda: b\ndef _g(*, b): ...") == set()
+
+
+DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+AT_HAND = {"polars"}  # met only where a user brings rows of it
+
+
+def packages(requirements: Iterable[str]) -> set[str]:
+    """Names of packages, as they are compared, of requirements that hold without an extra."""
+    made = [r for r in map(Requirement, requirements) if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return {canonicalize_name(r.name) for r in made}
+
+
+def undeclared(sources: Iterable[str], declared: Iterable[str]) -> set[str]:
+    """What sources import that is neither Python's nor ours, nor declared, nor needed by a declared package itself."""
+    first = packages(declared)
+    known = first.union(*(packages(metadata.requires(name) or ()) for name in first))
+    tops = {name.partition(".")[0] for source in sources for name in all_imports(source)}
+    of = metadata.packages_distributions()
+    ours = sys.stdlib_module_names | {"legend_hf"}
+    return {t for t in tops - ours if not {canonicalize_name(d) for d in of.get(t, ())} & known}
+
+
+def all_imports(source: str) -> set[str]:
+    nodes = list(ast.walk(ast.parse(source)))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+
+
+def test_what_is_imported_comes_with_what_is_declared():
+    extras = DECLARED["optional-dependencies"]
+    wanted = [*DECLARED["dependencies"], *(r for name, some in extras.items() if name != "dev" for r in some)]
+    sources = [file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py")]
+    assert undeclared(sources, wanted) == AT_HAND
+    # The control: without what it stands for, each kind of import is seen.
+    assert undeclared(["def f():\n    import pyarrow.parquet"], ["datasets"]) == set()
+    assert undeclared(["def f():\n    import pyarrow.parquet\n    from trl import x"], ["numpy"]) == {"pyarrow", "trl"}
 
 
 def files_in(tree: str) -> list[str]:

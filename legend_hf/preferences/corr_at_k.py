@@ -86,7 +86,7 @@ class CorrAtK:
         return "\n".join([*lines, f"  mean  {rate(self.mean, self.mean_interval)}"])
 
 
-def corr_at_k(verdicts: Dataset | Iterable[Mapping[str, Any]], *, seed: int = 0) -> CorrAtK:
+def corr_at_k(verdicts: Dataset | Iterable[Mapping[str, Any]]) -> CorrAtK:
     """Counts verdicts: Corr@k = sum of verdicts / number of continuations, and the mean over k (paper, evaluation).
 
     Intervals are ours. The order of the verdicts changes nothing.
@@ -95,7 +95,6 @@ def corr_at_k(verdicts: Dataset | Iterable[Mapping[str, Any]], *, seed: int = 0)
         verdicts: Rows with `k` (words), `request` (text; equal ones are one request) and `corrected` (bool, or 0 or
             1). Each request has as many verdicts at one k as at every other. Maybe with `words`, the number of words
             that the continuation follows.
-        seed: Changes nothing: no interval here needs draws.
 
     Returns:
         The rates.
@@ -128,7 +127,7 @@ def corr_at_k(verdicts: Dataset | Iterable[Mapping[str, Any]], *, seed: int = 0)
                 f"the request {request:.60} has verdicts at k: {counts}; give it as many at each k as at every other, "
                 "or leave it out"
             )
-    # Requests by name and verdicts by value, so that the order of the rows changes neither sums nor draws.
+    # Requests by name and verdicts by value, so that the order of the rows changes no sum.
     names = sorted(cells)
     tables = [np.array([sorted(cells[name][k]) for k in ks], dtype=np.float64).T for name in names]  # each [b, K]
     values = np.concatenate(tables)  # [n, K]

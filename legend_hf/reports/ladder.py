@@ -58,7 +58,6 @@ def ladder_check(
     responses_column: str = "responses",
     prompt_column: str = "prompt",
     on_error: str = "raise",
-    seed: int = 0,
     device: str | None = None,
     batch_tokens: int | None = None,
     store: str | os.PathLike[str] | None = None,
@@ -77,7 +76,6 @@ def ladder_check(
         responses_column: Name of the responses' column.
         prompt_column: Name of the prompts' column; without a column `prompt`, responses hold whole conversations.
         on_error: `"raise"` at the first row that cannot be read, before any is scored, or `"skip"` such rows.
-        seed: Changes nothing: no interval here needs draws.
         device: Where to run; None takes a GPU when there is one.
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
         store: File, `.sqlite`, or URL that keeps every score as soon as it is read, as for `LegendMarginFn`.

@@ -252,7 +252,7 @@ def report(
                 coverage=spread,
                 ladder=None
                 if ladders is None
-                else ladder_check(d, ladders, prompt_column=prompt_column, on_error="skip", seed=seed, device=device),
+                else ladder_check(d, ladders, prompt_column=prompt_column, on_error="skip", device=device),
             )
             for name, d in directions.items()
         )
