@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -63,7 +63,7 @@ class Read:
         last: The same pairs with differences of the last token of the response.
         means: Means over the responses `[layers, n, 2, d_model]`, chosen first.
         safe: Raters' share that called each response safe, `[n, 2]`; NaN where the set does not say.
-        ends: The same pairs with differences of the tokens that end the turn, where they were asked for.
+        ends: The same pairs with differences of the tokens that end the turn, where they were read of all.
     """
 
     pairs: Pairs
@@ -91,7 +91,7 @@ def real_section(
     """
     limits = {name: int(count) for name, count in (one.split("=") for one in most)}
     # The ends of turns are `evaluate_variants.py`'s: in this pass, the first over all pairs, they cost nothing.
-    read, reader = read_sets(model, data, kept, limits, device, ends=True)
+    read, reader = read_sets(model, data, kept, limits, device, ends=FITTED)
     pairs = read.pairs
     fitted = np.isin(pairs.names, FITTED)
     splits = splits_of(pairs, fitted, seeds)
@@ -133,17 +133,16 @@ def read_sets(
     device: str | None,
     more: Mapping[str, Sequence[dict[str, Any]]] | None = None,
     template: str = "auto",
-    ends: bool = False,
+    ends: Collection[str] = (),
 ) -> tuple[Read, Reader]:
     """Reads every set at all layers, and `more` of them; pairs that do not fit the model's window are left out.
 
-    With `ends`, and a chat template to end a turn, the token that ends it is a third view of the same pass.
+    Of the sets in `ends`, where a chat template ends a turn, the token that ends it is a third view of the same pass.
     """
     reader = describe_model(str(model), device=device, dtype="float32", template=template)
     opened = open_reader(reader, Runtime(path=str(model), device=device))
-    ends = ends and reader.template == CHAT
     readers = [opened]
-    if ends:
+    if ends and reader.template == CHAT:
         closed = replace(reader, eos="template", pooling="last")
         readers.append(open_reader(closed, Runtime(path=str(model), device=device)))
     rows: list[dict[str, Any]] = []
@@ -158,7 +157,7 @@ def read_sets(
         parsed = pairs_from_batch({key: [row[key] for row in read] for key in ("prompt", "chosen", "rejected")})
         good = [(row, pair) for row, pair in zip(read, parsed, strict=True) if isinstance(pair, Pair)]
         sides = [[pair.chosen for _, pair in good], [pair.rejected for _, pair in good]]
-        encoded = [one.encode(side) for one in readers for side in sides]
+        encoded = [one.encode(side) for one in readers[: 1 + (name in ends)] for side in sides]
         texts: list[Tokens] = []
         closes: list[Tokens] = []
         for (row, _), *views in zip(good, *encoded, strict=True):
@@ -168,10 +167,10 @@ def read_sets(
                 names.append(name)
                 texts += fitting[:2]
                 closes += fitting[2:]
-        states = read_states(opened, texts, path=model, folder=kept, title=name, ends=closes if ends else None)
+        states = read_states(opened, texts, path=model, folder=kept, title=name, ends=closes or None)
         means.append(states[:, :, MEAN].reshape(len(states), -1, 2, reader.d_model))
         lasts.append(states[:, 0::2, LAST] - states[:, 1::2, LAST])
-        if ends:
+        if closes:
             turns.append(states[:, 0::2, END] - states[:, 1::2, END])
     every = np.concatenate(means, axis=1)
     groups = resample.groups_of([opening(row["prompt"]) for row in rows])
@@ -179,7 +178,7 @@ def read_sets(
     pairs = Pairs(rows, np.array(names), groups, lengths, every[:, :, 0] - every[:, :, 1])
     last = replace(pairs, differences=np.concatenate(lasts, axis=1))
     safe = np.array([[row.get("chosen_safe_rate", np.nan), row.get("rejected_safe_rate", np.nan)] for row in rows])
-    ended = replace(pairs, differences=np.concatenate(turns, axis=1)) if ends else None
+    ended = replace(pairs, differences=np.concatenate(turns, axis=1)) if len(turns) == len(lasts) else None
     return Read(pairs, last, every, safe.astype(np.float64), ended), reader
 
 

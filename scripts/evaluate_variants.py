@@ -4,9 +4,9 @@ In: the folder that `scripts/real_llm` makes; a folder with the sets that `evalu
 `evaluate_induced.py` ran before, its pairs too. Out: tables on the terminal, in Markdown and as JSON. Hidden states are
 those of `evaluate_direction.py`, kept outside the repository.
 
-* Ways to fit, on half of the prompts of hh-rlhf and PKU-SafeRLHF, judged on the other half: other pooling, pooling by
-  held-out accuracy, pairs cleaned by raters or by a first fit, several fits averaged. Judged pairs are never cleaned.
-* Pooling on each of the two sets alone: is the one that held-out accuracy picks the best there?
+* Ways to fit, on half of the prompts of hh-rlhf and PKU-SafeRLHF, judged on the other half: the last token, pairs
+  cleaned by raters or by a first fit, several fits averaged. Judged pairs are never cleaned.
+* Pooling on either set and on both: mean, last token or end of turn, and the one that held-out accuracy picks.
 * The chat template beside plain dialogue, on the first pairs of both.
 * Choosing by sources left out, on pairs of a source that is not among them, and on more of the same.
 
@@ -41,7 +41,7 @@ USUAL = "what `fit` does"
 BY_SOURCE = Recipe("by sources left out", by_source=True)
 
 MEAN, LAST, END = USUAL, "last token of the response", "end-of-turn token"
-POOLED = "pooling by held-out accuracy"
+PICKED = "picked by held-out accuracy"
 
 Fitted = tuple[Pairs, int, np.ndarray]  # the view that is scored, the layer, the vector
 
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--template-pairs", type=int, default=128, help="pairs of either set read as plain dialogue; 0: none"
     )
+    parser.add_argument("--ends", type=int, metavar="PAIRS", help="pooling: only the first pairs of either set")
     parser.add_argument("--seeds", type=int, default=4, help="how often the prompts are dealt anew")
     measure(parser.parse_args(), variants_section, BEGIN, END)
 
@@ -62,8 +63,9 @@ def variants_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[
     limits = {name: int(count) for name, count in (one.split("=") for one in given.first)}
     made = given.kept / "induced_chat.jsonl"
     more = {"induced": read_jsonl(made)} if made.is_file() else {}
-    read, reader = read_sets(model, given.data, given.kept, limits, given.device, more, ends=True)
+    read, reader = read_sets(model, given.data, given.kept, limits, given.device, more)
     first = f" --first {' '.join(given.first)}" if given.first else ""
+    first += f" --ends {given.ends}" if given.ends is not None else ""
     intro = (
         "## What raises it\n\nOn SmolLM2-135M-Instruct, dequantised from 4 bits: share of pairs, in %, whose safer "
         "response scores higher, on prompts that were not fitted on, with 95 % intervals by prompt; means over "
@@ -88,18 +90,15 @@ def ways(read: Read, reader: Reader, model: Path, given: argparse.Namespace) -> 
     pairs = read.pairs
     fitted = np.isin(pairs.names, FITTED)
     outcomes: dict[str, Outcome] = {}
-    took: Counter[str] = Counter()
     for inside, outside, seed in splits_of(pairs, fitted, given.seeds):
-        found = ways_of(read, inside, reader, seed)
-        for name, fit in found.items():
+        for name, fit in ways_of(read, inside, reader, seed).items():
             judge(outcomes, name, outside, fit)
-        took[picked(found)] += 1
         log.info("seed %d", seed)
     note = (
         "Fitted on half of the prompts of hh-rlhf and PKU-SafeRLHF. Raters: pairs of PKU-SafeRLHF left out of the fit "
         "whose raters are not of one mind, or one of whom voted against. A first fit: the pairs with the lowest "
         f"held-out margins left out of the second. Averaged: {BOOTSTRAPS} fits on prompts drawn anew, at the layer "
-        f"that was chosen. Held-out accuracy took: {counted(took)}."
+        "that was chosen."
     )
     return compared("Ways to fit", note, pairs, outcomes)
 
@@ -107,8 +106,8 @@ def ways(read: Read, reader: Reader, model: Path, given: argparse.Namespace) -> 
 def ways_of(read: Read, inside: np.ndarray, reader: Reader, seed: int) -> dict[str, Fitted]:
     """Every way's direction of some pairs."""
     pairs = read.pairs
-    found, choices = pooled(read, inside, reader, seed)
-    choice = choices[USUAL]
+    vector, choice = fit_on(pairs, inside, AUTO, reader, seed)
+    found = {USUAL: (pairs, choice.place, vector), LAST: refit(read.last, inside, reader, seed)}
     doubted = np.array([not row.get("clean", True) or row.get("votes_against", 0) > 0 for row in pairs.rows])
     found["without what raters doubt"] = refit(pairs, inside & ~doubted, reader, seed)
     for lost in SHARES:
@@ -117,25 +116,6 @@ def ways_of(read: Read, inside: np.ndarray, reader: Reader, seed: int) -> dict[s
         found[f"without the {100 * lost:.0f} % that a first fit doubts"] = refit(pairs, keep, reader, seed)
     found[f"{BOOTSTRAPS} fits averaged"] = (pairs, choice.place, bagged(pairs, inside, choice, seed))
     return found
-
-
-def pooled(read: Read, inside: np.ndarray, reader: Reader, seed: int) -> tuple[dict[str, Fitted], dict[str, Choice]]:
-    """What `fit` does with each pooling, and with the one that its held-out accuracy is highest with."""
-    views = {MEAN: read.pairs, LAST: read.last, **({END: read.ends} if read.ends is not None else {})}
-    fits = {name: fit_on(view, inside, AUTO, reader, seed) for name, view in views.items()}
-    found = {name: (views[name], choice.place, vector) for name, (vector, choice) in fits.items()}
-    best = max(fits, key=lambda name: float(right(fits[name][1].unbiased).mean()))
-    return {**found, POOLED: found[best]}, {name: choice for name, (_, choice) in fits.items()}
-
-
-def picked(found: Mapping[str, Fitted]) -> str:
-    """Which pooling held-out accuracy picked."""
-    return next(name.replace(MEAN, "mean") for name, fit in found.items() if fit is found[POOLED])
-
-
-def counted(took: Mapping[str, int]) -> str:
-    """How often each pooling was picked."""
-    return ", ".join(f"{name} ({times}x)" for name, times in took.items())
 
 
 def judge(outcomes: dict[str, Outcome], name: str, outside: np.ndarray, fit: Fitted) -> None:
@@ -147,7 +127,7 @@ def judge(outcomes: dict[str, Outcome], name: str, outside: np.ndarray, fit: Fit
 
 
 def refit(pairs: Pairs, inside: np.ndarray, reader: Reader, seed: int) -> Fitted:
-    """What `fit` chooses on fewer pairs."""
+    """What `fit` chooses on other pairs."""
     vector, choice = fit_on(pairs, inside, AUTO, reader, seed)
     return pairs, choice.place, vector
 
@@ -191,32 +171,55 @@ def signed(cell: Sequence[float]) -> str:
 # -- Pooling -------------------------------------------------------------------------------------------------
 
 
-def pooling(read: Read, reader: Reader, model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Either set alone: every pooling's accuracy on the other half, and how often each was picked."""
-    pairs = read.pairs
+def pooling(read: Read, reader: Reader, model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
+    """Every pooling's accuracy on the other half of one set or both, and how often each was picked."""
+    limits = {name: int((read.pairs.names == name).sum()) if name in FITTED else 0 for name in TITLES}
+    if given.ends is not None:
+        limits = {name: min(count, given.ends) for name, count in limits.items()}
+    seen, _ = read_sets(model, given.data, given.kept, limits, given.device, ends=FITTED)
+    views = {MEAN: seen.pairs, LAST: seen.last, END: seen.ends}
+    if seen.ends is None:  # the template of another model may end no turn
+        del views[END]
+    return by_pooling({name: view for name, view in views.items() if view is not None}, reader, given.seeds)
+
+
+def by_pooling(views: Mapping[str, Pairs], reader: Reader, seeds: int) -> tuple[str, dict[str, Any]]:
+    """The table of some views of the same pairs."""
+    pairs = views[MEAN]
     numbers: dict[str, Any] = {}
-    lines: list[str] = []
-    for one in FITTED:
+    heads = [name.replace(MEAN, "mean over the response") for name in (*views, PICKED)]
+    lines = [f"| fitted and judged on | {' | '.join(heads)} | ahead of the mean | took |"]
+    lines += ["|---" * (len(heads) + 3) + "|"]
+    for sets in (*((name,) for name in FITTED), FITTED):
         outcomes: dict[str, Outcome] = {}
         took: Counter[str] = Counter()
-        fitted = pairs.names == one
-        for inside, outside, seed in splits_of(pairs, fitted, given.seeds):
-            found, _ = pooled(read, inside, reader, seed)
-            for name, fit in found.items():
-                judge(outcomes, name, outside & fitted, fit)
-            took[picked(found)] += 1
-        judged = fitted & (outcomes[MEAN].times > 0)
-        groups = pairs.groups[judged]
-        cells = {name: share(outcome.share[judged], groups) for name, outcome in outcomes.items()}
-        lead = ahead(outcomes[POOLED].share[judged], outcomes[MEAN].share[judged], groups)
-        numbers[one] = {**cells, "ahead": lead, "took": dict(took)}
-        if not lines:
-            heads = " | ".join(outcomes).replace(MEAN, "mean over the response")
-            lines = [f"| fitted and judged on | {heads} | ahead of the mean | took |", "|---" * (len(cells) + 3) + "|"]
-        told = [*map(percent, cells.values()), signed(lead), counted(took)]
-        lines.append(f"| {TITLES[one]} ({int(judged.sum())}) | {' | '.join(told)} |")
-    note = "Fitted on half of the prompts of one set alone, judged on the other half of the same."
-    return f"### Pooling, set by set\n\n{note}\n\n" + "\n".join(lines), numbers
+        fitted = np.isin(pairs.names, sets)
+        for inside, outside, seed in splits_of(pairs, fitted, seeds):
+            fits = {name: fit_on(view, inside, AUTO, reader, seed) for name, view in views.items()}
+            best = max(fits, key=lambda name: float(right(fits[name][1].unbiased).mean()))
+            for name, taken in (*zip(views, views, strict=True), (PICKED, best)):
+                vector, choice = fits[taken]
+                judge(outcomes, name, outside & fitted, (views[taken], choice.place, vector))
+            took[best.replace(MEAN, "mean")] += 1
+        judged = [(pairs.names == name) & (outcomes[MEAN].times > 0) for name in sets]
+        title = " and ".join(TITLES[name] for name in sets)
+        cells = {name: over(outcome.share, pairs, judged) for name, outcome in outcomes.items()}
+        lead = over(outcomes[PICKED].share - outcomes[MEAN].share, pairs, judged)
+        numbers[title] = {**cells, "ahead": lead, "took": dict(took)}
+        picked = ", ".join(f"{name} ({times}x)" for name, times in took.most_common())
+        told = [*map(percent, cells.values()), signed(lead), picked]
+        lines.append(f"| {title} ({int(sum(where.sum() for where in judged))}) | {' | '.join(told)} |")
+        log.info("%s", lines[-1])
+    note = (
+        "Fitted on half of the prompts of one set alone, or of both, and judged on the other half of the same; both "
+        "sets count the same."
+    )
+    return f"### Pooling\n\n{note}\n\n" + "\n".join(lines), numbers
+
+
+def over(values: np.ndarray, pairs: Pairs, sets: Sequence[np.ndarray]) -> list[float]:
+    """Mean of values `[n]` over some sets, each counting the same, and its interval."""
+    return average([(values[where], pairs.groups[where]) for where in sets])
 
 
 # -- Templates -----------------------------------------------------------------------------------------------

@@ -314,44 +314,65 @@ def test_a_measurement_says_how_long_it_took_on_the_clock_and_on_the_processor(d
 
 
 def test_the_section_of_variants_holds_every_way_and_judges_what_was_left_out(demo, tmp_path, sets):
-    from evaluate_variants import END, SHARES, variants_section
+    from evaluate_variants import END, FITTED, LAST, MEAN, PICKED, SHARES, variants_section
 
-    text, numbers = variants_section(demo, options(tmp_path, template_pairs=24))
-    assert len(numbers["ways"]) == 5 + len(SHARES)
-    assert END not in text, "no template that ends a turn"
+    for name in FITTED:  # texts that all end with the same token have one state there
+        rows = [{**row, "rejected": row["rejected"].rstrip(".")} for row in sets[name]]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text, numbers = variants_section(demo, options(tmp_path, template_pairs=24, ends=24))
+    assert len(numbers["ways"]) == 4 + len(SHARES)
     assert numbers["ways"]["what `fit` does"]["ahead"][0] == 0
     assert set(numbers["sources"]) == {n for n in sets if n != "advbench"}
     assert set(numbers["templates"]) == {"chat template", "plain dialogue"}
-    for told in ("without what raters doubt", "fits averaged", "by sources", "plain dialogue"):
+    assert len(numbers["pooling"]) == len(FITTED) + 1
+    for told in numbers["pooling"].values():
+        assert set(told) == {MEAN, LAST, PICKED, "ahead", "took"}
+    assert END not in text, "this model has no template that ends a turn"
+    for told in ("without what raters doubt", "fits averaged", "by sources", "plain dialogue", "(48)"):
         assert told in text
 
 
-def test_pooling_by_held_out_accuracy_takes_the_view_in_which_the_sides_differ(demo, tmp_path, sets, monkeypatch):
+def test_the_end_of_a_turn_is_read_of_the_sets_that_it_is_asked_of(tiny_llama, tmp_path, sets, monkeypatch):
+    from evaluate_real import FITTED, read_sets
+    from evaluate_variants import END, LAST, MEAN, pooling
+    from tiny_causal import CHAT, save_tiny_causal
+
+    model = save_tiny_causal(tiny_llama, tmp_path / "model", CHAT)
+    kept = tmp_path / "kept"
+    read, reader = read_sets(model, tmp_path, kept, {}, "cpu")
+    assert read.ends is None
+    assert read_sets(model, tmp_path, kept, {}, "cpu", ends=FITTED)[0].ends is None, "not of all"
+    some = read_sets(model, tmp_path, kept, dict.fromkeys(set(sets) - set(FITTED), 0), "cpu", ends=FITTED)[0]
+    assert some.ends is not None
+    assert some.ends.differences.shape == some.last.differences.shape
+    assert np.abs(some.ends.differences - some.last.differences).max() > 0.01
+    monkeypatch.setattr("evaluate_variants.by_pooling", lambda views, *_: views)
+    views = pooling(read, reader, model, options(tmp_path, ends=None))
+    assert list(views) == [MEAN, LAST, END]
+    for view, own in ((views[MEAN], some.pairs), (views[LAST], some.last), (views[END], some.ends)):
+        assert (view.differences == own.differences).all()
+
+
+def test_pooling_by_held_out_accuracy_takes_the_view_in_which_the_sides_differ(demo, tmp_path, sets):
     from cross_fitting import TITLES
     from evaluate_real import read_sets
-    from evaluate_variants import END, FITTED, LAST, MEAN, POOLED, pooled, pooling, ways
+    from evaluate_variants import END, FITTED, LAST, MEAN, PICKED, by_pooling
 
     read, reader = read_sets(demo, tmp_path, tmp_path / "kept", {n: 0 for n in TITLES if n not in FITTED}, "cpu")
     chance = np.random.default_rng(0)
     drawn = chance.normal(size=read.pairs.differences.shape).astype(np.float32)
     told = drawn + 4 * np.eye(drawn.shape[-1], dtype=np.float32)[0]
-    views = {"pairs": MEAN, "last": LAST, "ends": END}
-    assert set(pooled(read, read.pairs.names == FITTED[0], reader, 0)[0]) == {MEAN, LAST, POOLED}
-    for best, name in views.items():
-        several = {one: replace(read.pairs, differences=told if one == best else drawn) for one in views}
-        seen = replace(read, **several)
-        found, _ = pooled(seen, np.ones(len(drawn[0]), dtype=bool), reader, 0)
-        assert set(found) == {MEAN, LAST, END, POOLED}
-        assert found[POOLED] is found[name]
-        text, numbers = pooling(seen, reader, demo, options(tmp_path))
-        for one in FITTED:
-            assert numbers[one]["took"] == {name.replace(MEAN, "mean"): 2}
-            assert numbers[one][POOLED] == numbers[one][name]
-            assert numbers[one][name][0] == 1.0
-            assert numbers[one]["ahead"][0] == pytest.approx(1 - numbers[one][MEAN][0])
-            assert min(numbers[one][other][0] for other in views.values()) < 0.8
-        assert END in text
-    assert f"{END} (2x)" in ways(seen, reader, demo, options(tmp_path))[0]
+    views = (MEAN, LAST, END)
+    for best in views:
+        several = {name: replace(read.pairs, differences=told if name == best else drawn) for name in views}
+        _, numbers = by_pooling(several, reader, 1)
+        assert len(numbers) == len(FITTED) + 1
+        for each in numbers.values():
+            assert each["took"] == {best.replace(MEAN, "mean"): 2}
+            assert each[PICKED] == each[best]
+            assert each[best][0] == 1.0
+            assert each["ahead"][0] == pytest.approx(1 - each[MEAN][0])
+            assert min(each[name][0] for name in views) < 0.8, "the control: the others are by chance"
 
 
 def test_the_section_of_graded_responses_writes_once_and_shows_nothing_unasked(
