@@ -20,6 +20,7 @@ from legend_hf import Direction, LegendMarginFn, RowError, annotate, fit_directi
 from legend_hf.margins import devices, tables
 from legend_hf.margins.store import open_store
 from legend_hf.margins.workers import handed_out, workers
+from legend_hf.reading import reader as readers
 from legend_hf.reading.reader import close_readers
 
 annotating = import_module("legend_hf.margins.annotate")
@@ -59,7 +60,9 @@ def test_two_processes_give_the_numbers_of_one_and_their_order(direction, rows, 
     rows.save_to_disk(tmp_path)
     stored = DatasetDict(train=Dataset.load_from_disk(tmp_path), test=rows.select(range(7)), empty=rows.select([]))
     fn = LegendMarginFn(direction)
+    close_readers()
     done = annotate(stored, fn, devices=TWO)
+    assert not readers._LOADED, "workers load models, this process none"
     assert same(done["train"], alone)
     assert same(done["test"], alone.select(range(7)))
     assert len(done["empty"]) == 0

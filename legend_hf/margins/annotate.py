@@ -82,19 +82,23 @@ def annotate(
     made: Mapping[str | None, Any] = {}
     with stopping_in_order(transform.how_to_go_on, workers=num_proc is not None), sending_on():
         try:
-            for name, split in splits.items():
+            for split in splits.values():
                 transform.check_free(split.column_names or ())
-                if devices is None:
+            cached = {name: found for name, split in splits.items() if (found := _cached(split, transform)) is not None}
+            new = {name: split for name, split in splits.items() if name not in cached}
+            if devices is None:
+                for name, split in new.items():
                     _check_split(split, transform, name, batch_size)
-            if devices is not None:
-                new = {name: split for name, split in splits.items() if not _is_cached(split, transform)}
+            else:
                 made = read_on(spread, new, transform, most_rows=batch_size)
         except RowError as refusal:
             if transform is not fn:
                 refusal.add_note('`on_error="skip"` is an option of `LegendMarginFn`: give `annotate` one of those')
             raise
         done = {
-            name: _annotate_split(split, transform, batch_size, num_proc, made.get(name))
+            name: cached[name]
+            if name in cached
+            else _annotate_split(split, transform, batch_size, num_proc, made.get(name))
             for name, split in splits.items()
         }
     in_memory = [split for split in done.values() if isinstance(split, Dataset)]
@@ -157,12 +161,35 @@ def _fingerprint(split: Dataset, fn: Transform) -> str:
     return str(Hasher.hash([split._fingerprint, fn.fingerprint()]))
 
 
-def _is_cached(split: Dataset, fn: Transform) -> bool:
-    """Whether `map` will find its result again."""
-    from datasets import is_caching_enabled
+class _NotCached(Exception):
+    pass
 
-    known = split.cache_files and is_caching_enabled()
-    return bool(known and os.path.exists(split._get_cache_file_path(_fingerprint(split, fn))))
+
+def _not_cached(batch: Any) -> Any:
+    raise _NotCached
+
+
+def _cached(split: Any, fn: Transform) -> Dataset | None:
+    """What an earlier run left in the cache, whoever read it: `map` knows, and calls a function where there is none."""
+    if not getattr(split, "cache_files", None) or not len(split):  # of a stream, and in memory, nothing is kept
+        return None
+    try:
+        with _one_bar(True):
+            return _mapped(split, _not_cached, fn)
+    except _NotCached:
+        return None
+
+
+def _mapped(split: Dataset, made_by: Any, fn: Transform, **options: Any) -> Dataset:
+    mapped = split.with_format(None).map(
+        made_by,
+        batched=True,
+        features=fn.features(split.features),
+        new_fingerprint=_fingerprint(split, fn),
+        desc="Annotating",
+        **options,
+    )
+    return shown_as(mapped, split)
 
 
 def _annotate_split(split: Any, fn: Transform, batch_size: int, num_proc: int | None, made: Any = None) -> Any:
@@ -176,18 +203,15 @@ def _annotate_split(split: Any, fn: Transform, batch_size: int, num_proc: int | 
         empty: dict[str, list[Any]] = {name: [] for name in features or ()}
         return shown_as(Dataset.from_dict(empty, features=features, split=split.split), split)
     with _one_bar(made is not None):
-        mapped = split.with_format(None).map(
+        return _mapped(
+            split,
             fn if made is None else _Read(made),
-            batched=True,
+            fn,
             batch_size=batch_size,
             num_proc=num_proc,
             with_rank=num_proc is not None and num_proc > 1,
             with_indices=made is not None,
-            features=features,
-            new_fingerprint=_fingerprint(split, fn),
-            desc="Annotating",
         )
-    return shown_as(mapped, split)
 
 
 class _Read:

@@ -112,6 +112,8 @@ class Scorer:
     def open(self, rank: int | None = None, *, look: bool = False) -> OpenScorer:
         """Opens each reader once, with the directions that it serves: those that read alike but for the layer.
 
+        Their models are loaded when the first text is read.
+
         Args:
             rank: Of the worker; GPUs go round.
             look: Only to ask what is `unread`; the store is not made.
@@ -128,7 +130,7 @@ class Scorer:
         for (reader, path), directions in served.items():
             runtime = Runtime(path, device, self.batch_tokens, self.trust_remote_code, self.route)
             deepest = max(direction.reader.layer for _, direction in directions)
-            opened_reader = open_reader(reader, runtime, depth=deepest)
+            opened_reader = open_reader(reader, runtime, depth=deepest, load=False)
             opened.append(Scoring(opened_reader, tuple(directions), self.how_to_go_on, store, self.traces))
         return OpenScorer(tuple(opened))
 

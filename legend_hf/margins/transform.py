@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class OpenReading(Protocol):
-    """Models in memory, that read."""
+    """Tokenizers in memory, and models as soon as they read."""
 
     def encode(self, conversations: Sequence[Conversation], /) -> Sequence[Any | TextError]:
         """What `read` takes of each conversation, or why it cannot be read."""
@@ -58,7 +58,10 @@ class Reading(Protocol):
         """What to do after a run was stopped."""
 
     def open(self, rank: int | None = None, /, *, look: bool = False) -> OpenReading:
-        """Opens what reads, on the device of a worker; only to ask what is `unread`, where nothing may be made."""
+        """Opens what reads, on the device of a worker; only to ask what is `unread`, where nothing may be made.
+
+        To encode loads no model.
+        """
 
     def not_finite(self, name: str, /) -> str:
         """What is wrong with a text whose numbers are NaN or infinite."""

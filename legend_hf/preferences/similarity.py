@@ -82,7 +82,7 @@ class Embedder:
     how_to_go_on = "nothing was kept, for similarities have no store: the next run reads all rows again"
 
     def open(self, rank: int | None = None, *, look: bool = False) -> OpenEmbedder:
-        """Loads the model, once per process.
+        """Opens the reader, whose model is loaded, once per process, when the first text is read.
 
         Args:
             rank: Of the worker; GPUs go round.
@@ -91,7 +91,7 @@ class Embedder:
         settle_in_worker()
         device = resolve_device(self.device, rank)
         runtime = Runtime(self.path, device, self.batch_tokens, self.trust_remote_code)
-        return OpenEmbedder(self, open_reader(self.reader, runtime))
+        return OpenEmbedder(self, open_reader(self.reader, runtime, load=False))
 
     def not_finite(self, name: str = "") -> str:
         """What is wrong with a text whose embedding is NaN or infinite."""

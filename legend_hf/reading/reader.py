@@ -12,11 +12,11 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import date as calendar_date
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -272,14 +272,30 @@ def describe_model(
 
 
 class OpenReader:
-    """A Reader with its tokenizer and model in memory. Get one from `open_reader`."""
+    """A Reader with its tokenizer in memory, and its model once that is asked for. Get one from `open_reader`."""
 
-    def __init__(self, reader: Reader, loaded: LoadedModel, batch_tokens: int | None = None) -> None:
+    def __init__(
+        self, reader: Reader, known: KnownModel, load: Callable[[], LoadedModel], batch_tokens: int | None = None
+    ) -> None:
         self.reader = reader
         self.batch_tokens = batch_tokens
-        self.tokenizer = loaded.tokenizer
-        self.model = loaded.model
-        self.route = loaded.route
+        self.tokenizer = known.tokenizer
+        self._config = known.config
+        self._load = load
+
+    @cached_property
+    def _loaded(self) -> LoadedModel:
+        return self._load()
+
+    @property
+    def model(self) -> Any:
+        """The model without head, loaded by now."""
+        return self._loaded.model
+
+    @property
+    def route(self) -> Route:
+        """How to read with it, which is tried when it is loaded."""
+        return self._loaded.route
 
     def encode(self, conversations: Sequence[Conversation], *, fitting: bool = False) -> list[Tokens | TextError]:
         """Turns conversations into token ids, each alone; the texts that cannot be read come back as errors.
@@ -307,7 +323,9 @@ class OpenReader:
             else:
                 rendered.append(one)
                 result.append(None)
-        size = self.model.get_input_embeddings().num_embeddings
+        size = getattr(self._config.get_text_config(decoder=True), "vocab_size", None)
+        if not isinstance(size, int):
+            size = self.model.get_input_embeddings().num_embeddings
         read = (
             self._known(text, size)
             for text in templates.tokenize(
@@ -414,39 +432,52 @@ class OpenReader:
 
 
 @dataclass(frozen=True, eq=False)
+class KnownModel:
+    """What a model is known by before its weights are loaded: enough to check rows.
+
+    Attributes:
+        tokenizer: Its fast tokenizer.
+        config: As published, whatever is loaded of it.
+        identity: What would be loaded, whatever it is called.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    identity: Identity
+
+
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A model in memory.
 
     Attributes:
         model: Without a language-model head, maybe without its last blocks.
-        tokenizer: Its fast tokenizer.
-        config: As published, whatever was loaded of it.
-        identity: What was loaded, whatever it is called.
         depth: Highest index into `hidden_states` that it can give.
         route: How to read with it.
     """
 
     model: Any
-    tokenizer: PreTrainedTokenizerBase
-    config: PretrainedConfig
-    identity: Identity
     depth: int
     route: Route
 
 
+_KNOWN: dict[tuple[Any, ...], KnownModel] = {}
 _LOADED: dict[tuple[Any, ...], LoadedModel] = {}
 _loading = threading.RLock()  # one thread at a time, and a model that two ask for is loaded once
 _settled = -1  # the process that has been made safe as a worker
 _OWNER = os.getpid()
 
 
-def open_reader(reader: Reader, runtime: Runtime | None = None, *, depth: int | None = None) -> OpenReader:
-    """Loads a reader's model, once per process.
+def open_reader(
+    reader: Reader, runtime: Runtime | None = None, *, depth: int | None = None, load: bool = True
+) -> OpenReader:
+    """Loads a reader's tokenizer and model, once per process.
 
     Args:
         reader: What to read with.
         runtime: Where to run.
         depth: Highest layer that will be read; None is the reader's own. Blocks above it are not loaded.
+        load: Load the model now; else when it is first asked for, as texts are encoded without it.
 
     Raises:
         ValueError: The model at hand is not the one that the reader names.
@@ -456,26 +487,48 @@ def open_reader(reader: Reader, runtime: Runtime | None = None, *, depth: int | 
     device = resolve_device(runtime.device)
     depth = reader.layer if depth is None else depth
     _settle_in_worker(device)
-    # Readers that differ only in how they cut and pool share one model; how it can be read may depend on the length.
-    source, where = (runtime.path, _state(runtime)) if runtime.path is not None else (reader.model, reader.revision)
-    key = (
-        *(source, where, reader.dtype, reader.max_length),
-        *(runtime.route, runtime.trust_remote_code, device),
-    )
+    known = _known(reader, runtime, _place(reader, runtime))
+    opened = OpenReader(reader, known, lambda: _loaded(reader, runtime, device, depth), runtime.batch_tokens)
+    if load:
+        _ = opened.model
+    return opened
+
+
+def _place(reader: Reader, runtime: Runtime) -> tuple[Any, ...]:
+    """Where a model lies, and what lies there now."""
+    source = (runtime.path, _state(runtime)) if runtime.path is not None else (reader.model, reader.revision)
+    return *source, runtime.trust_remote_code
+
+
+def _known(reader: Reader, runtime: Runtime, place: tuple[Any, ...]) -> KnownModel:
+    """What the reader's model is known by, which must be what the reader names."""
     with _loading:
+        for kept in (_KNOWN, _LOADED):
+            for other in [k for k in kept if k[0] == runtime.path and k[1] != place[1]]:  # what the folder was before
+                del kept[other]
+        if place not in _KNOWN:
+            _KNOWN[place] = _get_to_know(reader, runtime)
+        known = _KNOWN[place]
+        _check_same(reader, known.identity, runtime.path)
+        _check_match(reader, known.config, known.tokenizer)
+        return known
+
+
+def _loaded(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedModel:
+    with _loading:
+        place = _place(reader, runtime)  # a folder may have changed since it was opened
+        known = _known(reader, runtime, place)
+        # Readers that differ only in how they cut and pool share one model; how it is read may depend on the length.
+        key = (*place, reader.dtype, reader.max_length, runtime.route, device)
         if key not in _LOADED or _LOADED[key].depth < depth:
-            for other in [k for k in _LOADED if k[0] == runtime.path and k[1] != where]:  # what the folder was before
-                del _LOADED[other]
-            _LOADED[key] = _load(reader, runtime, device, depth)
-        loaded = _LOADED[key]
-        _check_same(reader, loaded.identity, runtime.path)
-        _check_match(reader, loaded.config, loaded.tokenizer)
-    return OpenReader(reader, loaded, runtime.batch_tokens)
+            _LOADED[key] = _load(reader, runtime, known.config, device, depth)
+        return _LOADED[key]
 
 
 def close_readers() -> None:
     """Forgets every loaded model of this process, to give its memory back."""
     _LOADED.clear()
+    _KNOWN.clear()
 
 
 def resolve_device(device: str | None, rank: int | None = None) -> str:
@@ -528,7 +581,7 @@ def parse_device(device: str) -> tuple[str, int | None]:
     return parsed.type, parsed.index
 
 
-def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedModel:
+def _get_to_know(reader: Reader, runtime: Runtime) -> KnownModel:
     source, commit = runtime.path or reader.model, None if runtime.path else reader.revision
     if source is None:
         raise ValueError(
@@ -542,9 +595,12 @@ def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedMo
         )
     config = load_config(source, commit, runtime.trust_remote_code)
     tokenizer = load_tokenizer(source, commit, runtime.trust_remote_code)
-    identity = _identity(source, commit, runtime.trust_remote_code)
-    _check_same(reader, identity, runtime.path)
-    _check_match(reader, config, tokenizer)
+    return KnownModel(tokenizer, config, _identity(source, commit, runtime.trust_remote_code))
+
+
+def _load(reader: Reader, runtime: Runtime, config: PretrainedConfig, device: str, depth: int) -> LoadedModel:
+    source, commit = runtime.path or reader.model, None if runtime.path else reader.revision
+    assert source is not None
     model = _load_body(source, commit, config, reader.dtype, runtime.trust_remote_code)
     model = model.to(device).eval()
     try:
@@ -556,7 +612,7 @@ def _load(reader: Reader, runtime: Runtime, device: str, depth: int) -> LoadedMo
         raise ValueError(f"{source!r} cannot be read: {said}") from error
     say = logger.info if route.way == "tree" or runtime.route is not None else logger.warning
     say("%s is read the %s way: %s", source, route.way, route.reason)
-    return LoadedModel(model, tokenizer, config, identity, depth, route)
+    return LoadedModel(model, depth, route)
 
 
 def _load_body(source: str, commit: str | None, config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> Any:
