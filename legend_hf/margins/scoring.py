@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -406,4 +407,4 @@ def _digest(direction: Direction) -> bytes:
 def _text_digest(text: Tokens) -> bytes:
     """Hash of token ids and of the positions that are pooled, each with its length: neither runs into the other."""
     numbers = (len(text.ids), *text.ids, len(text.content), *text.content, text.last)
-    return hashlib.sha256(np.array(numbers, dtype="<i8").tobytes()).digest()
+    return hashlib.sha256(struct.pack(f"<{len(numbers)}q", *numbers)).digest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import string
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from legend_hf.reading.formats import SKIP, Conversation, Message
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 CHAT = "chat"
@@ -188,9 +190,9 @@ def tokenize(
     short = [_shortened(one, tokenizer, max_length) for one in rendered]
     special = _Special.of(tokenizer)
     located = (
-        _locate(one, ids, offsets, tokenizer, special, eos=eos, pooling=pooling, max_length=max_length)
+        _locate(one, ids, encoding, tokenizer, special, eos=eos, pooling=pooling, max_length=max_length)
         for portion in _portions([one for one in short if isinstance(one, Rendered)])
-        for one, ids, offsets in zip(portion, *_encode(portion, tokenizer, eos=eos), strict=True)
+        for one, ids, encoding in zip(portion, *_encode(portion, tokenizer, eos=eos), strict=True)
     )
     return [one if isinstance(one, TextError) else next(located) for one in short]
 
@@ -237,19 +239,18 @@ def _portions(rendered: Sequence[Rendered]) -> Iterator[list[Rendered]]:
 
 def _encode(
     rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, *, eos: str
-) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-    """Token ids and their character offsets, for texts of one template."""
+) -> tuple[list[list[int]], list[Encoding]]:
+    """Token ids, and what knows their character offsets, for texts of one template."""
     encoded = tokenizer(
         [one.text if eos == "template" else one.text[: one.spans[-1][1]] for one in rendered],
         add_special_tokens=rendered[0].specials,
-        return_offsets_mapping=True,
         return_attention_mask=False,
         return_token_type_ids=False,
         truncation=False,
         padding=False,
         verbose=False,  # its length warning speaks of the model's window, which is checked below
     )
-    return encoded["input_ids"], encoded["offset_mapping"]
+    return encoded["input_ids"], encoded.encodings
 
 
 def _count(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -279,7 +280,7 @@ class _Special(NamedTuple):
 def _locate(
     rendered: Rendered,
     ids: list[int],
-    offsets: list[tuple[int, int]],
+    encoding: Encoding,
     tokenizer: PreTrainedTokenizerBase,
     special: _Special,
     *,
@@ -288,7 +289,7 @@ def _locate(
     max_length: int,
 ) -> Tokens | TextError:
     """Finds the content tokens of one text and cuts it to `max_length`."""
-    content = _content_of(rendered, offsets)
+    content = _content_of(rendered, encoding)
     if not content:
         return TextError("the response has no tokens; give it some text, or drop the row")
     last = content[-1]
@@ -313,21 +314,42 @@ def _locate(
         if cut > room:
             return _too_long(len(ids) - room, max_length, least="")
         ids = ids[:kept] + ids[kept + cut :]
-        content = [i - cut for i in content]
+        content = [place - cut for place in content]
         last -= cut
     if pooling == "mean_all":
         return Tokens(tuple(ids), tuple(range(len(ids))), last, tuple(content))
     return Tokens(tuple(ids), tuple(content), last)
 
 
-def _content_of(rendered: Rendered, offsets: Sequence[tuple[int, int]]) -> list[int]:
+def _content_of(rendered: Rendered, encoding: Encoding) -> Sequence[int]:
     """Which tokens of a text, uncut, are the response's content."""
-    start, end = rendered.spans[0][0], rendered.spans[-1][1]
-    # As `_inside` says, without a call for each token.
-    content = [i for i, (a, b) in enumerate(offsets) if b > start and (a < end or a == b == end)]
-    if len(rendered.spans) > 1:  # several turns: what stands between the assistant's contents is not content
-        content = [i for i in content if any(_inside(offsets[i], *span) for span in rendered.spans)]
-    return content
+    first, *more = [_tokens_in(encoding, start, end) for start, end in rendered.spans]
+    # Several turns: what stands between the assistant's contents is not content.
+    return first if not more else sorted(set(first).union(*more))
+
+
+def _tokens_in(encoding: Encoding, start: int, end: int) -> range:
+    """The tokens that end past the start of a span of characters and begin before its end.
+
+    Some tokenizers leave spaces out of their offsets; a token of nothing else then has no width, and stands at its end.
+    Offsets ascend, so a few are looked at: a list of all of them costs as much as half of the tokenising. The special
+    tokens that the tokenizer puts around a text have none.
+    """
+
+    def place(token: int) -> tuple[int, int]:
+        return encoding.token_to_chars(token) or (0, 0)
+
+    def is_behind(token: int) -> bool:
+        a, b = place(token)
+        return a >= end and not a == b == end
+
+    stop = len(encoding)
+    while stop and encoding.token_to_chars(stop - 1) is None:
+        stop -= 1
+    first = bisect_right(range(stop), start, key=lambda token: place(token)[1])
+    if first < stop and is_behind(stop - 1):
+        stop = bisect_left(range(stop), True, first, key=is_behind)
+    return range(first, stop)
 
 
 def places_in_text(
@@ -347,8 +369,9 @@ def places_in_text(
     short = _shortened(rendered, tokenizer, max_length)
     if isinstance(short, TextError):
         raise short
-    (offsets,) = _encode([short], tokenizer, eos=eos)[1]
-    return short.text, [offsets[i] for i in _content_of(short, offsets)]
+    (encoding,) = _encode([short], tokenizer, eos=eos)[1]
+    offsets = encoding.offsets
+    return short.text, [offsets[i] for i in _content_of(short, encoding)]
 
 
 def _end_of_turn(ids: Sequence[int], start: int, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -361,15 +384,6 @@ def _end_of_turn(ids: Sequence[int], start: int, tokenizer: PreTrainedTokenizerB
         }
         ends = [i for i in range(start, len(ids)) if ids[i] in special]
     return ends[0] if ends else None
-
-
-def _inside(token: tuple[int, int], start: int, end: int) -> bool:
-    """Whether a token ends past the start and begins before the end.
-
-    Some tokenizers leave spaces out of their offsets; a token of nothing else then has no width, and stands at its end.
-    """
-    a, b = token
-    return b > start and (a < end or a == b == end)
 
 
 def _render_dialogue(conversation: Conversation, joiner: str) -> Rendered:
