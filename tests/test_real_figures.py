@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -311,6 +314,35 @@ def test_a_measurement_says_how_long_it_took_on_the_clock_and_on_the_processor(d
         )
     assert min(each["minutes"] for each in took.values()) >= 0.3 / 60
     assert took[busy]["processor_minutes"] >= 0.3 / 60 > 2 * took[idle]["processor_minutes"]
+
+
+def test_all_measurements_run_in_turn_with_the_same_options_and_the_first_that_fails_is_the_last(tmp_path):
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    shutil.copy(ROOT / "scripts" / "measure_all", scripts)
+    (scripts / "environment").write_text(f'root={tmp_path}; python() {{ {sys.executable} "$@"; }}')
+    (scripts / "real_llm").write_text("#!/usr/bin/env bash\necho made\n")
+    (scripts / "real_llm").chmod(0o755)
+    names = re.findall(r"for name in (.*);", (scripts / "measure_all").read_text())[0].split()
+    assert all((ROOT / "scripts" / f"evaluate_{name}.py").is_file() for name in names)
+    program = "import sys; print(sys.argv[1:], file=sys.stderr); print('1.0 minutes, 2.0 of processor time')"
+    for name in names:
+        (scripts / f"evaluate_{name}.py").write_text(program)
+
+    def run():
+        return subprocess.run([scripts / "measure_all", "--seeds", "2"], capture_output=True, text=True, timeout=60)
+
+    done = run()
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0, [f"{name}: 1.0 minutes, 2.0 of processor time" for name in names],
+    )  # fmt: skip
+    assert done.stderr.count("['--seeds', '2']") == len(names) - 1
+    assert done.stderr.count("['--only', 'real', '--seeds', '2']") == 1
+    (scripts / f"evaluate_{names[1]}.py").write_text("raise SystemExit('out of room')")  # the control
+    done = run()
+    assert done.returncode != 0
+    assert "out of room" in done.stderr
+    assert done.stderr.count("--seeds") == 1
 
 
 def test_the_section_of_variants_holds_every_way_and_judges_what_was_left_out(demo, tmp_path, sets):
