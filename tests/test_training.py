@@ -113,6 +113,20 @@ def test_a_number_of_ones_trains_what_trl_trains_to_the_last_bit(make, use, keep
     assert trained(make(rows(), use, remove_unused_columns=keep))[0] != theirs[0]
 
 
+def test_a_loss_is_read_once_and_logits_that_are_asked_for_keep_no_graph(dpo):
+    trainer = dpo(rows(), "margin_prob")
+    batch = next(iter(trainer.get_train_dataloader()))
+    passes = []
+    trainer.model.base_model.register_forward_hook(lambda *_: passes.append(1))
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    assert len(passes) == 1
+    assert loss.requires_grad, "the control: what is trained on has its graph"
+    again, outputs = trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
+    assert again.item() == loss.item()
+    assert outputs.logits.shape[:2] == batch["input_ids"].shape
+    assert not outputs.logits.requires_grad
+
+
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from legend_hf.training.soft import NEEDS_TRL, WithNumbers, check_rows, check_use, pair_losses, signature
 
 try:
@@ -91,7 +93,11 @@ class SoftDPOTrainer(DPOTrainer):
         chosen, rejected = (policy - fixed for policy, fixed in zip(logps, reference, strict=True))
         loss = pair_losses(self.beta * (chosen - rejected), numbers, self.use).mean()
         self._note(mode, self.beta * chosen.detach(), self.beta * rejected.detach())
-        return (loss, model(**read, use_cache=False)) if return_outputs else loss
+        if not return_outputs:
+            return loss
+        # As in TRL: the fused head makes no logits, so whoever asks for them has them of a pass of their own.
+        with torch.no_grad():
+            return loss, model(**read, use_cache=False)
 
     def _note(self, mode: str, chosen: Any, rejected: Any) -> None:
         """Keeps TRL's metrics of the rewards `[n]` for its log."""
