@@ -248,7 +248,7 @@ def test_annotate_names_the_row_of_the_dataset_and_its_split(direction, reads):
     rows = [*[TEXT] * 7, {**TEXT, "rejected": ""}, TEXT]
     with pytest.raises(RowError, match="^row 7, column `rejected`") as caught:
         annotate(DatasetDict(a=Dataset.from_list([TEXT]), b=Dataset.from_list(rows)), direction, batch_size=2)
-    whose = '`on_error="skip"` is an option of `LegendMarginFn`: give `annotate` one of those'
+    whose = '`on_error="skip"` is an option of `LegendMarginFn`: give one of those'
     assert caught.value.__notes__ == ["in split 'b'", whose]
     assert reads == [], "not even of the split before"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 import subprocess
 import sys
 from itertools import count
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builders import pair_rows
-from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, NamedSplit, Value, load_dataset
 
 from legend_hf import Direction, LegendMarginFn, RowError, annotate, fit_direction
 from legend_hf.margins.store import open_store
@@ -215,7 +216,10 @@ def test_a_row_that_cannot_be_read_is_named_by_its_number_in_the_part(direction,
     bad = Dataset.from_list(made)
     with pytest.raises(RowError, match="row 23, column `chosen`") as refused:
         annotate_stream(bad, direction, tmp_path / "out", rows_per_file=10, batch_size=4)
-    assert refused.value.__notes__ == ["in split 'train', part 1/1; the pieces before it are kept"]
+    assert refused.value.__notes__ == [
+        "in split 'train', part 1/1; the pieces before it are kept",
+        '`on_error="skip"` is an option of `LegendMarginFn`: give one of those',
+    ]
     assert len(loaded(tmp_path / "out")) == 20
     assert annotate_stream(bad, LegendMarginFn(direction, on_error="skip"), tmp_path / "skipped") == {"train": 30}
     assert [s == "ok" for s in loaded(tmp_path / "skipped")["margin_status"]].count(False) == 1
@@ -253,6 +257,10 @@ def test_what_cannot_be_streamed_is_refused_before_the_work(direction, rows, tmp
         ({"source": rows.to_iterable_dataset().shuffle(seed=0)}, "is shuffled in a buffer"),
         ({"source": rows.add_column("margin", [0.5] * ROWS)}, "already has `margin`"),
         ({"fn": 3}, "`fn` is an int; allowed are"),
+        *(
+            ({"source": {name: rows}}, f"a split is called {re.escape(repr(name))}, which names no files")
+            for name in ("a/b", "../a", "train-1", "a..b", ".a", "a b", "", "train[:9]")
+        ),
     ):
         with pytest.raises(ValueError, match=said):
             annotate_stream(**{"source": rows, "fn": direction, "output": tmp_path / "no", **given})
@@ -266,6 +274,51 @@ def test_a_store_keeps_what_a_piece_that_was_not_written_had(direction, rows, wh
         annotate_stream(rows, fn, tmp_path / "out", batch_size=10)
     assert not (tmp_path / "out").exists()
     assert sum(k.scores for k in open_store(tmp_path / "s.sqlite").contents()) == 60
+
+
+@pytest.mark.parametrize("name", ["validation.clean", "данные", "a_1"])
+def test_a_split_goes_on_whatever_it_is_called(direction, rows, tmp_path, calls, name):
+    few = {name: rows.select(range(9))}
+    for _ in range(2):
+        assert annotate_stream(few, direction, tmp_path, rows_per_file=4, batch_size=4) == {name: 9}
+    assert [len(call) for call in calls.made] == [4, 4, 1], "nothing twice"
+    assert len(load_dataset(str(tmp_path), split=name)) == 9
+
+
+def test_a_part_of_several_splits_is_called_train(direction, rows, tmp_path):
+    joined = Dataset(rows.data, split=NamedSplit("train") + NamedSplit("test"))
+    assert annotate_stream(joined.select(range(3)), direction, tmp_path) == {"train": 3}
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_an_output_in_what_is_read_is_refused(direction, rows, tmp_path, form):
+    """The next time its rows would be read, too."""
+    (tmp_path / "rows").mkdir()
+    rows.select(range(4)).to_parquet(tmp_path / "rows" / "0.parquet")
+    (tmp_path / "link").symlink_to(tmp_path / "rows")
+    for inside in ("rows", "rows/out", "link/out"):
+        with pytest.raises(ValueError, match="lies in what is read"):
+            annotate_stream(tmp_path / "rows", direction, form.format(tmp_path / inside))
+    assert annotate_stream(tmp_path / "rows", direction, form.format(tmp_path / "rows-2")) == {"train": 4}
+    assert [path.name for path in (tmp_path / "rows").iterdir()] == ["0.parquet"]
+
+
+def test_a_store_at_a_url_has_all_scores_at_the_end(direction, rows, tmp_path, monkeypatch):
+    """However it ends: on return, and after an error."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def held(url: str) -> int:
+        files, root = fsspec.core.url_to_fs(url)
+        return sum(pq.read_metadata(files.open(name)).num_rows for name in files.glob(f"{root}/*.parquet"))
+
+    made = pair_rows([f"thing {i}" for i in range(12)])
+    whole, part = (f"memory://{tmp_path.name}/{name}" for name in ("whole", "part"))
+    annotate_stream(Dataset.from_list(made), LegendMarginFn(direction, store=whole), tmp_path / "out")
+    assert held(whole) == 24
+    made[8]["chosen"] = ""
+    with pytest.raises(RowError):
+        annotate_stream(Dataset.from_list(made), LegendMarginFn(direction, store=part), tmp_path / "half", batch_size=4)
+    assert held(part) == 16
 
 
 @pytest.mark.slow

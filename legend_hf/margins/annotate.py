@@ -80,21 +80,20 @@ def annotate(
         _check_spread(dataset, num_proc)
         spread = check_devices(devices, transform)
     made: Mapping[str | None, Any] = {}
-    with stopping_in_order(transform.how_to_go_on, workers=num_proc is not None), sending_on():
-        try:
-            for split in splits.values():
-                transform.check_free(split.column_names or ())
-            cached = {name: found for name, split in splits.items() if (found := _cached(split, transform)) is not None}
-            new = {name: split for name, split in splits.items() if name not in cached}
-            if devices is None:
-                for name, split in new.items():
-                    _check_split(split, transform, name, batch_size)
-            else:
-                made = read_on(spread, new, transform, most_rows=batch_size)
-        except RowError as refusal:
-            if transform is not fn:
-                refusal.add_note('`on_error="skip"` is an option of `LegendMarginFn`: give `annotate` one of those')
-            raise
+    with (
+        stopping_in_order(transform.how_to_go_on, workers=num_proc is not None),
+        sending_on(),
+        saying_how_to_skip(transform, fn),
+    ):
+        for split in splits.values():
+            transform.check_free(split.column_names or ())
+        cached = {name: found for name, split in splits.items() if (found := _cached(split, transform)) is not None}
+        new = {name: split for name, split in splits.items() if name not in cached}
+        if devices is None:
+            for name, split in new.items():
+                _check_split(split, transform, name, batch_size)
+        else:
+            made = read_on(spread, new, transform, most_rows=batch_size)
         done = {
             name: cached[name]
             if name in cached
@@ -121,6 +120,17 @@ def transform_of(fn: Any) -> Transform:
             "what that one takes as direction"
         )
     return transform
+
+
+@contextmanager
+def saying_how_to_skip(transform: Transform, fn: Any) -> Iterator[None]:
+    """Where a row is refused and `fn` was no transform, says what would skip it."""
+    try:
+        yield
+    except RowError as refusal:
+        if transform is not fn:
+            refusal.add_note('`on_error="skip"` is an option of `LegendMarginFn`: give one of those')
+        raise
 
 
 def _check_split(split: Any, fn: Transform, name: str | None, batch_size: int) -> None:

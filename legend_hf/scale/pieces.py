@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 ROWS_A_FILE = 10_000
 """What is held in memory at a time, and lost where a run is killed."""
 _KEY = b"legend_hf"
-_PIECE = re.compile(r"(?P<split>[\w.]+)-(?P<number>\d{5})-of-(?P<of>\d{5})-(?P<piece>\d{5})\.parquet", re.ASCII)
+_PIECE = re.compile(
+    r"(?P<split>[\w.]+)-(?P<number>[0-9]{5})-of-(?P<of>[0-9]{5})-(?P<piece>[0-9]{5})\.parquet"
+)  # of any script's letters, as names of splits are
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,27 @@ class Pieces:
             return Reached(**json.loads(said)) if said is not None else None
         except (pa.ArrowInvalid, ValueError, TypeError):
             return None
+
+
+def check_apart(output: str, sources: Iterable[str]) -> None:
+    """Refuses an output inside of a folder that is read: the next time, what was written would be read, too.
+
+    Raises:
+        ValueError: It lies in one of them.
+    """
+    files, root = _real(output)
+    for source in sources:
+        there, folder = _real(source)
+        if there.protocol == files.protocol and f"{root}/".startswith(f"{folder}/") and there.isdir(folder):
+            raise ValueError(
+                f"{without_secrets(output)!r} lies in what is read ({without_secrets(source)!r}), and would be read "
+                "with it the next time; give a place outside"
+            )
+
+
+def _real(place: str) -> tuple[Any, str]:
+    files, root = opened(place)
+    return files, os.path.realpath(root) if "file" in files.protocol else root
 
 
 def opened(place: str) -> tuple[Any, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from legend_hf.margins.annotate import transform_of
 from legend_hf.margins.scoring import GivenDirection
+from legend_hf.margins.store import sending_on
 from legend_hf.margins.transform import Transform
 
 try:
@@ -48,6 +49,10 @@ class AnnotateStep(PipelineStep):
     def run(self, data: Iterable[Any] | None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Annotates what comes, in its order; the rank of a task chooses its GPU."""
         documents = iter(data or ())
+        with sending_on():
+            yield from self._annotated(documents, rank)
+
+    def _annotated(self, documents: Iterator[Any], rank: int) -> Iterator[Any]:
         while some := list(islice(documents, self.batch_size)):
             rows = [self._row(document) for document in some]
             names = list(dict.fromkeys(name for row in rows for name in row))

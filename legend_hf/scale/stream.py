@@ -7,19 +7,21 @@ What is in a complete piece is neither read nor computed again. This file does n
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.hub.transfer import without_secrets
-from legend_hf.margins.annotate import transform_of
+from legend_hf.margins.annotate import saying_how_to_skip, transform_of
 from legend_hf.margins.columns import kind_of
 from legend_hf.margins.scoring import GivenDirection
+from legend_hf.margins.store import sending_on
 from legend_hf.margins.tables import joined, made_of
 from legend_hf.margins.transform import Transform
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.stopping import stopping_in_order
-from legend_hf.scale.pieces import ROWS_A_FILE, Pieces, Reached
+from legend_hf.scale.pieces import ROWS_A_FILE, Pieces, Reached, check_apart
 from legend_hf.scale.shards import Shard, parse_shard, shard_of
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".arrow": "arrow"}
 """What reads the files of a URL or a pattern, by their ending."""
+_SPLIT = re.compile(r"\w+(\.\w+)*")  # as `datasets` has it
 
 
 def annotate_stream(
@@ -64,7 +67,7 @@ def annotate_stream(
 
     Raises:
         RowError: A row cannot be read; its number counts the rows of this part.
-        ValueError: An argument is not allowed; the output holds something else.
+        ValueError: An argument is not allowed; the output holds something else, or lies in a folder that is read.
         OSError: The source cannot be read, or the output not be written.
     """
     transform = transform_of(fn)
@@ -72,6 +75,8 @@ def annotate_stream(
         if not isinstance(number, int) or number < 1:
             raise ValueError(f"`{name}` is {number!r}; it must be at least 1")
     part, place = parse_shard(shard), os.fspath(output)
+    if isinstance(source, str | os.PathLike):
+        check_apart(place, [os.fspath(source)])
     # It stands in every piece.
     known = without_secrets(os.fspath(source)) if isinstance(source, str | os.PathLike) else None
     parts = {name: shard_of(one, part) for name, one in _splits(source, config, split).items()}
@@ -80,7 +85,7 @@ def annotate_stream(
         _check_can_go_on(stream, name)
         transform.check_free(stream.column_names or ())
     how = f"what is complete is in {without_secrets(place)!r}: run the same again to go on from there"
-    with stopping_in_order(how, workers=False):
+    with stopping_in_order(how, workers=False), sending_on(), saying_how_to_skip(transform, fn):
         return {
             name: _annotate(stream, transform, Pieces(place, name, part), known, rows_per_file, batch_size)
             for name, stream in streams.items()
@@ -180,7 +185,14 @@ def _splits(source: Any, config: str | None, split: str | None) -> dict[str, Any
         given = {"path": builder, "data_files": name} if builder else {"path": name, "name": config}
         source = load_dataset(**given, streaming=True)
     if not isinstance(source, Mapping):
-        source = {str(getattr(source, "split", None) or "train").partition("[")[0]: source}
+        name = str(getattr(source, "split", None) or "train").partition("[")[0]
+        source = {name if _SPLIT.fullmatch(name) else "train": source}  # it may be of several: `train+test`
+    for name in source:
+        if not _SPLIT.fullmatch(str(name)):
+            raise ValueError(
+                f"a split is called {name!r}, which names no files that `load_dataset` finds; allowed are letters, "
+                "digits, `_` and single dots between them: rename it in the dict"
+            )
     if split is not None and split not in source:
         raise ValueError(f"`split` is {split!r}, and the source has {', '.join(map(repr, source))}")
     for one in source.values():
