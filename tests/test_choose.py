@@ -228,6 +228,19 @@ def test_a_layer_without_a_direction_counts_as_a_coin():
     assert all((t.raw == 0).all() for t in flat)
 
 
+@pytest.mark.parametrize("layers", [4, RUNNING + 4])
+def test_a_layer_without_a_direction_is_chosen_only_where_there_is_no_other(layers):
+    below = 0
+    for seed in range(20):
+        differences = planted([0.0] * layers, pairs=40, seed=seed)
+        differences[[0, layers // 2]] = 0.0
+        choice = chosen_from(differences, seed=seed)
+        assert differences[choice.place].any()
+        below += right(choice.raw).mean() < 0.5
+    assert below  # the control: some were below a coin, whose half the silent layers have
+    assert not chosen_from(np.zeros_like(differences)).raw.any()
+
+
 def test_a_direction_without_length_does_not_lean_on_it():
     rng = np.random.default_rng(0)
     trait, length = np.linalg.qr(rng.standard_normal((16, 2)))[0].T

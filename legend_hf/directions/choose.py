@@ -151,6 +151,7 @@ def choose(
         # The mean difference needs no covariance, so all layers can be compared by it.
         scout = [try_out(place, "mean_difference") for place in running]
         tried.update({(trial.place, trial.estimator): trial for trial in scout})
+        scout = _telling(scout)
         running = sorted({place for k in (None, *range(count)) for place in _best_layers(scout, folds, k, sources)})
     for estimator in estimators:
         for place in running:
@@ -161,12 +162,14 @@ def choose(
         raw = everything[0].held_out(folds)
         return Choice(0, estimators[0], raw, raw, raw, False, everything)
 
+    telling = _telling(everything)
+
     def pick(k: int | None) -> Trial:
         """The choice that pairs outside fold k make; of all pairs where k is None."""
-        candidates = everything
+        candidates = telling
         if len(running) < len(layers):
-            best = _best_layers([t for t in everything if t.estimator == "mean_difference"], folds, k, sources)
-            candidates = tuple(t for t in everything if t.place in best and t.estimator in estimators)
+            best = _best_layers([t for t in telling if t.estimator == "mean_difference"], folds, k, sources)
+            candidates = [t for t in telling if t.place in best and t.estimator in estimators]
         return _pick(candidates, layers, estimators, folds, groups, k, middle, sources)
 
     final = pick(None)
@@ -342,6 +345,11 @@ def _times_as_large(raw: np.ndarray, other: np.ndarray) -> float:
 def right(raw: np.ndarray) -> np.ndarray:
     """1 where a raw margin is positive, 0 where it is negative; a tie counts half."""
     return (np.sign(raw) + 1) / 2
+
+
+def _telling(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that say anything of any pair, if one does: a layer whose sides read alike is half right, being silent."""
+    return [trial for trial in trials if np.nan_to_num(trial.raw).any()] or list(trials)
 
 
 def _scores(trials: Sequence[Trial], folds: np.ndarray, k: int | None, sources: np.ndarray | None) -> np.ndarray:
