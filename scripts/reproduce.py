@@ -19,11 +19,12 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +247,17 @@ def make_all(lines: Lines, asked: Sequence[Trial], read: ReadSets, workers: int)
 
 
 def _begin_worker(read: ReadSets) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     for name in ("legend_hf", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     _READ.append(read)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # it was killed: nobody would keep what is tried from here on
 
 
 def _tried(make: Callable[[Sets, Responses | None, Path | None], dict[str, Any]]) -> dict[str, Any]:
