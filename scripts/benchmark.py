@@ -340,10 +340,10 @@ def left_out(folder: str) -> dict[str, str]:
     """The ways that cannot be gone here, and why."""
     from real_llm import gguf_beside
 
-    reasons = {way: f"no package `{name}`" for way, name in PACKAGES.items() if find_spec(name) is None}
+    reasons = {}
     if not gguf_beside(Path(folder)).is_file():
-        reasons |= dict.fromkeys(LLAMA_CPP, "no GGUF of this model; `scripts/real_llm --gguf` keeps the real one's")
-    return reasons
+        reasons = dict.fromkeys(LLAMA_CPP, "no GGUF of this model; `scripts/real_llm --gguf` keeps the real one's")
+    return reasons | {way: f"no package `{name}`" for way, name in PACKAGES.items() if find_spec(name) is None}
 
 
 def measure(job: Job, arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
