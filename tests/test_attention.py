@@ -196,8 +196,9 @@ def mistral():
     st.integers(1, 6),
     st.sampled_from(["llama", "mistral"]),
     st.sampled_from([2, 5, 64]),
+    st.sampled_from(["dense", "sdpa"]),
 )
-def test_random_trees(llama, mistral, texts, budget, min_shared, name, run):
+def test_random_trees(llama, mistral, texts, budget, min_shared, name, run, kernel):
     model = {"llama": llama, "mistral": mistral}[name]
     needed = [range(len(text)) for text in texts]
     expected = one_by_one(model, texts, needed, [3])[:, 0]
@@ -206,7 +207,8 @@ def test_random_trees(llama, mistral, texts, budget, min_shared, name, run):
         # Short runs, so that a text has many.
         patch.setitem(attention._RUN, "cpu", run)
         for pack in plan_trees(texts, needed, max_tokens=budget, min_shared=min_shared):
-            found = forward._read_batch(model, pack, [3], Route("tree", "", attention.NAME), None, False)[:, 0]
+            route = Route("tree", "", attention.NAME, kernel)
+            found = forward._read_batch(model, pack, [3], route, None, False)[:, 0]
             torch.testing.assert_close(found, expected[list(pack.texts)], atol=2e-5, rtol=1e-4)
 
 
@@ -767,6 +769,33 @@ def test_the_kernel_for_gpus_is_called_as_its_documentation_says(monkeypatch, na
     assert bool(called) == (name != "gemma2")
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "gemma2"])
+def test_torch_s_own_attention_gives_the_same_and_is_taken_in_half_precision_where_it_is_faster(monkeypatch, name):
+    called = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+    texts, needed = make_texts()
+    expected = one_by_one(build(name), texts, needed, [3])
+    attention.register_tree_attention()
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: called.append(1) or plain(*a, **k)
+    )
+    assert difference(read(build(name), Route("tree", "", kernel="sdpa"), texts, needed, [3]), expected) < 1e-4
+    # Capped scores and windows are beyond it and take the other.
+    assert bool(called) == (name in ("llama", "gpt2"))
+    for faster in (True, False):
+        monkeypatch.setattr(attention, "sdpa_is_faster", lambda dtype, faster=faster: faster)
+        half = probe.probe(build(name, dtype=torch.bfloat16), max_length=LONGEST)
+        assert (half.way, half.kernel) == ("tree", "sdpa" if faster else "dense")
+        assert probe.probe(build(name), max_length=LONGEST).kernel == "dense"
+
+
+@pytest.mark.parametrize("fault", [_forgets_the_prompt, _sees_the_partner])
+def test_control_the_probe_sees_what_is_wrong_with_torch_s_own_attention(monkeypatch, fault):
+    monkeypatch.setattr(attention, "sdpa_is_faster", lambda dtype: True)
+    monkeypatch.setattr(attention, "_rows", fault)
+    assert probe.probe(build("llama", dtype=torch.bfloat16), max_length=LONGEST).way == "padded"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "bert"])
@@ -782,7 +811,7 @@ def test_on_a_gpu(name, dtype):
 
 def test_an_unknown_kernel_is_an_error():
     (pack,) = plan_trees([[1, 2, 3]], [[2]], max_tokens=9)
-    with pytest.raises(ValueError, match="`kernel` is 'fast'; allowed are 'dense', 'varlen'"):
+    with pytest.raises(ValueError, match="`kernel` is 'fast'; allowed are 'dense', 'sdpa', 'varlen'"):
         attention.tree_layout(pack, "cpu", kernel="fast")
 
 

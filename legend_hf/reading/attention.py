@@ -8,6 +8,7 @@ file knows no model and no text.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 NAME = "legend_tree"
 """What this attention is called in transformers' tables."""
 
-KERNELS = ("dense", "varlen")
+KERNELS = ("dense", "sdpa", "varlen")
 
 # Queries are taken in runs of this many rows: keys after a run's last row are never touched, and the scores of a run
 # stay in the cache. On a GPU a run must be longer to fill it. On two cores 64 to 128 differ by a tenth.
 _RUN = {"cpu": 96}
 _RUN_ELSEWHERE = 512
+
+# How much faster torch's own attention must be before it is preferred to the dense kernel.
+_WORTH_SDPA = 1.2
 
 # Keys are copied once for each cut.
 _MOST_CUTS = 8
@@ -56,11 +60,13 @@ class TreeLayout:
     Attributes:
         branches: Of the pack.
         varlen: Set if the layers are to use `varlen_attn`.
+        sdpa: Whether the layers are to use `scaled_dot_product_attention`.
         masks: Filled by the layers: they share masks, all branches of a like shape do.
     """
 
     branches: tuple[Branch, ...]
     varlen: _Varlen | None = None
+    sdpa: bool = False
     masks: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
 
 
@@ -80,14 +86,39 @@ def tree_layout(pack: Pack, device: str | torch.device, *, kernel: str = "dense"
     Args:
         pack: What will be read.
         device: Where the model is.
-        kernel: `"dense"` computes scores run by run, in float32, anywhere; `"varlen"` is flash attention over
-            sequences of unequal length, on a GPU and in half precision.
+        kernel: `"dense"` computes scores run by run, in float32, anywhere; `"sdpa"` is torch's own attention, branch by
+            branch; `"varlen"` is flash attention over sequences of unequal length, on a GPU and in half precision.
 
     Raises:
-        ValueError: `kernel` is neither.
+        ValueError: `kernel` is none of them.
     """
     check_choice("kernel", kernel, KERNELS)
-    return TreeLayout(pack.branches, _varlen(pack.branches, device) if kernel == "varlen" else None)
+    varlen = _varlen(pack.branches, device) if kernel == "varlen" else None
+    return TreeLayout(pack.branches, varlen, kernel == "sdpa")
+
+
+@cache
+def sdpa_is_faster(dtype: torch.dtype) -> bool:
+    """Whether torch's own attention beats the dense kernel on this CPU; ties go to the latter.
+
+    On real texts they are equal in float32. In bfloat16 it takes half the time where a CPU has instructions for whole
+    tiles (AMX).
+    """
+    import time
+
+    import torch
+
+    branches = (Branch(0, 160), Branch(160, 224, ((0, 96),)))
+    # Filled by hand: what is drawn would take numbers from the user's random generator.
+    x = torch.linspace(-1, 1, 9 * 224 * 64).view(9, 224, 64).to(dtype)
+    best: dict[Any, float] = {}
+    with torch.inference_mode():
+        for _ in range(5):
+            for attend in (_attend_dense, _attend_sdpa):
+                start = time.perf_counter()
+                attend(x, x[:3], x[:3], TreeLayout(branches), 0.125, None, None, None)
+                best[attend] = min(best.get(attend, float("inf")), time.perf_counter() - start)
+    return best[_attend_dense] > _WORTH_SDPA * best[_attend_sdpa]
 
 
 def tree_attention(
@@ -147,7 +178,8 @@ def tree_attention(
     if tree_layout.varlen is not None and softcap is None and s_aux is None:
         out = _attend_varlen(query[0], key[0], value[0], tree_layout.varlen, scale, sliding_window)
     else:
-        out = _attend_dense(query[0], key[0], value[0], tree_layout, scale, sliding_window, softcap, s_aux)
+        attend = _attend_sdpa if tree_layout.sdpa else _attend_dense
+        out = attend(query[0], key[0], value[0], tree_layout, scale, sliding_window, softcap, s_aux)
     return out[None], None
 
 
@@ -210,6 +242,47 @@ def _attend_dense(
             seen = torch.bmm(weights, own_value[:, low:high]).view(groups, per_group, filled, d_value)
             out[branch.start + first : branch.start + last].copy_(seen[:, :, :rows].permute(2, 0, 1, 3))
     return out.view(t, heads, d_value)
+
+
+def _attend_sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: TreeLayout,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Branch by branch, each by one call of torch's own attention; what that cannot do goes the dense way."""
+    import torch
+
+    reach = max(branch.position + branch.end - branch.start for branch in layout.branches)
+    if (window is not None and window < reach) or softcap is not None or sinks is not None:
+        return _attend_dense(query, key, value, layout, scale, window, softcap, sinks)
+    heads, t, _ = query.shape
+    out = value.new_empty(t, heads, value.shape[-1])
+    for branch in layout.branches:
+        own_key, own_value = _rows(key, branch), _rows(value, branch)
+        rows, keys = branch.end - branch.start, own_key.shape[1]
+        mask = None
+        if keys > rows:  # its causal form is aligned at the first key, and a branch ends with the last
+            kind = (rows, keys)
+            if kind not in layout.masks:
+                hidden = torch.ones(rows, keys, dtype=torch.bool, device=query.device).triu_(keys - rows + 1)
+                layout.masks[kind] = query.new_zeros(rows, keys).masked_fill_(hidden, float("-inf"))
+            mask = layout.masks[kind]
+        seen = torch.nn.functional.scaled_dot_product_attention(
+            query[None, :, branch.start : branch.end],
+            own_key[None],
+            own_value[None],
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=heads != key.shape[0],
+        )  # [1, heads, rows, d_value]
+        out[branch.start : branch.end] = seen[0].transpose(0, 1)
+    return out
 
 
 def _repeat(x: torch.Tensor, times: int) -> torch.Tensor:

@@ -195,7 +195,12 @@ class _Trial:
         half = self.model.dtype != torch.float32
         onednn = self.onednn
         # As it will be run: the quickest kernel that copes with this dtype and device.
-        kernels = ("varlen", "dense") if half and way == "tree" and self.model.device.type == "cuda" else ("dense",)
+        kernels = ["dense"]
+        if half and way == "tree":
+            if self.model.device.type == "cuda":
+                kernels.insert(0, "varlen")
+            elif self.model.device.type == "cpu" and attention.sdpa_is_faster(self.model.dtype):
+                kernels.insert(0, "sdpa")
         fault = ""
         for kernel in kernels:
             fault = self._fault(
@@ -204,7 +209,7 @@ class _Trial:
             if not fault:
                 break
         if not fault:
-            fault = self._fault_of_long_texts(way, sites)
+            fault = self._fault_of_long_texts(way, sites, kernel)
         if fault:
             reasons[way] = fault
             return None
@@ -215,7 +220,7 @@ class _Trial:
         name = attention.NAME if way == "tree" else self.plain
         return Route(way, reason, name, kernel, onednn, None if natural else sites, self.refused)
 
-    def _fault_of_long_texts(self, way: Way, sites: tuple[int | None, ...]) -> str:
+    def _fault_of_long_texts(self, way: Way, sites: tuple[int | None, ...], kernel: str) -> str:
         """What is wrong with a way for texts up to the longest, in the first blocks; empty if nothing is."""
         import torch
 
@@ -237,7 +242,8 @@ class _Trial:
                 if out_of_memory(error):
                     raise
                 self._raise_too_long(error)
-            return self._fault(way, self.texts, expected, [layer], tolerance, sites, "dense")
+            in_float32 = "dense" if kernel == "varlen" else kernel
+            return self._fault(way, self.texts, expected, [layer], tolerance, sites, in_float32)
 
     def _leave_out_blocks(self, error: OtherShapeError) -> tuple[int, tuple[int | None, ...]]:
         """Refuses all layers but the model's last state, if that will be read; gives that layer and the sites."""
