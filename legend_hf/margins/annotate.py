@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from legend_hf.directions.direction import Direction
+from legend_hf.margins.ahead import one_ahead
 from legend_hf.margins.columns import kind_of, shown_as
 from legend_hf.margins.devices import check_devices, read_on
 from legend_hf.margins.margin_fn import LegendMarginFn
 from legend_hf.margins.scoring import GivenDirection
 from legend_hf.margins.store import sending_on
-from legend_hf.margins.transform import Transform
+from legend_hf.margins.transform import Prepared, Transform
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.stopping import stopping_in_order
 
@@ -143,9 +144,7 @@ def _check_split(split: Any, fn: Transform, name: str | None, batch_size: int) -
     plain = split.with_format(None)
     with tqdm(total=len(plain), desc="Checking rows", unit="row") as bar:
         for first in range(0, len(plain), batch_size):
-            # Not a slice, which would decode the pictures of columns that no transform reads.
-            batch = plain.select(range(first, min(first + batch_size, len(plain))))
-            refusal = fn.check(batch, first_row=first)
+            refusal = fn.check(_rows_in(plain, range(len(plain))[first : first + batch_size]), first_row=first)
             if refusal is not None:
                 if name is not None:
                     refusal.add_note(f"in split {name!r}")
@@ -212,16 +211,47 @@ def _annotate_split(split: Any, fn: Transform, batch_size: int, num_proc: int | 
     if len(split) == 0:  # `map` returns an empty split without the columns, which no `push_to_hub` then takes
         empty: dict[str, list[Any]] = {name: [] for name in features or ()}
         return shown_as(Dataset.from_dict(empty, features=features, split=split.split), split)
-    with _one_bar(made is not None):
-        return _mapped(
-            split,
-            fn if made is None else _Read(made),
-            fn,
-            batch_size=batch_size,
-            num_proc=num_proc,
-            with_rank=num_proc is not None and num_proc > 1,
-            with_indices=made is not None,
-        )
+    if made is not None:
+        with _one_bar(True):
+            return _mapped(split, _Read(made), fn, batch_size=batch_size, with_indices=True)
+    if num_proc is not None:  # processes keep all cores busy, and are forked while this one has no other thread
+        return _mapped(split, fn, fn, batch_size=batch_size, num_proc=num_proc, with_rank=num_proc > 1)
+    with closing(_Ahead(fn, split.with_format(None), batch_size)) as ahead:
+        return _mapped(split, ahead, fn, batch_size=batch_size, with_indices=True)
+
+
+class _Ahead:
+    """A transform for `map` that prepares the next batch of a split while it reads the one that it is given."""
+
+    def __init__(self, fn: Transform, split: Dataset, batch_size: int) -> None:
+        self.fn, self.split, self.batch_size = fn, split, batch_size
+        self._coming: Generator[tuple[range, Prepared]] | None = None
+
+    def __call__(self, batch: Any, indices: Sequence[int]) -> Any:
+        if self._coming is None:
+            self._coming = one_ahead(
+                self._batches(indices[0]), lambda rows: self.fn.prepare(_rows_in(self.split, rows))
+            )
+        rows, prepared = next(self._coming, (range(0), None))
+        if prepared is None or rows != range(indices[0], indices[0] + len(indices)):  # a part of a run of several
+            self.close()
+            prepared = self.fn.prepare(batch)
+        return self.fn.finish(batch, prepared)
+
+    def _batches(self, start: int) -> Iterator[range]:
+        every = range(len(self.split))
+        return (every[first : first + self.batch_size] for first in every[start :: self.batch_size])
+
+    def close(self) -> None:
+        """Ends what is under way."""
+        if self._coming is not None:
+            self._coming.close()
+        self._coming = None
+
+
+def _rows_in(split: Dataset, rows: range) -> Dataset:
+    """Some rows; not a slice, which would decode the pictures of columns that no transform reads."""
+    return split.select(rows)
 
 
 class _Read:

@@ -35,9 +35,13 @@ def made_of(fn: Transform, table: pa.Table, *, rank: int | None = None, features
     Raises:
         ValueError: As the transform itself; so for `RowError`.
     """
+    return table_of(fn, fn(rows_of(table, features), rank))
+
+
+def table_of(fn: Transform, made: Any) -> pa.Table:
+    """The columns that a transform made, as a table."""
     import pyarrow as pa
 
-    made = fn(rows_of(table, features), rank)
     fields = fn.types.arrow_schema
     return pa.table([pa.array(made[f.name], type=f.type) for f in fields], schema=fields)
 

@@ -16,7 +16,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -44,6 +44,13 @@ class OpenReading(Protocol):
 
     def read(self, texts: Sequence[Any], /) -> Mapping[str, np.ndarray]:
         """The numbers `[texts, ...]` of encoded texts, under each of the reading's names."""
+
+
+class Prepared(NamedTuple):
+    """A batch before it is read: what reads it, and the encoded texts of each row, or why it cannot be read."""
+
+    opened: OpenReading
+    rows: list[tuple[Any, ...] | RowError]
 
 
 class Reading(Protocol):
@@ -213,9 +220,21 @@ class Transform(ABC):
                 what is wrong is that its numbers are not finite.
         """
         columns.check_rank(rank)
+        return self.finish(batch, self.prepare(batch, rank), rank)
+
+    def prepare(self, batch: Any, rank: int | None = None) -> Prepared:
+        """The part of a call that needs no model. It may run in another thread, while the batch before is read.
+
+        Raises:
+            ValueError: As a call; of a row that cannot be read `finish` says so.
+        """
         self.check_free(names_of(batch))
         opened: OpenReading = self._reading.open(rank)
-        rows = encode_rows(opened.encode, self._rows(batch, 0))
+        return Prepared(opened, encode_rows(opened.encode, self._rows(batch, 0)))
+
+    def finish(self, batch: Any, prepared: Prepared, rank: int | None = None) -> Any:
+        """The rest of a call: reads what was prepared of the same batch."""
+        opened, rows = prepared
         refusals = {place: row for place, row in enumerate(rows) if isinstance(row, RowError)}
         self._raise_first(refusals)
         good = [place for place in range(len(rows)) if place not in refusals]
@@ -287,7 +306,9 @@ class Transform(ABC):
             batch: Columns of one batch.
             first_row: Number of its first row in the dataset, for the message.
         """
-        return self.look(batch, first_row=first_row)[0]
+        opened: OpenReading = self._reading.open(None)
+        rows = encode_rows(opened.encode, self._rows(batch, first_row), first_row=first_row)
+        return next((row for row in rows if isinstance(row, RowError)), None)
 
     def look(self, batch: Any, *, first_row: int = 0, rank: int | None = None) -> tuple[RowError | None, np.ndarray]:
         """The same, and how many tokens each row has `[n]`: what it costs to read it; 0 where it cannot be read."""
