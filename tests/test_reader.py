@@ -275,3 +275,35 @@ def test_ranks_go_round_the_gpus(monkeypatch):
     assert reader_module.resolve_device("cpu", 3) == "cpu"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert reader_module.resolve_device(None, 3) == "cpu"
+
+
+@pytest.mark.parametrize(("eos", "pooling"), [("none", "mean"), ("append", "last")])
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_bert"])
+def test_a_check_says_what_encoding_says_and_tokenises_only_what_is_in_doubt(model, eos, pooling, request, monkeypatch):
+    if (model, eos) == ("tiny_bert", "append"):
+        pytest.skip("its tokenizer has no EOS")
+    odd = ["?!", "\u200b", "日本語" * 30, "🙂" * 60, "word " * 60, "a" * 130, "x y " * 40, "\n7\n", "e\u0301" * 90]
+    talks = [*TALKS, *(conversation("Say it.", one) for one in odd)]
+    tokenized: list[int] = []
+    whole = reader_module.templates.tokenize
+
+    def tokenize(rendered, *given, **named):
+        tokenized.append(len(rendered))
+        return whole(rendered, *given, **named)
+
+    monkeypatch.setattr(reader_module.templates, "tokenize", tokenize)
+    for max_length in (20, 70, 100, 150):
+        folder = str(request.getfixturevalue(model))
+        reader = describe_model(folder, device="cpu", max_length=max_length, eos=eos, pooling=pooling)
+        reading = open_reader(reader, Runtime(path=folder, device="cpu"), load=False)
+        expected = [str(one) if isinstance(one, ValueError) else None for one in reading.encode(talks)]
+        assert any(expected)
+        tokenized.clear()
+        assert [None if one is None else str(one) for one in reading.check(talks)] == expected
+        doubtful = len(talks) - (0 if max_length <= 70 else 2)  # short ones, with words, are not in doubt
+        assert sum(one is not None for one in expected) <= sum(tokenized) <= doubtful
+    assert tokenized <= [len(talks) - 4]
+    monkeypatch.setattr(reader_module, "_all_embedded", lambda tokenizer, size: False)  # the control: all are
+    tokenized.clear()
+    reading.check(talks)
+    assert tokenized == [len(talks)]

@@ -255,6 +255,11 @@ class OpenScorer:
         encoded = zip(*(scoring.opened.encode(conversations) for scoring in self.readings), strict=True)
         return [next((t for t in texts if isinstance(t, TextError)), texts) for texts in encoded]
 
+    def check(self, conversations: Sequence[Conversation]) -> list[TextError | None]:
+        """Why a text cannot be read, by the first reader that cannot."""
+        checked = zip(*(scoring.opened.check(conversations) for scoring in self.readings), strict=True)
+        return [next((error for error in errors if error is not None), None) for errors in checked]
+
     def unread(self, texts: Sequence[tuple[Tokens, ...]]) -> list[tuple[OpenReader, list[int], list[Tokens]]]:
         """What `read` would read, without reading it: each reader, its layers, and the texts that no store has."""
         return [

@@ -37,7 +37,10 @@ class OpenReading(Protocol):
     """Tokenizers in memory, and models as soon as they read."""
 
     def encode(self, conversations: Sequence[Conversation], /) -> Sequence[Any | TextError]:
-        """What `read` takes of each conversation, or why it cannot be read."""
+        """What `read` takes of each conversation, or why it cannot be read.
+
+        A method `check`, where there is one, says for less only why some cannot be read.
+        """
 
     def unread(self, texts: Sequence[Any], /) -> Sequence[tuple[OpenReader, Sequence[int], Sequence[Tokens]]]:
         """What `read` would read of encoded texts: each reader, its layers, and its texts that are not known."""
@@ -307,7 +310,7 @@ class Transform(ABC):
             first_row: Number of its first row in the dataset, for the message.
         """
         opened: OpenReading = self._reading.open(None)
-        rows = encode_rows(opened.encode, self._rows(batch, first_row), first_row=first_row)
+        rows = encode_rows(getattr(opened, "check", opened.encode), self._rows(batch, first_row), first_row=first_row)
         return next((row for row in rows if isinstance(row, RowError)), None)
 
     def look(self, batch: Any, *, first_row: int = 0, rank: int | None = None) -> tuple[RowError | None, np.ndarray]:

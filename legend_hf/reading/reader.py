@@ -304,10 +304,38 @@ class OpenReader:
             conversations: Prompts with their responses.
             fitting: Use the joiner of the fit, where the two differ.
         """
+        rendered = self._render(conversations, fitting=fitting)
+        read = iter(self._tokenize([one for one in rendered if isinstance(one, templates.Rendered)]))
+        return [one if isinstance(one, TextError) else next(read) for one in rendered]
+
+    def check(self, conversations: Sequence[Conversation]) -> list[TextError | None]:
+        """Why conversations cannot be read, as `encode` says; None of those that can be.
+
+        Those that certainly can be are not tokenised, which is most of the work.
+        """
+        rendered = self._render(conversations)
+        sure = [isinstance(one, templates.Rendered) and self._surely_read(one) for one in rendered]
+        doubtful = [one for one, known in zip(rendered, sure, strict=True) if not (known or isinstance(one, TextError))]
+        read = iter(self._tokenize(doubtful))
+        found = [
+            None if known else one if isinstance(one, TextError) else next(read)
+            for one, known in zip(rendered, sure, strict=True)
+        ]
+        return [one if isinstance(one, TextError) else None for one in found]
+
+    def _surely_read(self, one: templates.Rendered) -> bool:
+        if self.reader.eos == "template" and self.reader.pooling == "last":  # needs a token behind the response
+            return False
+        return _all_embedded(self.tokenizer, self._embedded) and templates.surely_fits(
+            one, self.tokenizer, max_length=self.reader.max_length
+        )
+
+    def _render(
+        self, conversations: Sequence[Conversation], *, fitting: bool = False
+    ) -> list[templates.Rendered | TextError]:
         reader = self.reader
         joiner = reader.fit_joiner if fitting and reader.fit_joiner is not None else reader.joiner
-        result: list[Tokens | TextError | None] = []
-        rendered = []
+        result: list[templates.Rendered | TextError] = []
         for conversation in conversations:
             try:
                 one = templates.render(
@@ -321,18 +349,23 @@ class OpenReader:
             except TextError as error:
                 result.append(error)
             else:
-                rendered.append(one)
-                result.append(None)
-        size = getattr(self._config.get_text_config(decoder=True), "vocab_size", None)
-        if not isinstance(size, int):
-            size = self.model.get_input_embeddings().num_embeddings
-        read = (
-            self._known(text, size)
-            for text in templates.tokenize(
-                rendered, self.tokenizer, eos=reader.eos, pooling=reader.pooling, max_length=reader.max_length
-            )
+                result.append(one)
+        return result
+
+    def _tokenize(self, rendered: Sequence[templates.Rendered]) -> list[Tokens | TextError]:
+        reader, size = self.reader, self._embedded
+        tokenized = templates.tokenize(
+            rendered, self.tokenizer, eos=reader.eos, pooling=reader.pooling, max_length=reader.max_length
         )
-        return [next(read) if entry is None else entry for entry in result]
+        if _all_embedded(self.tokenizer, size):
+            return tokenized
+        return [self._known(text, size) for text in tokenized]
+
+    @cached_property
+    def _embedded(self) -> int:
+        """How many tokens the model has embeddings of: what its config says, else what it has."""
+        size = getattr(self._config.get_text_config(decoder=True), "vocab_size", None)
+        return size if isinstance(size, int) else int(self.model.get_input_embeddings().num_embeddings)
 
     @property
     def ends_texts(self) -> bool:
@@ -936,6 +969,12 @@ _PROBE = " The  quick\n\nbrown FOX's 1234.5 naïve—été 日本語 🙂\tend e
 def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of what a tokenizer does, not of how its file is written: that changes with the library."""
     return _tokenizer_hashes(tokenizer)
+
+
+@lru_cache(maxsize=32)
+def _all_embedded(tokenizer: PreTrainedTokenizerBase, size: int) -> bool:
+    """Whether a model with so many embeddings has one of each token."""
+    return max(tokenizer.get_vocab().values(), default=0) < size
 
 
 @lru_cache(maxsize=32)

@@ -50,6 +50,8 @@ _FROZEN_CLOCK = (
 )
 _CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")  # Jinja's own, which transformers leaves in place
 
+_PLAIN = re.compile("[A-Za-z0-9]")
+
 REACH = 16  # characters for each token of the window: how much of a long prompt or response is looked at, at first
 SLACK = 64  # tokens that the part which is looked at must have beyond the window, so that none at its cut edge is kept
 PORTION = 1_000_000  # characters that are tokenised at once; a tokenizer needs some hundred bytes for each token
@@ -195,6 +197,24 @@ def tokenize(
         for one, ids, encoding in zip(portion, *_encode(portion, tokenizer, eos=eos), strict=True)
     )
     return [one if isinstance(one, TextError) else next(located) for one in short]
+
+
+def surely_fits(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> bool:
+    """Whether a response certainly has tokens, and not too many, without tokenising it.
+
+    A token stands for a byte at least. Where a tokenizer writes texts longer than they are, so that this errs, it is
+    only later that the text is refused.
+    """
+    behind = rendered.text[rendered.spans[0][0] :]
+    short = len(behind) + SLACK <= max_length and (behind.isascii() or len(behind.encode()) + SLACK <= max_length)
+    said = any(_PLAIN.search(rendered.text, start, end) for start, end in rendered.spans)
+    return short and said and _reads_plain(tokenizer)
+
+
+@lru_cache(maxsize=8)  # it keeps the tokenizers alive
+def _reads_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer makes a token of each letter and digit of ASCII."""
+    return all(_count(letter, tokenizer) for letter in string.ascii_letters + string.digits)
 
 
 def _shortened(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rendered | TextError:
