@@ -71,15 +71,15 @@ def calls(monkeypatch):
     """The prompts that each call of a transform reads; after `stop_after` calls it fails."""
     made: list[list[str]] = []
     limit = [10**9]
-    call = Transform.__call__
+    finish = Transform.finish
 
-    def counted(fn, batch, rank=None):
+    def counted(fn, batch, prepared, rank=None):
         if len(made) >= limit[0]:
             raise Stopped
         made.append(list(batch["prompt"]))
-        return call(fn, batch, rank)
+        return finish(fn, batch, prepared, rank)
 
-    monkeypatch.setattr(Transform, "__call__", counted)
+    monkeypatch.setattr(Transform, "finish", counted)
     return type("Calls", (), {"made": made, "limit": limit})
 
 
