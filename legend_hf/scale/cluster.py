@@ -52,6 +52,8 @@ def annotate_ray(
 
     With a `checkpoint`, what was written is not read again when the same call is made after a crash of the whole: Ray
     keeps the ids of written rows there, and takes files that were not finished away. It is deleted at a good end.
+    Without one, a run whose driver or cluster died cannot be gone on with: the same call refuses the rows that stand in
+    the output, and begins anew once they are removed. A transform's `store` at a URL spares reading them again.
 
     Args:
         source: Files, folders or URLs, such as `s3://bucket/rows/` or `hf://datasets/you/name/data/*.parquet`.
