@@ -222,6 +222,7 @@ def reference(
     """The same with the public code's settings: its template, its joiners, its token, its layer, its estimator."""
     recipe = recipes.Recipe.reference()
     reader = describe_model(str(model), **recipe.for_reader, device=given.device)
+    reader = replace(reader, fit_joiner=recipe.fit_joiner)
     runtime = Runtime(path=str(model), device=given.device)
     if open_reader(reader, runtime).ends_texts and recipe.eos_of_tokenizer:
         reader = replace(reader, eos="append")

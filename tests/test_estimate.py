@@ -16,7 +16,7 @@ from legend_hf.cli import app
 from legend_hf.directions import estimate_fit
 from legend_hf.margins import estimate
 from legend_hf.preferences import PairSimilarityFn
-from legend_hf.reading.reader import OpenReader
+from legend_hf.reading.reader import OpenReader, Runtime
 
 GOOD = pair_rows([f"thing {i}" for i in range(12)])
 BAD = [
@@ -120,7 +120,7 @@ def test_every_transform_can_be_estimated(direction, tiny_llama):
 
 
 def test_a_fit_reads_what_was_said(tiny_llama, passes):
-    said = estimate_fit([*GOOD, *BAD], model=tiny_llama, batch_tokens=40)
+    said = estimate_fit([*GOOD, *BAD], model=tiny_llama, runtime=Runtime(batch_tokens=40))
     assert len(passes) <= 13
     passes.clear()
     fit_direction([*GOOD, *BAD], model=str(tiny_llama), batch_tokens=40, on_error="skip")

@@ -29,7 +29,12 @@ OF_DIRECTION = {"revision": "direction_revision"}
 Processes = Annotated[int | None, typer.Option(help="Processes.", min=1)]
 
 
-@command("directions.fit.fit_direction", "directions.estimate.estimate_fit", under=ROAD, without=["pairs_source"])
+@command(
+    "directions.fit.fit_direction",
+    "directions.estimate.estimate_fit",
+    under=ROAD,
+    without=["pairs_source", "loading", "runtime"],
+)
 def fit(fit_direction: Call, estimate_fit: Call, pairs: Rows, *, output: Place, store: Kept) -> None:
     """Fit a direction on contrastive pairs and save it with its card.
 
@@ -50,6 +55,8 @@ def fit(fit_direction: Call, estimate_fit: Call, pairs: Rows, *, output: Place, 
     from legend_hf.directions.kept import default_folder
     from legend_hf.directions.recipe import Recipe
     from legend_hf.directions.summary import summary
+    from legend_hf.reading.loading import Loading
+    from legend_hf.reading.reader import Runtime
 
     keeps = store.path(default_folder)
     reads = [pairs.source, fit_direction.keywords["model"]]
@@ -57,7 +64,12 @@ def fit(fit_direction: Call, estimate_fit: Call, pairs: Rows, *, output: Place, 
     if store.dry_run:
         options = fit_direction.keywords
         said = {field.name: options[field.name] for field in fields(Recipe) if field.name in options}
-        say(estimate_fit(pairs.one("pairs"), preset=Recipe.made_of(options["preset"], said)).to_text())
+        runs = {field.name: options[field.name] for field in fields(Runtime) if field.name in options}
+        how = {
+            "preset": Recipe.made_of(options["preset"], said),
+            "loading": Loading.of(options["gguf_file"], options["quantization_config"]),
+        }
+        say(estimate_fit(pairs.one("pairs"), **how, runtime=Runtime(**runs)).to_text())
         return
     known = described(pairs.source) or pairs.public_name
     direction = fit_direction(pairs.one("pairs"), pairs_source=known, store=keeps)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -139,11 +139,13 @@ class Reading:
         source: Hub id, folder or fsspec URL of a direction; NAME=ID for each of several.
         revision: Branch, tag or commit of the direction.
         model: Folder or Hub id of the direction's model, where it is not to be read from its own place.
+        device_map: Where the parts of a model larger than one device go: auto, or parts to devices, cpu and disk.
     """
 
     source: Sequence[str | os.PathLike[str]]
     revision: str | None = None
     model: str | os.PathLike[str] | None = None
+    device_map: str | Mapping[str, str | int] | None = None
 
     @property
     def reads(self) -> list[Any]:
@@ -154,7 +156,9 @@ class Reading:
         """The direction; several by their names."""
         from legend_hf.margins.scoring import load_directions
 
-        loaded = dict(load_directions(self._named, revision=self.revision, model=self.model))
+        loaded = dict(
+            load_directions(self._named, revision=self.revision, model=self.model, device_map=self.device_map)
+        )
         return loaded[""] if [*loaded] == [""] else loaded
 
     def one(self) -> Any:

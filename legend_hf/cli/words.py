@@ -76,7 +76,7 @@ class Word:
         if get_origin(kind) is list and not self.argument:
             says += "; can be given again"
         if any(get_origin(one) is Mapping for one in _members(self.kind)):
-            says = f"{says.partition(';')[0]}; an object, as JSON"
+            says = f"{says.partition(';')[0]}; an object, as JSON{', or a word' if str in _members(self.kind) else ''}"
         if given is MISSING:
             given = inspect.Parameter.empty
         elif get_origin(kind) is list:
@@ -91,7 +91,7 @@ class Word:
         members = {get_origin(kind) or kind for kind in _members(self.kind)}
         if given is None or not isinstance(given, str):
             return self.default if given is None and self.default is not MISSING else given
-        if Mapping in members:
+        if Mapping in members and (str not in members or given.lstrip().startswith("{")):
             try:
                 read = json.loads(given)
             except ValueError:

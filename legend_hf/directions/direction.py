@@ -26,8 +26,10 @@ from legend_hf.hub.concept import Concept, check_concept
 from legend_hf.hub.nearby import DIRECTION, is_path, no_folder, saying_what_is_there
 from legend_hf.hub.verdict import Verdict, verdict_on
 from legend_hf.reading.formats import SKIP, Columns, Message, RowError, conversation, pairs_from_batch
+from legend_hf.reading.forward import Way
+from legend_hf.reading.loading import Loading
 from legend_hf.reading.plain import make_plain
-from legend_hf.reading.reader import OpenReader, Reader, Runtime, located, open_reader, published_as
+from legend_hf.reading.reader import DeviceMap, OpenReader, Reader, Runtime, located, open_reader, published_as
 from legend_hf.tracing.stream import Stream
 from legend_hf.tracing.trace import Trace, TracePair, trace_texts
 from legend_hf.tracing.values import Neutral
@@ -140,6 +142,7 @@ class Direction:
         repo_id: Hub repository of this artifact, None when it was never there. Not part of the artifact.
         revision: Its commit there. Not part of the artifact.
         model_path: Folder to load the model from instead of the Hub. Not part of the artifact.
+        device_map: Where the parts of a model larger than one device lie, see `Runtime`. Not part of the artifact.
     """
 
     vector: np.ndarray
@@ -149,10 +152,12 @@ class Direction:
     repo_id: str | None = None
     revision: str | None = None
     model_path: str | None = None
+    device_map: DeviceMap | None = None
 
     def __post_init__(self) -> None:
         """Refuses a vector that is none."""
         make_plain(self)
+        Runtime(device_map=self.device_map)
         v = self.vector
         if v.shape != (self.reader.d_model,) or v.dtype != np.float32:
             raise ValueError(
@@ -314,8 +319,28 @@ class Direction:
         return Stream(self._open(device, trust_remote_code), prompt, self.vector)
 
     def _open(self, device: str | None, trust_remote_code: bool) -> OpenReader:
-        runtime = Runtime(path=self.model_path, device=device, trust_remote_code=trust_remote_code)
-        return open_reader(self.reader, runtime)
+        return open_reader(self.reader, self.runtime(device, trust_remote_code=trust_remote_code))
+
+    def runtime(
+        self,
+        device: str | None = None,
+        batch_tokens: int | None = None,
+        route: Way | None = None,
+        *,
+        trust_remote_code: bool = False,
+    ) -> Runtime:
+        """Where and how its model is to run.
+
+        Args:
+            device: Of a model that lies on one; None takes a GPU when there is one, or its `device_map`.
+            batch_tokens: See `Runtime`.
+            route: See `Runtime`.
+            trust_remote_code: See `Runtime`.
+
+        Raises:
+            ValueError: A device was given, and it has a `device_map`.
+        """
+        return Runtime(self.model_path, device, batch_tokens, trust_remote_code, route, self.device_map)
 
     @classmethod
     def from_pretrained(
@@ -324,6 +349,7 @@ class Direction:
         *,
         revision: str | None = None,
         model: str | os.PathLike[str] | None = None,
+        device_map: DeviceMap | None = None,
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -334,6 +360,8 @@ class Direction:
             source: A Hub model id, a folder, or a URL such as `s3://bucket/direction` or `hf://you/direction`.
             revision: Branch, tag or commit on the Hub; resolved to a commit, cached, and then usable offline.
             model: Folder or Hub id of the model, for a direction that was fitted on a folder, or to spare a download.
+            device_map: Where the parts of a model larger than one device go: `"auto"`, or a mapping as transformers
+                has it. It changes no number.
             token: Hub token; None takes the environment's.
             cache_dir: Instead of the Hub's cache folder.
             local_files_only: Never ask the Hub.
@@ -361,6 +389,7 @@ class Direction:
         # Not by the name that was given, which may hold a password.
         direction = _unpack(found.contents[CONFIG_FILE], found.contents[TENSOR_FILE], found.source)
         direction = replace(direction, repo_id=found.repo_id, revision=found.commit)
+        direction = direction if device_map is None else replace(direction, device_map=device_map)
         return direction if model is None else direction.with_model(model)
 
     def with_model(self, model: str | os.PathLike[str]) -> Direction:
@@ -671,8 +700,11 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "tuple[float, ...]": lambda value: isinstance(value, list) and all(map(_is_float, value)),
     "tuple[Mapping[str, Any], ...]": _is_search,
     "Curve": _is_curve,
+    "Mapping[str, Any]": lambda value: isinstance(value, dict),  # `Loading` says what may stand in it
 }
-_NESTED: Mapping[str, type] = {"Bins": Bins, "Link": Link}
+_NESTED: Mapping[str, type] = {"Bins": Bins, "Link": Link, "Loading": Loading}
+_UNSAID: Mapping[type, frozenset[str] | None] = {Facts: None, Reader: frozenset({"loading"}), Loading: None}
+"""Of which class which fields may be left out, None being all: then they are None."""
 
 
 def _check_types(found: Any, kind: type, name: str, refuse: Any) -> None:
@@ -680,7 +712,8 @@ def _check_types(found: Any, kind: type, name: str, refuse: Any) -> None:
     if not isinstance(found, dict):
         raise refuse(f"has a `{name}` that is not a mapping", "ask its author for a whole one")
     # What is not said of a fit is not known of it.
-    known = [f for f in fields(kind) if kind is not Facts or f.name in found]
+    unsaid = _UNSAID.get(kind, frozenset())
+    known = [f for f in fields(kind) if f.name in found or not (unsaid is None or f.name in unsaid)]
     _check_keys(found, {f.name for f in known}, name, refuse)
     for f in known:
         value, allowed = found[f.name], str(f.type).split(" | ")

@@ -16,6 +16,7 @@ from legend_hf.directions.fit import candidates, check_pairs, open_for
 from legend_hf.directions.recipe import Recipe
 from legend_hf.reading.estimate import Estimate, Looked, estimate_reading, kind_of
 from legend_hf.reading.formats import Columns, RowError, batches_of, opening, pairs_from_batch
+from legend_hf.reading.loading import Loading
 from legend_hf.reading.reader import Runtime
 from legend_hf.reading.rows import encode_rows, of_pairs
 from legend_hf.reading.templates import Tokens
@@ -27,12 +28,11 @@ def estimate_fit(
     model: str | os.PathLike[str],
     revision: str | None = None,
     preset: str | Recipe | None = None,
-    device: str | None = None,
-    batch_tokens: int | None = None,
+    loading: Loading | None = None,
+    runtime: Runtime | None = None,
     prompt_column: str = "prompt",
     chosen_column: str = "chosen",
     rejected_column: str = "rejected",
-    trust_remote_code: bool = False,
     sample_seconds: float = 20.0,
 ) -> Estimate:
     """Says what `fit_direction` would read, skip and cost, and does none of it.
@@ -45,12 +45,11 @@ def estimate_fit(
         model: Hub id or folder of the model that reads.
         revision: Branch, tag or commit of a Hub model.
         preset: As for `fit_direction`; a `Recipe` holds its other choices.
-        device: Where to run; None takes a GPU when there is one.
-        batch_tokens: Most tokens in one forward pass.
+        loading: A GGUF file of `model`, or a quantisation; None takes the model as it is.
+        runtime: Where and how to run; None as a `Runtime()` says.
         prompt_column: Name of the prompts' column.
         chosen_column: Name of the harmless responses' column.
         rejected_column: Name of the harmful responses' column.
-        trust_remote_code: Run code that comes with the model.
         sample_seconds: How long to read for the sample; one forward pass is always timed.
 
     Raises:
@@ -59,7 +58,7 @@ def estimate_fit(
     check_pairs(pairs)
     recipe = Recipe.made_of(preset, {})
     columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column)
-    opened, _ = open_for(recipe, model, revision, None, Runtime(None, device, batch_tokens, trust_remote_code))
+    opened, _ = open_for(recipe, model, revision, None, runtime or Runtime(), loading)
     kinds: list[str] = []
     refused: list[tuple[str, RowError]] = []
     prompts, texts = set(), list[Tokens]()

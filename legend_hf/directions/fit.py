@@ -40,8 +40,10 @@ from legend_hf.directions.recipe import Recipe
 from legend_hf.hub.concept import check_concept
 from legend_hf.reading.formats import Columns, Pair, opening, read_pairs, sources_of
 from legend_hf.reading.identity import model_folder
+from legend_hf.reading.loading import Loading
 from legend_hf.reading.plain import check_on_error
 from legend_hf.reading.reader import (
+    DeviceMap,
     OpenReader,
     Reader,
     Runtime,
@@ -65,6 +67,8 @@ def fit_direction(
     model: str | os.PathLike[str],
     revision: str | None = None,
     model_id: str | None = None,
+    gguf_file: str | None = None,
+    quantization_config: Mapping[str, Any] | None = None,
     preset: str | Recipe | None = None,
     template: str | None = None,
     joiner: str | None = None,
@@ -78,6 +82,7 @@ def fit_direction(
     max_length: int | None = None,
     seed: int = 0,
     device: str | None = None,
+    device_map: DeviceMap | None = None,
     batch_tokens: int | None = None,
     prompt_column: str = "prompt",
     chosen_column: str = "chosen",
@@ -112,6 +117,11 @@ def fit_direction(
         model_id: Hub id (`id` or `id@revision`) of the model that lies in the folder `model`, so that the direction is
             of that one for others. Weights, config and tokenizer are held against the Hub's record; no weights are
             downloaded.
+        gguf_file: Name of the GGUF file in `model` that holds config, tokenizer and weights (extra `gguf`), which are
+            widened to `dtype`. Part of the direction, as the next one.
+        quantization_config: Quantise the weights as they are loaded (extra `bitsandbytes` or `torchao`): what
+            transformers calls so, such as `{"quant_method": "bitsandbytes", "load_in_8bit": True}`. It changes the
+            numbers.
         preset: `"reference"` sets everything to what the paper's public code does; a `Recipe` to what it holds.
         template: `"auto"` (default), `"chat"`, `"dialogue"`, `"alpaca"` or a string with `{prompt}`.
         joiner: What stands between a plain template and the response; None takes the template's own.
@@ -129,6 +139,8 @@ def fit_direction(
         max_length: Longest text in tokens, 2048 by default, bounded by the model's window.
         seed: Of the folds. The same seed on the same machine gives the same bits.
         device: Where to run; None takes a GPU when there is one.
+        device_map: In place of `device`, for a model larger than one (extra `accelerate`): `"auto"`, or a mapping of
+            parts of the model to devices, `"cpu"` and `"disk"`, as transformers has it. It changes no number.
         batch_tokens: Most tokens in one forward pass.
         prompt_column: Name of the prompts' column, where it is not `prompt`.
         chosen_column: Name of the chosen (harmless) responses' column.
@@ -172,12 +184,14 @@ def fit_direction(
         },
     )
     check_on_error(on_error)
-    runtime = Runtime(None, device, batch_tokens, trust_remote_code)  # refused before any row is read
+    # Refused before any row is read.
+    runtime = Runtime(None, device, batch_tokens, trust_remote_code, device_map=device_map)
+    loading = Loading.of(gguf_file, quantization_config)
     columns = Columns(prompt=prompt_column, chosen=chosen_column, rejected=rejected_column, source=source_column)
     read = [*read_pairs(pairs, columns, on_error=on_error)]  # all of them, before anything costly happens
     named = sources_of(read)
     _check_sources(named, source_column)
-    opened, path = open_for(recipe, model, revision, model_id, runtime)
+    opened, path = open_for(recipe, model, revision, model_id, runtime, loading)
     reader = opened.reader
     encoded = encode_pairs(partial(opened.encode, fitting=True), read, on_error=on_error)
     kept, texts = [pair for pair, _ in encoded], [sides for _, sides in encoded]
@@ -197,14 +211,16 @@ def fit_direction(
             groups = _groups(kept, recipe, source_column)
         by_source = source_column is not None
         direction = _fitted(recipe, reader, differences, (layers, estimators), kept, groups, seed, by_source=by_source)
+        packages = () if loading is None else loading.packages
         facts = replace(
             direction.facts,
+            versions={**(direction.facts.versions or {}), **{name: version(name) for name in packages}},
             skipped=skipped,
             pairs_source=pairs_source,
             concept=concept,
             poles=None if poles is None else (poles[0], poles[1]),
         )
-        direction = replace(direction, facts=facts, model_path=path)
+        direction = replace(direction, facts=facts, model_path=path, device_map=runtime.device_map)
         if kept_here is not None:
             kept_here.remove()
     if direction.verdict.doubtful:
@@ -272,15 +288,18 @@ def open_for(
     revision: str | None,
     model_id: str | None,
     runtime: Runtime,
+    loading: Loading | None = None,
 ) -> tuple[OpenReader, str | None]:
     """Opens what reads a model's texts as the recipe says, and says in which folder the model lies, if in one."""
     reader = describe_model(
         model,
         revision=revision,
         **recipe.for_reader,
+        loading=loading,
         device=runtime.device,
         trust_remote_code=runtime.trust_remote_code,
     )
+    reader = replace(reader, fit_joiner=recipe.fit_joiner)
     path = model_folder(model)
     if model_id is not None and model_id.partition("@")[0] != reader.model:
         reader = published_as(reader, model_id, trust_remote_code=runtime.trust_remote_code)

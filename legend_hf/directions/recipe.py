@@ -111,8 +111,8 @@ class Recipe:
 
     @property
     def for_reader(self) -> dict[str, Any]:
-        """The fields that say how a text is read; a layer that is yet to be chosen reads as the last."""
-        reads = ("template", "joiner", "fit_joiner", "eos", "layer", "pooling", "dtype", "max_length")
+        """What `describe_model` is told of how a text is read; a layer that is yet to be chosen reads as the last."""
+        reads = ("template", "joiner", "eos", "layer", "pooling", "dtype", "max_length")
         return {name: getattr(self, name) for name in reads} | ({"layer": -1} if self.layer == "auto" else {})
 
 

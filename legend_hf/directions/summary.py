@@ -6,6 +6,7 @@ In: a direction. Out: what reads, what it was fitted on, and the verdict of held
 from __future__ import annotations
 
 from legend_hf.directions.direction import Direction
+from legend_hf.hub import cards
 
 
 def summary(direction: Direction) -> str:
@@ -17,6 +18,7 @@ def summary(direction: Direction) -> str:
         ("concept", direction.concept.said),
         ("reads", f"{reader.template!r} template, {reader.pooling} pooling, layer {reader.layer} of {reader.n_layers}, "
                   f"up to {reader.max_length} tokens, {reader.dtype}"),
+        *([("loaded", cards.loading_said(reader.loading.to_dict()))] if reader.loading is not None else []),
         ("fitted on", f"{facts.pairs} pairs of {facts.prompts} prompts, {facts.estimator}"),
         ("held out", facts.held_out or "not recorded"),
         *direction.verdict.lines,

@@ -95,6 +95,7 @@ _READER = (
     ("max_length", "longest text, in tokens"),
     ("dtype", "dtype of the model"),
     ("date", "date that chat templates print"),
+    ("loading", "loaded from, or quantised by"),
 )
 _FIT = (
     ("estimator", "estimator"),
@@ -164,7 +165,7 @@ def direction_card(facts: Facts, existing: str | None = None) -> str:
         if published
         else "Its model was read from a folder and is not on the Hub: give the folder with `model=`.",
         program=_direction_program(facts),
-        reader_table=as_table(("", ""), [(label, _reader_value(key, reader[key])) for key, label in _READER]),
+        reader_table=as_table(("", ""), _reader_rows(reader)),
         facts_table=as_table(
             ("", ""),
             [(label, escaped(fit[key])) for key, label in _FIT]
@@ -657,10 +658,12 @@ def as_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def model_name(reader: Facts) -> str:
     """The model of a reader, for a sentence."""
+    loading = reader.get("loading")
+    loaded = f", loaded with {as_code(loading_said(loading))}" if loading else ""
     if reader["model"] is None:
-        return f"an unpublished model (sha256 {as_code(reader['model_sha256'])})"
+        return f"an unpublished model (sha256 {as_code(reader['model_sha256'])}){loaded}"
     commit = f" at {as_code(reader['revision'])}" if reader["revision"] is not None else ""
-    return repository_link(reader["model"], "", NOT_RECORDED) + commit
+    return repository_link(reader["model"], "", NOT_RECORDED) + commit + loaded
 
 
 def repository_link(repo_id: str | None, prefix: str, missing: str) -> str:
@@ -670,6 +673,18 @@ def repository_link(repo_id: str | None, prefix: str, missing: str) -> str:
     if not _REPO_ID.fullmatch(repo_id):
         return as_code(repo_id)
     return f"[`{repo_id}`](https://huggingface.co/{prefix}{repo_id})"
+
+
+def _reader_rows(reader: Facts) -> list[tuple[str, str]]:
+    """What is known of a reader; of how it is loaded only where that is said, since most are loaded as they are."""
+    known = [(key, label) for key, label in _READER if key != "loading" or reader.get(key) is not None]
+    return [(label, _reader_value(key, reader[key])) for key, label in known]
+
+
+def loading_said(loading: Facts) -> str:
+    """How a model is loaded, for a person to read: the GGUF file, or all of the quantisation."""
+    parts = [loading.get("gguf_file"), loading.get("quantization_config")]
+    return ", ".join(json.dumps(one, sort_keys=True) if isinstance(one, Mapping) else str(one) for one in parts if one)
 
 
 def _reader_value(key: str, value: Any) -> str:
@@ -682,6 +697,8 @@ def _reader_value(key: str, value: Any) -> str:
         }
         absent |= {"model": "not on the Hub", "revision": "none"}
         return absent.get(key, NOT_RECORDED)
+    if key == "loading":
+        return as_code(loading_said(value))
     if key in ("joiner", "fit_joiner") or (key == "template" and not re.fullmatch(r"\w+", value)):
         return as_code(json.dumps(value, ensure_ascii=False))
     return _number(value) if isinstance(value, int | float) else as_code(value)

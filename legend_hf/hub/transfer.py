@@ -225,6 +225,29 @@ class Repository:
 
         return _again(attempt, self, f"read `{name}` of")
 
+    def download(self, name: str) -> Path:
+        """The path of one of its files, of any size, in the Hub's cache; downloaded if it is not there.
+
+        Raises:
+            OSError: As `read_files`, or there is no such file.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        def attempt() -> Path:
+            try:
+                return Path(
+                    hf_hub_download(
+                        self.repo_id, name, repo_type=self.repo_type, revision=self.revision, token=self.token
+                    )
+                )
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError as error:
+                raise FileNotFoundError(f"`{self.repo_id}` has no `{name}` at commit {self.revision}") from error
+
+        return _again(attempt, self, f"read `{name}` of")
+
     def readme(self) -> str | None:
         """Its README at a commit; None when it has none.
 

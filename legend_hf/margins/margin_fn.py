@@ -33,6 +33,7 @@ from legend_hf.margins.transform import Transform
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
 from legend_hf.reading.forward import Way
 from legend_hf.reading.plain import check_choice
+from legend_hf.reading.reader import DeviceMap
 from legend_hf.reading.rows import Row, of_pairs
 from legend_hf.tracing.memory import settled_after, turn_of
 from legend_hf.tracing.values import running, running_margin
@@ -72,6 +73,8 @@ class LegendMarginFn(Transform):
             and `"flag"` the pairs in `margin_negative`. A pair's two sides are never swapped.
         on_error: `"raise"` at the first row that cannot be read, before its batch is read, or `"skip"` it.
         device: Where to run; None takes a GPU when there is one.
+        device_map: In place of `device`, for a model larger than one (extra `accelerate`): `"auto"`, or a mapping of
+            parts of the model to devices, `"cpu"` and `"disk"`, as transformers has it. It changes no number.
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
         route: `"tree"`, `"padded"` or `"grouped"` forces how texts are put together; None takes the quickest that gives
             the model's own numbers.
@@ -110,6 +113,7 @@ class LegendMarginFn(Transform):
         negative: str = "keep",
         on_error: str = "raise",
         device: str | None = None,
+        device_map: DeviceMap | None = None,
         batch_tokens: int | None = None,
         route: Way | None = None,
         store: str | os.PathLike[str] | None = None,
@@ -138,6 +142,7 @@ class LegendMarginFn(Transform):
             revision=revision,
             model=model,
             device=device,
+            device_map=device_map,
             batch_tokens=batch_tokens,
             route=route,
             trust_remote_code=trust_remote_code,

@@ -21,6 +21,7 @@ from legend_hf.margins.scoring import GivenDirection, scorer_of
 from legend_hf.margins.transform import Transform
 from legend_hf.reading.formats import Columns, RowError, responses_from_batch
 from legend_hf.reading.forward import Way
+from legend_hf.reading.reader import DeviceMap
 from legend_hf.reading.rows import Row, of_responses
 
 SCORES = "scores"
@@ -67,6 +68,8 @@ class LegendScoreFn(Transform):
         on_error: `"raise"` at the first row that cannot be read, before its batch is read, or `"skip"` it. One response
             that cannot be read makes its whole row such a row.
         device: Where to run; None takes a GPU when there is one.
+        device_map: In place of `device`, for a model larger than one (extra `accelerate`): `"auto"`, or a mapping of
+            parts of the model to devices, `"cpu"` and `"disk"`, as transformers has it. It changes no number.
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
         route: `"tree"`, `"padded"` or `"grouped"` forces how texts are put together; None takes the quickest that gives
             the model's own numbers.
@@ -101,6 +104,7 @@ class LegendScoreFn(Transform):
         add: Sequence[str] = (),
         on_error: str = "raise",
         device: str | None = None,
+        device_map: DeviceMap | None = None,
         batch_tokens: int | None = None,
         route: Way | None = None,
         store: str | os.PathLike[str] | None = None,
@@ -123,6 +127,7 @@ class LegendScoreFn(Transform):
             revision=revision,
             model=model,
             device=device,
+            device_map=device_map,
             batch_tokens=batch_tokens,
             route=route,
             trust_remote_code=trust_remote_code,

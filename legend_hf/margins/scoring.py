@@ -24,8 +24,9 @@ from legend_hf.margins.store import Store, flush_stores
 from legend_hf.margins.stores import check_where, shown, store_at
 from legend_hf.reading.formats import Conversation
 from legend_hf.reading.forward import Way
-from legend_hf.reading.plain import digest_of, make_plain
+from legend_hf.reading.plain import digest_of, key_of, make_plain
 from legend_hf.reading.reader import (
+    DeviceMap,
     OpenReader,
     Reader,
     Runtime,
@@ -102,6 +103,11 @@ class Scorer:
         """Of the directions."""
         return tuple(name for name, _ in self.directions)
 
+    @property
+    def spread(self) -> bool:
+        """Whether a model lies on several devices."""
+        return any(direction.device_map is not None for _, direction in self.directions)
+
     def __getitem__(self, name: str) -> Direction:
         """The direction of that name."""
         return dict(self.directions)[name]
@@ -119,17 +125,19 @@ class Scorer:
             rank: Of the worker; GPUs go round.
             look: Only to ask what is `unread`; the store is not made.
         """
-        served: dict[tuple[Reader, str | None], list[tuple[str, Direction]]] = {}
+        served: dict[tuple[Reader, str | None, str], list[tuple[str, Direction]]] = {}
         for name, direction in self.directions:
-            served.setdefault((with_layer(direction.reader, -1), direction.model_path), []).append((name, direction))
+            alike = (with_layer(direction.reader, -1), direction.model_path, key_of(direction.device_map))
+            served.setdefault(alike, []).append((name, direction))
         settle_in_worker()
         store = None if self.store is None else store_at(self.store)
         if store is not None and not look:
             store.check()
-        device = resolve_device(self.device, rank)
         opened = []
-        for (reader, path), directions in served.items():
-            runtime = Runtime(path, device, self.batch_tokens, self.trust_remote_code, self.route)
+        for (reader, _, _), directions in served.items():
+            first = directions[0][1]
+            device = self.device if first.device_map is not None else resolve_device(self.device, rank)
+            runtime = first.runtime(device, self.batch_tokens, self.route, trust_remote_code=self.trust_remote_code)
             deepest = max(direction.reader.layer for _, direction in directions)
             opened_reader = open_reader(reader, runtime, depth=deepest, load=False)
             opened.append(Scoring(opened_reader, tuple(directions), self.how_to_go_on, store, self.traces))
@@ -151,7 +159,7 @@ class Scorer:
                     "name": name,
                     "reader": list(direction.reader.to_dict().values()),
                     "calibration": asdict(direction.calibration),
-                    "from": [direction.repo_id, direction.revision, direction.model_path],
+                    "from": [direction.repo_id, direction.revision, direction.model_path, *_mapped(direction)],
                     "folder": deciding(direction.reader, direction.model_path)[1],
                 }
                 for name, direction in self.directions
@@ -179,7 +187,7 @@ class Scorer:
                     np.frombuffer(vector, dtype=np.float32).copy(),
                     Reader(*entry["reader"]),
                     Calibration.from_dict(entry["calibration"]),
-                    **dict(zip(("repo_id", "revision", "model_path"), entry["from"], strict=True)),
+                    **dict(zip(("repo_id", "revision", "model_path", "device_map"), entry["from"], strict=False)),
                 ),
             )
             for entry, vector in zip(values["directions"], vectors, strict=True)
@@ -193,6 +201,7 @@ def scorer_of(
     revision: str | None = None,
     model: str | os.PathLike[str] | None = None,
     device: str | None = None,
+    device_map: DeviceMap | None = None,
     batch_tokens: int | None = None,
     route: Way | None = None,
     trust_remote_code: bool = False,
@@ -206,7 +215,9 @@ def scorer_of(
         ValueError: An argument that is not allowed, which is found before anything is loaded.
     """
     where = Scorer((), device, batch_tokens, route, trust_remote_code, None if store is None else os.fspath(store))
-    directions = load_directions(direction, revision=revision, model=model)
+    directions = load_directions(direction, revision=revision, model=model, device_map=device_map)
+    for _, one in directions:
+        one.runtime(device)  # which it may not have beside a map of several
     doubtful = [(name, d.verdict.warning) for name, d in directions if d.verdict.doubtful]
     if doubtful:
         said = "; ".join(
@@ -221,6 +232,7 @@ def load_directions(
     *,
     revision: str | None = None,
     model: str | os.PathLike[str] | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[tuple[str, Direction], ...]:
     """One direction, called `""`, or several by their names, loaded where they are not `Direction` objects.
 
@@ -230,7 +242,10 @@ def load_directions(
     named = direction if isinstance(direction, Mapping) else {"": direction}
     if not named or any(not isinstance(n, str) or (not n and len(named) > 1) for n in named):
         raise ValueError(f"`direction` maps {list(named)}; give each direction a name, such as 'safety'")
-    return tuple((name, _loaded(d, revision, model)) for name, d in named.items())
+    loaded = tuple((name, _loaded(d, revision, model)) for name, d in named.items())
+    if device_map is not None:
+        loaded = tuple((name, replace(one, device_map=device_map)) for name, one in loaded)
+    return loaded
 
 
 def _loaded(direction: GivenDirection, revision: str | None, model: str | os.PathLike[str] | None) -> Direction:
@@ -398,6 +413,11 @@ def unpacked(
     none = [np.empty(0), np.empty(0)]
     traces = [none if row is None or row.ndim == 1 else [text[2 : 2 + int(text[1])] for text in row] for row in numbers]
     return scores, traces
+
+
+def _mapped(direction: Direction) -> list[DeviceMap]:
+    """Its `device_map`, if it has one: a transform without is pickled as it always was."""
+    return [] if direction.device_map is None else [direction.device_map]
 
 
 def _identity(direction: Direction) -> list[Any]:

@@ -159,8 +159,9 @@ class Transform(ABC):
 
     @property
     def device(self) -> str | None:
-        """Where it reads, if it says so itself."""
-        return getattr(self._reading, "device", None)
+        """Where it reads, if it says so itself; `"several devices"` for a model that is spread over devices."""
+        spread = getattr(self._reading, "spread", False)
+        return "several devices" if spread else getattr(self._reading, "device", None)
 
     @property
     def keeps(self) -> bool:

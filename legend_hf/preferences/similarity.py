@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,8 +26,10 @@ from legend_hf.margins.transform import Transform
 from legend_hf.reading import templates
 from legend_hf.reading.formats import Columns, Conversation, RowError, pairs_from_batch
 from legend_hf.reading.identity import model_folder
+from legend_hf.reading.loading import Loading
 from legend_hf.reading.plain import make_plain
 from legend_hf.reading.reader import (
+    DeviceMap,
     OpenReader,
     Reader,
     Runtime,
@@ -60,6 +62,7 @@ class Embedder:
         device: Where to run; None takes a GPU when there is one.
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
         trust_remote_code: Run code that comes with the model.
+        device_map: In place of `device`, for a model larger than one, see `Runtime`.
     """
 
     reader: Reader
@@ -68,10 +71,16 @@ class Embedder:
     device: str | None = None
     batch_tokens: int | None = None
     trust_remote_code: bool = False
+    device_map: DeviceMap | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         """Makes numbers and paths what pickles and hashes alike."""
         make_plain(self)
+
+    @property
+    def spread(self) -> bool:
+        """Whether the model lies on several devices."""
+        return self.device_map is not None
 
     names = ("",)
 
@@ -89,8 +98,9 @@ class Embedder:
             look: As for a `Scorer`; there is no store.
         """
         settle_in_worker()
-        device = resolve_device(self.device, rank)
-        runtime = Runtime(self.path, device, self.batch_tokens, self.trust_remote_code)
+        device = None if self.spread else resolve_device(self.device, rank)
+        where = (self.path, device, self.batch_tokens, self.trust_remote_code)
+        runtime = Runtime(*where, device_map=self.device_map)
         return OpenEmbedder(self, open_reader(self.reader, runtime, load=False))
 
     def not_finite(self, name: str = "") -> str:
@@ -103,7 +113,8 @@ class Embedder:
 
     def state(self) -> tuple[dict[str, Any], tuple[bytes, ...]]:
         """Plain values, and no vector."""
-        return {"similarity_version": _versions(), "embedder": asdict(self)}, ()
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "device_map" or self.spread}
+        return {"similarity_version": _versions(), "embedder": {**values, "reader": self.reader.to_dict()}}, ()
 
     @classmethod
     def from_state(cls, values: Mapping[str, Any], vectors: Sequence[bytes]) -> Embedder:
@@ -176,8 +187,11 @@ def embedder_of(
     layer: int = -1,
     max_length: int = MAX_LENGTH,
     device: str | None = None,
+    device_map: DeviceMap | None = None,
     batch_tokens: int | None = None,
     dtype: str = "auto",
+    gguf_file: str | None = None,
+    quantization_config: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> Embedder:
     """Makes the Embedder of a model: how responses become embeddings, for `make_pairs`.
@@ -188,25 +202,32 @@ def embedder_of(
         layer: Index into `hidden_states` whose mean is the embedding; -1 is the last, after the final norm.
         max_length: Most tokens of a response that are read, special ones included; bounded by the model's window.
         device: Where to run; None takes a GPU when there is one.
+        device_map: In place of `device`, for a model larger than one; as for `LegendMarginFn`.
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
         dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
+        gguf_file: Name of a GGUF file in `model` that is read; as for `fit_direction`.
+        quantization_config: Quantise the weights as they are loaded; as for `fit_direction`.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
         ValueError: An argument that is not allowed, or that contradicts `model`.
         OSError: The model or its tokenizer cannot be loaded.
     """
+    loading = Loading.of(gguf_file, quantization_config)
     if max_length < 1:
         raise ValueError(f"`max_length` is {max_length}; it must be at least 1 token")
     path = None
     if isinstance(model, Reader | Direction):
-        for name, given, default in (("revision", revision, None), ("dtype", dtype, "auto")):
+        own: dict[str, tuple[Any, Any]] = {"revision": (revision, None), "dtype": (dtype, "auto")}
+        own |= {"gguf_file": (gguf_file, None), "quantization_config": (quantization_config, None)}
+        for name, (given, default) in own.items():
             if given != default:
                 raise ValueError(
                     f"`{name}` is {given!r}, but `model` is a {type(model).__name__}, which says its own; leave out "
                     f"`{name}`, or give the model's id or folder"
                 )
         path = model.model_path if isinstance(model, Direction) else None
+        device_map = model.device_map if isinstance(model, Direction) and device_map is None else device_map
         reader = model.reader if isinstance(model, Direction) else model
         if reader.model is None and path is None:
             raise ValueError(
@@ -221,12 +242,13 @@ def embedder_of(
             template=_BARE,
             max_length=max_length,
             dtype=dtype,
+            loading=loading,
             device=device,
             trust_remote_code=trust_remote_code,
         )
     # `max_length` of a Reader that is given stays as it is: so the model in memory is shared with its direction's.
     alone = replace(reader, template=_BARE, joiner="", fit_joiner=None, eos="none", pooling="mean")
-    Runtime(device=device, batch_tokens=batch_tokens)  # checks them now, not in a worker
+    Runtime(device=device, batch_tokens=batch_tokens, device_map=device_map)  # checks them now, not in a worker
     return Embedder(
         reader=with_layer(alone, layer),
         max_length=min(max_length, reader.max_length),
@@ -234,6 +256,7 @@ def embedder_of(
         device=device,
         batch_tokens=batch_tokens,
         trust_remote_code=trust_remote_code,
+        device_map=device_map,
     )
 
 
@@ -265,8 +288,11 @@ class PairSimilarityFn(Transform):
         on_error: `"raise"` at the first row that cannot be read, before its batch is read, or `"skip"` it: its
             similarity is then 0.0, and `pair_similarity_status` says why (`"ok"` for the other rows).
         device: Where to run; None takes a GPU when there is one.
+        device_map: In place of `device`, for a model larger than one; as for `LegendMarginFn`.
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
         dtype: `"auto"` (float32 on a CPU, bfloat16 on a GPU), `"float32"`, `"bfloat16"` or `"float16"`.
+        gguf_file: Name of a GGUF file in `model` that is read; as for `fit_direction`.
+        quantization_config: Quantise the weights as they are loaded; as for `fit_direction`.
         overwrite: Replace columns of these names.
         prompt_column: Name of the prompts' column, where it is not `prompt`.
         chosen_column: Name of the chosen responses' column.
@@ -290,8 +316,11 @@ class PairSimilarityFn(Transform):
         max_length: int = MAX_LENGTH,
         on_error: str = "raise",
         device: str | None = None,
+        device_map: DeviceMap | None = None,
         batch_tokens: int | None = None,
         dtype: str = "auto",
+        gguf_file: str | None = None,
+        quantization_config: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         prompt_column: str = "prompt",
         chosen_column: str = "chosen",
@@ -310,8 +339,11 @@ class PairSimilarityFn(Transform):
                 layer=layer,
                 max_length=max_length,
                 device=device,
+                device_map=device_map,
                 batch_tokens=batch_tokens,
                 dtype=dtype,
+                gguf_file=gguf_file,
+                quantization_config=quantization_config,
                 trust_remote_code=trust_remote_code,
             )
         )

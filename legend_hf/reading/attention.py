@@ -67,7 +67,7 @@ class TreeLayout:
     branches: tuple[Branch, ...]
     varlen: _Varlen | None = None
     sdpa: bool = False
-    masks: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+    masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
 
 def register_tree_attention() -> None:
@@ -311,7 +311,7 @@ def _mask(
     if window is not None and high - low <= window:
         window = None
     columns = rows if window is None else high - low
-    kind = (rows,) if window is None else (rows, columns, window)
+    kind = (device, rows) if window is None else (device, rows, columns, window)
     if kind not in layout.masks:
         # How far each key lies before each query.
         distance = torch.arange(columns - rows, columns, device=device)[:, None] - torch.arange(columns, device=device)
@@ -355,12 +355,13 @@ def _attend_varlen(
     """
     from torch.nn.attention.varlen import varlen_attn
 
+    at = query.device  # of a model on several devices, that of this layer
     out: torch.Tensor = varlen_attn(  # type: ignore[assignment]  # a pair only if more is asked for
         query.transpose(0, 1),
-        key.transpose(0, 1)[varlen.rows],
-        value.transpose(0, 1)[varlen.rows],
-        varlen.queries,
-        varlen.keys,
+        key.transpose(0, 1)[varlen.rows.to(at)],
+        value.transpose(0, 1)[varlen.rows.to(at)],
+        varlen.queries.to(at),
+        varlen.keys.to(at),
         varlen.most_queries,
         varlen.most_keys,
         scale=scale,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from legend_hf.reading.formats import RowError
+from legend_hf.reading.forward import device_of
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.rows import Row
 from legend_hf.reading.templates import Tokens
@@ -205,7 +206,7 @@ def _timed(drawn: Sequence[_Drawn], most: float) -> tuple[list[tuple[int, float]
 
 
 def _device(openeds: Sequence[OpenReader]) -> str:
-    return ", ".join(dict.fromkeys(str(opened.model.device) for opened in openeds))
+    return ", ".join(dict.fromkeys(str(device_of(opened.model)) for opened in openeds))
 
 
 def _peak(device: str) -> int | None:

@@ -120,7 +120,8 @@ def read_vectors(
         ValueError: A layer that the model does not have, or see `plan_trees`.
         RuntimeError: A single text does not fit the memory.
     """
-    budget = default_batch_tokens(model.device) if batch_tokens is None else batch_tokens
+    device = device_of(model)
+    budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     _check_layers(model, layers, route)
     waiting = list(range(len(texts)))
     while waiting:
@@ -134,12 +135,12 @@ def read_vectors(
                     raise
             if vectors is None:
                 # Outside the handler, whose traceback holds on to the tensors of the failed pass.
-                _free(model.device)
+                _free(device)
                 budget = max(1, min(budget, size) // 2)
                 logger.warning(
                     "a batch of %d tokens does not fit the memory of %s; going on with `batch_tokens=%d`",
                     size,
-                    model.device,
+                    device,
                     budget,
                 )
                 break
@@ -147,6 +148,15 @@ def read_vectors(
             yield index, vectors
         read = set(done)
         waiting = [i for i in waiting if i not in read]
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model takes its inputs, whose parts may lie on several devices, in memory and on disk."""
+    import torch
+
+    # By what `accelerate` hung at the whole model: its first weights may be elsewhere until they are needed.
+    place = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return torch.device(model.device if place is None else place)
 
 
 def find_blocks(model: Any) -> torch.nn.ModuleList:
@@ -303,10 +313,11 @@ def tree_inputs(model: Any, pack: Pack, kernel: str = "dense") -> dict[str, Any]
     """Forward arguments for one pack; the model must be set to tree attention."""
     import torch
 
+    device = device_of(model)
     return {
-        "input_ids": torch.from_numpy(pack.input_ids)[None].to(model.device),
-        "position_ids": torch.from_numpy(pack.position_ids)[None].to(model.device),
-        "tree_layout": tree_layout(pack, model.device, kernel=kernel),
+        "input_ids": torch.from_numpy(pack.input_ids)[None].to(device),
+        "position_ids": torch.from_numpy(pack.position_ids)[None].to(device),
+        "tree_layout": tree_layout(pack, device, kernel=kernel),
         **_without_cache(model),
     }
 
@@ -321,7 +332,8 @@ def padded_inputs(model: Any, texts: Sequence[Sequence[int]]) -> dict[str, Any]:
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.as_tensor(text, dtype=torch.long)
         mask[row, : len(text)] = 1
-    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device), **_without_cache(model)}
+    device = device_of(model)
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device), **_without_cache(model)}
 
 
 def rope_limit(model: Any) -> int | None:
@@ -345,7 +357,7 @@ def onednn_is_faster(model: Any) -> bool:
     """
     import torch
 
-    if model.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if device_of(model).type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     try:
         first: Any = find_blocks(model)[0]
@@ -354,7 +366,9 @@ def onednn_is_faster(model: Any) -> bool:
     shapes = [
         tuple(module.weight.shape)
         for module in first.modules()
-        if isinstance(module, torch.nn.Linear) and module.weight.dtype == torch.float32
+        if isinstance(module, torch.nn.Linear)
+        and type(module.weight) is torch.nn.Parameter
+        and module.weight.dtype == torch.float32
     ]
     return bool(shapes) and _onednn_gain(*max(shapes, key=lambda shape: shape[0] * shape[1])) > _WORTH_ONEDNN
 
@@ -484,12 +498,13 @@ def _read_held(
         width = inputs["input_ids"].shape[1]
         places = np.concatenate([row * width + np.asarray(one, dtype=np.int64) for row, one in enumerate(needed)])
         counts = tuple(len(one) for one in needed)
-    rows = torch.from_numpy(places).to(model.device)
+    device = device_of(model)
+    rows = torch.from_numpy(places).to(device)
     found: dict[int, torch.Tensor] = {}
 
     def take(layer: int, states: torch.Tensor) -> None:
         # Gathered before it is widened: only the positions that count become float32.
-        gathered = states.flatten(0, 1)[rows].float()  # [m, d_model]
+        gathered = states.flatten(0, 1)[rows.to(states.device)].to(device).float()  # [m, d_model]
         found[layer] = torch.stack([one[-1] if last else one.mean(0) for one in gathered.split(counts)])
         if watch is not None:
             watch(layer, gathered, counts)
@@ -522,8 +537,9 @@ def _through_onednn(model: Any) -> Iterator[None]:
     product, linear = torch.ops.mkldnn._linear_pointwise, torch.nn.functional.linear
 
     def plain(x: torch.Tensor) -> bool:
-        # oneDNN reads other layouts too, but a hundred times slower.
-        return x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
+        # oneDNN reads other layouts too, but a hundred times slower. What is quantised may call itself float32.
+        whole = type(x) in (torch.Tensor, torch.nn.Parameter)
+        return whole and x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
 
     def forward(x: torch.Tensor, *, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return product(x, weight, bias, "none", [], "") if plain(x) else linear(x, weight, bias)

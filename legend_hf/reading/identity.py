@@ -2,8 +2,9 @@
 
 In: a folder, or a Hub model at a commit. Out: three digests, equal where the model is the same one, whatever lies
 beside it and whatever it is called. A Hub model is not downloaded for this: the Hub knows the sha256 of its weight
-files. What was hashed is not hashed again until a file changes, which costs a look at the folder. The tokenizer and the
-chat template, the other half of what decides a number, are hashed in `reader`, by what they do.
+files. (A GGUF file is, since nothing else tells its config.) What was hashed is not hashed again until a file changes,
+which costs a look at the folder. The tokenizer and the chat template, the other half of what decides a number, are
+hashed in `reader`, by what they do.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from legend_hf.hub.nearby import held_in, is_path, no_folder
-from legend_hf.hub.transfer import is_url, without_secrets
+from legend_hf.hub.nearby import MOST_NAMED, held_in, is_path, no_folder
+from legend_hf.hub.transfer import Repository, is_url, without_secrets
 from legend_hf.reading.plain import digest_of
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+GGUF = ".gguf"
 # One file, or several that an index names; in the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # Who wrote a config and how, what heads and generation do, and what a Reader says itself.
@@ -63,13 +65,63 @@ class Identity:
     code_sha256: str | None
 
 
-def folder_identity(folder: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Identity:
+def gguf_path(source: str, commit: str | None, gguf_file: str) -> Path:
+    """Where a GGUF file lies on this machine; one on the Hub is downloaded.
+
+    Args:
+        source: Folder, or Hub id of the model.
+        commit: Of a Hub model.
+        gguf_file: Its name in there.
+
+    Raises:
+        FileNotFoundError: It is not there; the error says which are.
+        OSError: The Hub cannot be reached and it is not cached.
+    """
+    if commit is not None:
+        repo = Repository(source, revision=commit)
+        try:
+            return repo.download(gguf_file)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; {other_files(gguf_files(repo))}") from error
+    path = Path(source) / gguf_file
+    if not path.is_file():
+        there = sorted(str(one.relative_to(source)) for one in Path(source).rglob(f"*{GGUF}"))
+        raise FileNotFoundError(f"{source!r} has no {gguf_file!r}; {other_files(there)}")
+    return path.absolute()
+
+
+def gguf_files(repo: Repository) -> list[str]:
+    """The GGUF files of a repository of the Hub.
+
+    Raises:
+        OSError: It cannot be asked.
+    """
+    return [name for name in repo.list_files() if name.endswith(GGUF)]
+
+
+def other_files(names: Sequence[str]) -> str:
+    """What to name as `gguf_file`."""
+    if not names:
+        return "there are no GGUF files; leave `gguf_file` out to read safetensors"
+    return f"the GGUF files there are {', '.join(map(repr, names[:MOST_NAMED]))}: name one of them as `gguf_file`"
+
+
+def gguf_identity(path: Path) -> Identity:
+    """Identity of the model in a GGUF file, which holds config, tokenizer and weights: of the whole file."""
+    return Identity(_file_sha256(path), config_sha256({}), None)
+
+
+def folder_identity(
+    folder: str | os.PathLike[str], *, gguf_file: str | None = None, trust_remote_code: bool = False
+) -> Identity:
     """Identity of the model in a folder, as the folder is now.
 
     Raises:
         ValueError: The folder has no `config.json`.
-        OSError: It has no safetensors.
+        OSError: It has no safetensors, or not the GGUF file that is named.
     """
+    if gguf_file is not None:
+        return gguf_identity(gguf_path(os.fspath(folder), None, gguf_file))
     place = Path(folder)
     config = folder_config(place)
     names = _weight_names(config, lambda name: (place / name).is_file(), lambda name: _content(place / name))
@@ -82,14 +134,16 @@ def folder_identity(folder: str | os.PathLike[str], *, trust_remote_code: bool =
     return Identity(_joined([_file_sha256(place / name) for name in names]), config_sha256(config), code)
 
 
-def commit_identity(model: str, commit: str, *, trust_remote_code: bool = False) -> Identity:
-    """Identity of a Hub model at a commit; its weights are not downloaded.
+def commit_identity(
+    model: str, commit: str, *, gguf_file: str | None = None, trust_remote_code: bool = False
+) -> Identity:
+    """Identity of a Hub model at a commit; its weights are not downloaded, but for a GGUF file.
 
     Raises:
         OSError: The Hub cannot be reached and the config is not cached, or it has none.
     """
-    from legend_hf.hub.transfer import Repository
-
+    if gguf_file is not None:
+        return gguf_identity(gguf_path(model, commit, gguf_file))
     repo = Repository(model, revision=commit)
     content = repo.read(CONFIG)
     if content is None:
@@ -108,21 +162,23 @@ def commit_identity(model: str, commit: str, *, trust_remote_code: bool = False)
     return Identity(weights, config_sha256(config), code)
 
 
-def folder_sha256(folder: str | os.PathLike[str]) -> str:
+def folder_sha256(folder: str | os.PathLike[str], *, gguf_file: str | None = None) -> str:
     """One digest for the model in a folder: of its weights and of the fields of its config that change numbers.
 
     Raises:
         ValueError: The folder has no `config.json`.
-        OSError: It has no safetensors.
+        OSError: It has no safetensors, or not the GGUF file that is named.
     """
-    found = folder_identity(folder)
+    found = folder_identity(folder, gguf_file=gguf_file)
     return hashlib.sha256(f"{found.weights_sha256}\n{found.config_sha256}".encode()).hexdigest()
 
 
-def folder_state(folder: str | os.PathLike[str], *, trust_remote_code: bool = False) -> str:
+def folder_state(
+    folder: str | os.PathLike[str], *, gguf_file: str | None = None, trust_remote_code: bool = False
+) -> str:
     """Digest of all that is loaded from a folder, tokenizer included: equal states load the same."""
     place = Path(folder)
-    parts: list[Any] = [vars(folder_identity(folder, trust_remote_code=trust_remote_code))]
+    parts: list[Any] = [vars(folder_identity(folder, gguf_file=gguf_file, trust_remote_code=trust_remote_code))]
     for path in sorted([*place.iterdir(), *place.glob("additional_chat_templates/*.jinja")]):
         if (path.name in _TOKENIZER_FILES or path.suffix in (".model", ".jinja")) and path.is_file():
             parts.append([path.name, _file_sha256(path)])
@@ -137,8 +193,8 @@ def folder_config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CONFIG).is_file():
         raise ValueError(
-            f"{str(folder)!r} has no `{CONFIG}`; give the folder of a model saved by `save_pretrained`; "
-            f"{held_in(folder)}"
+            f"{str(folder)!r} has no `{CONFIG}`; give the folder of a model saved by `save_pretrained`"
+            f"{', or name a GGUF file of it by `gguf_file`' if [*folder.glob(f'*{GGUF}')] else ''}; {held_in(folder)}"
         )
     try:
         config = _json_of(folder / CONFIG)
@@ -162,6 +218,9 @@ def model_folder(model: str | os.PathLike[str]) -> str | None:
         raise ValueError(
             f"`model` is {without_secrets(str(model))!r}, a URL; give a folder, or the id of a model on the Hub"
         )
+    if folder.endswith(GGUF) and os.path.isfile(folder):
+        place, name = os.path.split(folder)
+        raise ValueError(f"`model` is the file {folder!r}; give `model={place or '.'!r}` and `gguf_file={name!r}`")
     if is_path(model):
         raise FileNotFoundError(no_folder(model, "model"))
     return None
@@ -186,7 +245,7 @@ def tensors_sha256(folder: str | os.PathLike[str]) -> str:
     place = Path(folder)
     config = folder_config(place)
     names = _weight_names(config, lambda name: (place / name).is_file(), lambda name: _content(place / name))
-    tensors = sorted(entry for name in names for entry in _cached(_tensors_in, place / name))
+    tensors = sorted(entry for name in names for entry in made_once(_tensors_in, place / name))
     return hashlib.sha256(json.dumps(tensors).encode()).hexdigest()
 
 
@@ -280,11 +339,11 @@ def _hash_whole(path: str) -> str:
 
 
 def _file_sha256(path: Path) -> str:
-    digest: str = _cached(_hash_whole, path)
+    digest: str = made_once(_hash_whole, path)
     return digest
 
 
-def _cached(work: Callable[[str], Any], path: Path) -> Any:
+def made_once(work: Callable[[str], Any], path: Path) -> Any:
     """What `work` makes of a file; made once as long as the file stays the same."""
     status = path.stat()
     state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)

@@ -21,6 +21,7 @@ from legend_hf.reading.forward import (
     Way,
     attention_of,
     cut,
+    device_of,
     find_blocks,
     hidden_states,
     keep_freed_memory,
@@ -80,7 +81,7 @@ def probe(model: Any, *, max_length: int, force: Way | None = None, depth: int |
     check_choice("force", force, (*WAYS, None), otherwise=" to find out")
     attention.register_tree_attention()
     own_attention(model)
-    if model.device.type == "cpu":
+    if device_of(model).type == "cpu":
         keep_freed_memory()
     with reading(model):
         trial = _Trial(model, max_length, onednn_is_faster(model))
@@ -197,9 +198,9 @@ class _Trial:
         # As it will be run: the quickest kernel that copes with this dtype and device.
         kernels = ["dense"]
         if half and way == "tree":
-            if self.model.device.type == "cuda":
+            if device_of(self.model).type == "cuda":
                 kernels.insert(0, "varlen")
-            elif self.model.device.type == "cpu" and attention.sdpa_is_faster(self.model.dtype):
+            elif device_of(self.model).type == "cpu" and attention.sdpa_is_faster(self.model.dtype):
                 kernels.insert(0, "sdpa")
         fault = ""
         for kernel in kernels:
@@ -311,7 +312,7 @@ class _Trial:
             found: dict[int, torch.Tensor] = {}
 
             def take(layer: int, states: torch.Tensor, found: Any = found, rows: Any = rows) -> None:
-                found[layer] = states.flatten(0, 1)[rows].float()
+                found[layer] = states.flatten(0, 1)[rows].to(device_of(self.model)).float()
 
             with reading(self.model):
                 if way == "tree":
@@ -395,8 +396,8 @@ def _tail(states: Sequence[torch.Tensor | None], layers: Sequence[int]) -> torch
     """`[layers, tail, d_model]`, float32."""
     import torch
 
-    chosen = [states[layer] for layer in layers]
-    return torch.stack([one[0, -_TAIL:].float() for one in chosen if one is not None])
+    chosen = [one for one in (states[layer] for layer in layers) if one is not None]
+    return torch.stack([one[0, -_TAIL:].to(chosen[-1].device).float() for one in chosen])
 
 
 def _worst(found: torch.Tensor, right: torch.Tensor) -> float:
@@ -411,7 +412,7 @@ def _worst(found: torch.Tensor, right: torch.Tensor) -> float:
     states = right.transpose(0, 1).flatten(1, 2)  # [layers, texts x tail, d_model]
     # A single state, that of a window of one token, has no spread: there its size stands for it.
     spread = (states.std(1) if states.shape[1] > 1 else states.abs()[:, 0])[:, None]  # [layers, 1, d_model]
-    difference = (found - right) / (spread + 1e-6 * spread.amax(-1, keepdim=True) + 1e-30)
+    difference = (found.to(right.device) - right) / (spread + 1e-6 * spread.amax(-1, keepdim=True) + 1e-30)
     return float(difference.square().mean((2, 3)).sqrt().max())
 
 
@@ -486,8 +487,10 @@ def _in_float32(model: Any, left_out: Sequence[torch.nn.Module]) -> Iterator[boo
     later = {id(p) for block in left_out for p in block.parameters()}
     tensors = [p for p in [*model.parameters(), *model.buffers()] if id(p) not in later]
     narrow = [(p, p.data) for p in tensors if p.is_floating_point() and p.dtype != torch.float32]
-    if any(p.device.type == "meta" or not p.dtype.is_floating_point for p in model.parameters()):
-        yield False  # quantised or held elsewhere
+    elsewhere = any(p.device.type == "meta" for p in model.parameters())
+    quantised = any(type(p) is not torch.nn.Parameter or not p.is_floating_point() for p in model.parameters())
+    if quantised or (elsewhere and model.dtype != torch.float32):  # nothing could be widened
+        yield False
         return
     try:
         for p, data in narrow:

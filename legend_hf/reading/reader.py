@@ -7,6 +7,8 @@ never on an object that gets pickled. This file knows no directions, no margins 
 
 from __future__ import annotations
 
+import atexit
+import copy
 import hashlib
 import json
 import logging
@@ -14,16 +16,26 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import date as calendar_date
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from legend_hf.hub.nearby import saying_what_is_there
 from legend_hf.reading import progress, templates
 from legend_hf.reading.formats import SKIP, Conversation
-from legend_hf.reading.forward import WAYS, Route, Way, default_batch_tokens, out_of_memory, plan, read_vectors
+from legend_hf.reading.forward import (
+    WAYS,
+    Route,
+    Way,
+    default_batch_tokens,
+    device_of,
+    out_of_memory,
+    plan,
+    read_vectors,
+)
 from legend_hf.reading.identity import (
     CONFIG,
     Identity,
@@ -34,10 +46,15 @@ from legend_hf.reading.identity import (
     folder_identity,
     folder_sha256,
     folder_state,
+    gguf_files,
+    gguf_path,
+    made_once,
     model_folder,
+    other_files,
     tensors_sha256,
 )
-from legend_hf.reading.plain import check_choice, digest_of, make_plain, plain
+from legend_hf.reading.loading import Loading, needs
+from legend_hf.reading.plain import check_choice, digest_of, key_of, make_plain, plain
 from legend_hf.reading.probe import probe
 from legend_hf.reading.stopping import worker_name
 from legend_hf.reading.templates import TextError, Tokens
@@ -55,6 +72,8 @@ EOS_POLICIES = ("none", "append", "template")
 DTYPES = ("float32", "bfloat16", "float16")
 # The day that chat templates print when they ask for today's: scores must not change overnight.
 FROZEN_DATE = "2025-01-01"
+DeviceMap: TypeAlias = str | Mapping[str, str | int]
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 # Characters of an error of transformers that are passed on.
 MOST_SAID = 300
 
@@ -86,6 +105,7 @@ class Reader:
         tensors_sha256: Of the weights in whatever files; None: not known, only fits record it.
         config_sha256: Of the config's fields that can change a number; None: nothing was recorded of the model.
         code_sha256: Of the code that came with the model; None: none was run.
+        loading: Which GGUF file, or which quantisation; None: the model as it is.
     """
 
     model: str | None
@@ -109,10 +129,13 @@ class Reader:
     tensors_sha256: str | None = None
     config_sha256: str | None = None
     code_sha256: str | None = None
+    loading: Loading | None = None
 
     def __post_init__(self) -> None:
         """Refuses values that no reader can have, whoever wrote them."""
         make_plain(self)
+        if isinstance(self.loading, Mapping):  # as it stands in an artifact
+            object.__setattr__(self, "loading", Loading(**self.loading))
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("eos", self.eos, EOS_POLICIES)
         check_choice("dtype", self.dtype, DTYPES)
@@ -140,16 +163,23 @@ class Reader:
     @property
     def name(self) -> str:
         """The model for a person to read: `id@commit`, or the folder's identity."""
-        if self.model is not None:
-            return f"{self.model}@{self.revision}"
-        return f"a folder with sha256 {self.model_sha256}"
+        name = (
+            f"{self.model}@{self.revision}" if self.model is not None else f"a folder with sha256 {self.model_sha256}"
+        )
+        return name if self.loading is None else f"{name} ({self.loading.said})"
 
     @property
     def name_in_short(self) -> str:
         """The same with the beginning of each hash."""
+        name = f"a folder with sha256 {(self.model_sha256 or '')[:7]}"
         if self.model is not None:
-            return f"{self.model}@{self.revision or ''}"[: len(self.model) + 8]
-        return f"a folder with sha256 {(self.model_sha256 or '')[:7]}"
+            name = f"{self.model}@{self.revision or ''}"[: len(self.model) + 8]
+        return name if self.loading is None else f"{name} ({self.loading.said})"
+
+    @property
+    def gguf_file(self) -> str | None:
+        """The GGUF file that it reads from, if it does."""
+        return None if self.loading is None else self.loading.gguf_file
 
     @property
     def not_finite(self) -> str:
@@ -160,8 +190,9 @@ class Reader:
         return f"the model's hidden states are not finite in {self.dtype} for this text; {remedy}{SKIP}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in the artifact's `config.json`."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """Plain values, as they stand in the artifact's `config.json`; no `loading` where it is None."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "loading"}
+        return values if self.loading is None else {**values, "loading": self.loading.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -174,6 +205,8 @@ class Runtime:
         batch_tokens: Most tokens in one forward pass; None takes the device's default.
         trust_remote_code: Run code that comes with the model. Off unless the caller says so.
         route: `"tree"`, `"padded"` or `"grouped"` forces how texts are put together; None tries it out.
+        device_map: In place of `device`, for a model larger than one: `"auto"`, or a mapping of parts of the model
+            without its head (`"layers.0"`) to devices, `"cpu"` and `"disk"`, as transformers has it.
     """
 
     path: str | None = None
@@ -181,6 +214,7 @@ class Runtime:
     batch_tokens: int | None = None
     trust_remote_code: bool = False
     route: Way | None = None
+    device_map: DeviceMap | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         """Refuses a budget that could hold no token, and what names no device. Whether it is there, a run knows."""
@@ -191,6 +225,8 @@ class Runtime:
             check_choice("route", self.route, WAYS)
         if self.device is not None:
             parse_device(self.device)
+        if self.device_map is not None:
+            _check_device_map(self.device_map, self.device)
 
 
 def describe_model(
@@ -199,12 +235,12 @@ def describe_model(
     revision: str | None = None,
     template: str = "auto",
     joiner: str | None = None,
-    fit_joiner: str | None = None,
     eos: str = "none",
     layer: int = -1,
     pooling: str = "mean",
     max_length: int = 2048,
     dtype: str = "auto",
+    loading: Loading | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Reader:
@@ -215,12 +251,12 @@ def describe_model(
         revision: Branch, tag or commit of a Hub model; resolved to a commit.
         template: `"auto"` takes the tokenizer's chat template if it has one, else the markers of hh-rlhf.
         joiner: None takes the template's own.
-        fit_joiner: A different joiner while fitting; None fits as it scores.
         eos: See `Reader`.
         layer: Index into `hidden_states`; -1 is the last.
         pooling: See `Reader`.
         max_length: Bounded by the model's window.
         dtype: `"auto"` takes float32 on a CPU and bfloat16 on a GPU.
+        loading: A GGUF file of `model`, or a quantisation; None takes the model as it is.
         device: The device that `dtype="auto"` is resolved for.
         trust_remote_code: Run code that comes with the model.
 
@@ -229,29 +265,33 @@ def describe_model(
 
     Raises:
         ValueError: An argument that this model cannot follow.
-        OSError: The model or its tokenizer cannot be loaded.
+        OSError: The model or its tokenizer cannot be loaded; the GGUF file is not there.
+        ImportError: `loading` needs a package that is not here.
     """
     path = model_folder(model)
+    gguf_file = None if loading is None else loading.gguf_file
+    if loading is not None:
+        loading.check_packages()
     if path is not None and revision is not None:
         raise ValueError(
             f"`revision` is {revision!r} but {path!r} is a folder; a folder has no revisions: leave it out"
         )
-    if path is not None:
+    if path is not None and gguf_file is None:
         folder_config(Path(path))  # a folder of something else is told what it is
-    commit = None if path is not None else _resolve_commit(str(model), revision)
-    config = load_config(path or str(model), commit, trust_remote_code)
-    tokenizer = load_tokenizer(path or str(model), commit, trust_remote_code)
+    commit = None if path is not None else _resolve_commit(str(model), revision, gguf_file)
+    config = load_config(path or str(model), commit, trust_remote_code, loading)
+    tokenizer = load_tokenizer(path or str(model), commit, trust_remote_code, loading)
     if template == "auto":
         template = templates.CHAT if tokenizer.chat_template else templates.DIALOGUE
     if template == templates.CHAT:
         templates.chat_template_of(tokenizer)  # refuses what cannot be used
     text_config = config.get_text_config(decoder=True)
     n_layers = text_config.num_hidden_layers
-    found = _identity(path or str(model), commit, trust_remote_code)
+    found = _identity(path or str(model), commit, gguf_file, trust_remote_code)
     return Reader(
         model=None if path is not None else str(model),
         revision=commit,
-        model_sha256=folder_sha256(path) if path is not None else None,
+        model_sha256=folder_sha256(path, gguf_file=gguf_file) if path is not None else None,
         model_type=config.model_type,
         d_model=text_config.hidden_size,
         n_layers=n_layers,
@@ -259,7 +299,7 @@ def describe_model(
         chat_template_sha256=_chat_template_sha256(tokenizer),
         template=template,
         joiner=templates.DEFAULT_JOINER.get(template, "") if joiner is None else joiner,
-        fit_joiner=fit_joiner,
+        fit_joiner=None,
         eos=eos,
         layer=n_layers if layer == -1 else layer,
         pooling=pooling,
@@ -268,6 +308,7 @@ def describe_model(
         weights_sha256=found.weights_sha256,
         config_sha256=found.config_sha256,
         code_sha256=found.code_sha256,
+        loading=loading,
     )
 
 
@@ -405,7 +446,7 @@ class OpenReader:
 
     def plan(self, texts: Sequence[Tokens]) -> list[tuple[int, list[int]]]:
         """The forward passes of `read`, none of which is done: tokens and indices of the texts of each."""
-        budget = default_batch_tokens(self.model.device) if self.batch_tokens is None else self.batch_tokens
+        budget = default_batch_tokens(device_of(self.model)) if self.batch_tokens is None else self.batch_tokens
         ids, needed = [text.ids for text in texts], [self._needed(text) for text in texts]
         return [(size, index) for size, index, _ in plan(ids, needed, range(len(texts)), self.route, budget)]
 
@@ -518,6 +559,10 @@ def open_reader(
     """
     runtime = runtime or Runtime()
     device = resolve_device(runtime.device)
+    if runtime.device_map is not None:
+        needs(("accelerate",), "accelerate", "`device_map`")
+    if reader.loading is not None:
+        reader.loading.check_packages()
     depth = reader.layer if depth is None else depth
     _settle_in_worker(device)
     known = _known(reader, runtime, _place(reader, runtime))
@@ -529,8 +574,10 @@ def open_reader(
 
 def _place(reader: Reader, runtime: Runtime) -> tuple[Any, ...]:
     """Where a model lies, and what lies there now."""
-    source = (runtime.path, _state(runtime)) if runtime.path is not None else (reader.model, reader.revision)
-    return *source, runtime.trust_remote_code
+    source: tuple[Any, ...] = (reader.model, reader.revision)
+    if runtime.path is not None:
+        source = (runtime.path, _state(runtime, reader.gguf_file))
+    return *source, runtime.trust_remote_code, reader.loading and key_of(reader.loading.to_dict())
 
 
 def _known(reader: Reader, runtime: Runtime, place: tuple[Any, ...]) -> KnownModel:
@@ -552,7 +599,7 @@ def _loaded(reader: Reader, runtime: Runtime, device: str, depth: int) -> Loaded
         place = _place(reader, runtime)  # a folder may have changed since it was opened
         known = _known(reader, runtime, place)
         # Readers that differ only in how they cut and pool share one model; how it is read may depend on the length.
-        key = (*place, reader.dtype, reader.max_length, runtime.route, device)
+        key = (*place, reader.dtype, reader.max_length, runtime.route, device, key_of(runtime.device_map))
         if key not in _LOADED or _LOADED[key].depth < depth:
             _LOADED[key] = _load(reader, runtime, known.config, device, depth)
         return _LOADED[key]
@@ -626,16 +673,15 @@ def _get_to_know(reader: Reader, runtime: Runtime) -> KnownModel:
             f"`{source}` is a model on the Hub, and something here is called the same, which would be read in its "
             "place; run from another folder, or give the model's folder: `model=folder`"
         )
-    config = load_config(source, commit, runtime.trust_remote_code)
-    tokenizer = load_tokenizer(source, commit, runtime.trust_remote_code)
-    return KnownModel(tokenizer, config, _identity(source, commit, runtime.trust_remote_code))
+    config = load_config(source, commit, runtime.trust_remote_code, reader.loading)
+    tokenizer = load_tokenizer(source, commit, runtime.trust_remote_code, reader.loading)
+    return KnownModel(tokenizer, config, _identity(source, commit, reader.gguf_file, runtime.trust_remote_code))
 
 
 def _load(reader: Reader, runtime: Runtime, config: PretrainedConfig, device: str, depth: int) -> LoadedModel:
     source, commit = runtime.path or reader.model, None if runtime.path else reader.revision
     assert source is not None
-    model = _load_body(source, commit, config, reader.dtype, runtime.trust_remote_code)
-    model = model.to(device).eval()
+    model = _load_body(source, commit, config, reader, runtime, device)
     try:
         route = probe(model, max_length=reader.max_length, force=runtime.route, depth=depth)
     except Exception as error:  # a model's own code can fail in any way
@@ -648,11 +694,20 @@ def _load(reader: Reader, runtime: Runtime, config: PretrainedConfig, device: st
     return LoadedModel(model, depth, route)
 
 
-def _load_body(source: str, commit: str | None, config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> Any:
-    """Loads a model without head, refusing one that lacks weights."""
+def _load_body(
+    source: str, commit: str | None, config: PretrainedConfig, reader: Reader, runtime: Runtime, device: str
+) -> Any:
+    """Loads a model without head to where it runs, refusing one that lacks weights."""
     from transformers import AutoModel
 
-    model, lacking = load_weights(AutoModel, source, commit, config, dtype, trust_remote_code)
+    # What is quantised is put in its place as it is loaded, and cannot be moved.
+    quantised = reader.loading is not None and reader.loading.method is not None
+    device_map = {"": device} if runtime.device_map is None and quantised else runtime.device_map
+    if isinstance(runtime.device_map, Mapping):
+        _check_parts(runtime.device_map, source, config, runtime.trust_remote_code)
+    model, lacking = load_weights(
+        AutoModel, source, commit, config, reader.dtype, runtime.trust_remote_code, reader.loading, device_map
+    )
     # An encoder's pooler comes after the hidden states and is often not published.
     missing = [name for name in lacking if "pooler" not in name]
     if missing:
@@ -660,11 +715,35 @@ def _load_body(source: str, commit: str | None, config: PretrainedConfig, dtype:
             f"the weights of {source!r} lack {missing[0]!r}{f' and {len(missing) - 1} more' if missing[1:] else ''}, "
             "which would be random numbers; use a model whose weights are complete"
         )
-    return model
+    return (model if device_map is not None else model.to(device)).eval()
+
+
+def _check_parts(device_map: Mapping[str, Any], source: str, config: PretrainedConfig, trust_remote_code: bool) -> None:
+    """Refuses a map that names parts which a model does not have: transformers looks past them."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), loading_of("model", source):  # shapes without memory
+        model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    parts = {name for name, _ in [*model.named_modules(), *model.named_parameters()]}
+    unknown = [name for name in device_map if name not in parts]
+    if unknown:
+        there = ", ".join(repr(name) for name, _ in model.named_children())
+        raise ValueError(
+            f"`device_map` names {unknown[0]!r}, which {source!r} does not have; the parts of the model without its "
+            f"head are {there}, and what is in them, such as 'layers.0'"
+        )
 
 
 def load_weights(
-    auto: Any, source: str, commit: str | None, config: PretrainedConfig, dtype: str, trust_remote_code: bool
+    auto: Any,
+    source: str,
+    commit: str | None,
+    config: PretrainedConfig,
+    dtype: str,
+    trust_remote_code: bool,
+    loading: Loading | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[Any, list[str]]:
     """Loads a model by one of transformers' `Auto` classes, saying nothing of the weights that are left out.
 
@@ -672,15 +751,26 @@ def load_weights(
         The model, and the names of the weights that it lacks, sorted: transformers fills them with random numbers.
     """
     import torch
+    from transformers import GgufConfig
     from transformers.utils import logging as transformers_logging
 
+    how: dict[str, Any] = {}
+    if loading is not None and loading.gguf_file is not None:
+        # Left as they are packed, they would be multiplied by a program that is fetched from the Hub.
+        how["quantization_config"] = GgufConfig(dequantize=True)
+    elif loading is not None:
+        how["quantization_config"] = dict(loading.quantization_config or {})
+    if device_map is not None:
+        how |= {"device_map": device_map, "offload_folder": _offload_folder()}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would list each weight of the head and of blocks not needed
     try:
         with loading_of("model", source):
+            place, which = _pretrained(source, commit, loading)
             model, info = auto.from_pretrained(
-                source,
-                revision=commit,
+                place,
+                **which,
+                **how,
                 config=config,
                 dtype=getattr(torch, dtype),
                 use_safetensors=True,
@@ -692,12 +782,55 @@ def load_weights(
     return model, sorted(info["missing_keys"])
 
 
-def load_config(source: str, commit: str | None, trust_remote_code: bool) -> PretrainedConfig:
+def _pretrained(source: str, commit: str | None, loading: Loading | None) -> tuple[str, dict[str, Any]]:
+    """What transformers is to load from, and which of the files there.
+
+    A GGUF file is named by its whole path: of a name alone transformers looks in the folder that it runs in first.
+    """
+    if loading is None or loading.gguf_file is None:
+        return source, {"revision": commit}
+    path = gguf_path(source, commit, loading.gguf_file)
+    return str(path.parent), {"gguf_file": str(path)}
+
+
+@lru_cache(maxsize=1)
+def _offload_folder() -> str:
+    """Where a process keeps weights on disk that do not lie in safetensors as they are; it goes with the process."""
+    folder = TemporaryDirectory(prefix="legend_hf_offload_")
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+def _config_in(path: str) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(os.path.dirname(path), gguf_file=path)
+
+
+def _tokenizer_in(path: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(os.path.dirname(path), gguf_file=path)
+
+
+def load_config(
+    source: str, commit: str | None, trust_remote_code: bool, loading: Loading | None = None
+) -> PretrainedConfig:
     """Loads a model's config, refusing what cannot be read, and what it asks for in spite of our own arguments."""
     from transformers import AutoConfig
 
     with loading_of("config", source):
-        config = AutoConfig.from_pretrained(source, revision=commit, trust_remote_code=trust_remote_code)
+        place, which = _pretrained(source, commit, loading)
+        if "gguf_file" in which:  # seconds to take apart
+            config = copy.deepcopy(made_once(_config_in, Path(which["gguf_file"])))
+        else:
+            config = AutoConfig.from_pretrained(place, **which, trust_remote_code=trust_remote_code)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None and loading is not None and loading.method is not None:
+        raise ValueError(
+            f"`quantization_config` was given, and {source!r} is quantised already; leave it out: the model is read as "
+            "it is"
+        )
     if config.is_encoder_decoder:
         raise ValueError(
             f"{source!r} is an encoder-decoder model ({config.model_type}); use a decoder or an encoder: which of its "
@@ -759,12 +892,18 @@ def _check_inert(config: PretrainedConfig, source: str, trust_remote_code: bool)
         )
 
 
-def load_tokenizer(source: str, commit: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: str, commit: str | None, trust_remote_code: bool, loading: Loading | None = None
+) -> PreTrainedTokenizerBase:
     """Loads a model's tokenizer, refusing one that cannot tell where in the text a token stands."""
     from transformers import AutoTokenizer
 
     with loading_of("tokenizer", source):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=trust_remote_code)
+        place, which = _pretrained(source, commit, loading)
+        if "gguf_file" in which:
+            tokenizer = made_once(_tokenizer_in, Path(which["gguf_file"]))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(place, **which, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
         raise ValueError(
             f"the tokenizer of {source!r} is a slow one, which cannot tell where in the text a token stands; "
@@ -780,13 +919,14 @@ def check_folder(reader: Reader, folder: str) -> None:
         ValueError: Its weights or its config are others.
         OSError: It has no weights that are read.
     """
-    _check_same(reader, folder_identity(folder), folder, ignore=("code_sha256",))
+    found = folder_identity(folder, gguf_file=reader.gguf_file)
+    _check_same(reader, found, folder, ignore=("code_sha256",))
 
 
 def published_as(reader: Reader, model_id: str, *, trust_remote_code: bool = False) -> Reader:
     """The same reader of a model on the Hub, which must be the one that it reads now.
 
-    The Hub's record of its files is asked; its weights are not downloaded.
+    The Hub's record of its files is asked; its weights are not downloaded, but for a GGUF file.
 
     Args:
         reader: Of a folder, or of the same model under another name.
@@ -798,7 +938,8 @@ def published_as(reader: Reader, model_id: str, *, trust_remote_code: bool = Fal
         OSError: The Hub does not have it, or cannot be reached.
     """
     name, _, revision = model_id.partition("@")
-    hub = describe_model(name, revision=revision or None, trust_remote_code=trust_remote_code)
+    loading = Loading.of(reader.gguf_file, None)
+    hub = describe_model(name, revision=revision or None, loading=loading, trust_remote_code=trust_remote_code)
     if hub.model is None:
         raise ValueError(f"`{name}` is a folder here; give the id of the model on the Hub")
     keys = ["model_type", "d_model", "n_layers", "tokenizer_sha256"]
@@ -835,6 +976,8 @@ def located(reader: Reader, model: str | os.PathLike[str]) -> tuple[Reader, str 
 
 def tensors_of(reader: Reader, path: str | None) -> str | None:
     """Digest of the weights in whatever files, for a model that was loaded from a folder or is in the Hub's cache."""
+    if reader.gguf_file is not None:
+        return None
     if path is None:
         from huggingface_hub import try_to_load_from_cache
 
@@ -859,25 +1002,26 @@ def deciding(reader: Reader, path: str | None) -> list[Any]:
     names = {"tensors_sha256", *(("model", "revision", "model_sha256") if known else ())}
     facts = {name: value for name, value in reader.to_dict().items() if name not in names}
     # A Hub model's name says nothing of what lies in a folder in its place.
-    return [facts, None if known or path is None else folder_sha256(path)]
+    return [facts, None if known or path is None else folder_sha256(path, gguf_file=reader.gguf_file)]
 
 
-def _identity(source: str, commit: str | None, trust_remote_code: bool) -> Identity:
+def _identity(source: str, commit: str | None, gguf_file: str | None, trust_remote_code: bool) -> Identity:
     if commit is None:
-        return folder_identity(source, trust_remote_code=trust_remote_code)
-    return commit_identity(source, commit, trust_remote_code=trust_remote_code)
+        return folder_identity(source, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
+    return commit_identity(source, commit, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
 
 
-def _state(runtime: Runtime) -> str:
+def _state(runtime: Runtime, gguf_file: str | None) -> str:
     assert runtime.path is not None
-    return folder_state(runtime.path, trust_remote_code=runtime.trust_remote_code)
+    return folder_state(runtime.path, gguf_file=gguf_file, trust_remote_code=runtime.trust_remote_code)
 
 
 def _check_same(reader: Reader, found: Identity, folder: str | None, *, ignore: Sequence[str] = ()) -> None:
     """Refuses another model than the reader's: other weights, another config, other code."""
     expected = _expected(reader, folder)
     where = f"the model in {folder!r}" if folder is not None else f"`{reader.name}`"
-    if expected is None and folder is not None and reader.model_sha256 not in (None, whole := folder_sha256(folder)):
+    whole = None if expected is not None or folder is None else folder_sha256(folder, gguf_file=reader.gguf_file)
+    if whole is not None and reader.model_sha256 not in (None, whole):
         raise _another(where, "weights or config", whole, reader.model_sha256, reader)
     for name, what in (("config_sha256", "config"), ("weights_sha256", "weights"), ("code_sha256", "code")):
         there, here = getattr(found, name), getattr(expected, name, None)
@@ -915,7 +1059,8 @@ def _of_commit(reader: Reader) -> Identity | None:
     assert reader.model is not None
     assert reader.revision is not None
     try:
-        return replace(commit_identity(reader.model, reader.revision), code_sha256=reader.code_sha256)
+        found = commit_identity(reader.model, reader.revision, gguf_file=reader.gguf_file)
+        return replace(found, code_sha256=reader.code_sha256)
     except OSError as error:
         logger.warning("whether the folder holds %s cannot be checked: %s", reader.name, error)
         return None
@@ -1000,15 +1145,38 @@ def _chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return digest_of(template) if template else None
 
 
-def _resolve_commit(model: str, revision: str | None) -> str:
+def _resolve_commit(model: str, revision: str | None, gguf_file: str | None) -> str:
     from legend_hf.hub.transfer import Repository
 
     with saying_what_is_there(model, "model"):
         repo = Repository(model, revision=revision).resolve()
+        config = None if gguf_file is not None else repo.read(CONFIG)
         with suppress(json.JSONDecodeError, UnicodeDecodeError, RecursionError):  # what loads it says so
-            check_no_direction(json.loads(repo.read(CONFIG) or b"{}"), model)
+            check_no_direction(json.loads(config or b"{}"), model)
+        if config is None and gguf_file is None:
+            with suppress(ConnectionError):
+                if there := gguf_files(repo):
+                    raise FileNotFoundError(f"`{model}` has no `{CONFIG}`; {other_files(there)}")
     assert repo.revision is not None
     return repo.revision
+
+
+def _check_device_map(device_map: Any, device: str | None) -> None:
+    if device is not None:
+        raise ValueError(
+            f"`device` is {device!r} and `device_map` {device_map!r}; give one of the two: a map says all devices"
+        )
+    if isinstance(device_map, str):
+        check_choice("device_map", device_map, DEVICE_MAPS, otherwise=", or a mapping of parts of the model to devices")
+        return
+    if not isinstance(device_map, Mapping) or not device_map or not all(isinstance(part, str) for part in device_map):
+        raise ValueError(
+            f"`device_map` is {device_map!r:.200}; give 'auto', or a mapping of parts of the model to devices, such as "
+            '{"embed_tokens": "cuda:0", "layers": "cuda:1", "norm": "cuda:1", "rotary_emb": "cuda:0"}'
+        )
+    for place in device_map.values():
+        if place != "disk" and (not isinstance(place, int) or isinstance(place, bool) or place < 0):
+            parse_device(place)
 
 
 def _resolve_dtype(dtype: str, device: str | None) -> str:

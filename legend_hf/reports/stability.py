@@ -18,7 +18,7 @@ from legend_hf.directions.differences import log_lengths, read_differences
 from legend_hf.directions.direction import Direction
 from legend_hf.directions.estimators import ESTIMATORS, NoDirectionError
 from legend_hf.reading.formats import Columns, prompt_key, read_pairs
-from legend_hf.reading.reader import Runtime, open_reader
+from legend_hf.reading.reader import open_reader
 from legend_hf.reading.rows import encode_pairs
 from legend_hf.reports.findings import UNKNOWN, Estimate, Stability
 from legend_hf.reports.measure import FEWEST_PROMPTS, finite_or_none, renumbered
@@ -54,7 +54,7 @@ def stability_of(
         device: Where to run; None takes a GPU when there is one.
         trust_remote_code: Run code that comes with the model.
     """
-    runtime = Runtime(path=direction.model_path, device=device, trust_remote_code=trust_remote_code)
+    runtime = direction.runtime(device, trust_remote_code=trust_remote_code)
     opened = open_reader(direction.reader, runtime)
     kept = encode_pairs(partial(opened.encode, fitting=True), [*read_pairs(pairs, columns)])
     groups = renumbered(np.array([prompt_key(pair.chosen) for pair, _ in kept]))

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from legend_hf.reading.formats import SKIP, Message, conversation
-from legend_hf.reading.forward import hidden_states, out_of_memory, own_attention, rope_limit
+from legend_hf.reading.forward import device_of, hidden_states, out_of_memory, own_attention, rope_limit
 from legend_hf.reading.probe import TOLERANCE, TOLERANCE_HALF
 from legend_hf.reading.reader import OpenReader
 from legend_hf.reading.state import reading
@@ -215,7 +215,7 @@ class _Reading:
 
         model, layer, route = self._opened.model, self._opened.reader.layer, self._opened.route
         inputs = {
-            "input_ids": torch.tensor([new], device=model.device),
+            "input_ids": torch.tensor([new], device=device_of(model)),
             "past_key_values": self._cache,
             "use_cache": True,
         }
