@@ -98,6 +98,17 @@ def real_llm() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_gguf(real_llm: Path) -> Path:
+    """The file that the real chat model was made of."""
+    from real_llm import gguf_beside
+
+    file = gguf_beside(real_llm)
+    if not file.is_file():
+        pytest.skip("needs the real chat model's own file; `scripts/real_llm --gguf` keeps it")
+    return file
+
+
+@pytest.fixture(scope="session")
 def demo() -> Path:
     """The folder of the shipped demonstration annotator."""
     return ROOT / "scripts" / "demo" / "annotator"

@@ -144,8 +144,14 @@ def test_a_direction_card_shows_all_of_its_reader():
     from legend_hf.reading.reader import Reader
 
     shown = {key for key, _ in cards._READER} | {"d_model", "n_layers"}  # these stand in a sentence
-    assert shown == {f.name for f in fields(Reader)} == READER.keys()
+    # Most models are loaded as they are, of which nothing is written.
+    assert shown == {f.name for f in fields(Reader)} == READER.keys() | {"loading"}
+    loading = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    loaded = cards.direction_card({**DIRECTION, "reader": {**READER, "loading": loading}})
+    said = '| loaded from, or quantised by | `{"load_in_8bit": true, "quant_method": "bitsandbytes"}` |'
+    assert said in loaded
     card = cards.direction_card(DIRECTION)
+    assert "loaded from" not in card
     for name, value in READER.items():
         assert value is None or str(value) in card, name
     assert "| sha256 of the weights, in whatever files | not recorded |" in card

@@ -141,10 +141,11 @@ def test_a_gguf_file_gives_the_numbers_of_the_weights_in_it(plain, of_gguf, gguf
     np.testing.assert_array_equal(raw(LegendMarginFn(again)), raw(LegendMarginFn(of_gguf)))
 
 
-def test_the_file_is_the_models_identity(of_gguf, ggufs, tiny_llama, tmp_path):
-    (tmp_path / "notes.txt").write_text("words")
+def test_the_file_is_the_models_identity(of_gguf, ggufs, tiny_llama, demo, tmp_path):
     shutil.copy(ggufs / FILE, tmp_path)
-    of_gguf.with_model(tmp_path)  # the same file elsewhere, whatever lies beside it
+    shutil.copytree(demo, tmp_path, dirs_exist_ok=True)  # another model beside it, with another tokenizer
+    elsewhere = of_gguf.with_model(tmp_path)
+    np.testing.assert_array_equal(raw(LegendMarginFn(elsewhere)), raw(LegendMarginFn(of_gguf)))
     shutil.copy(ggufs / "other.gguf", tmp_path / FILE)
     with pytest.raises(ValueError, match="is another one: its weights have sha256"):
         of_gguf.with_model(tmp_path)

@@ -13,6 +13,8 @@ import hashlib
 import json
 import logging
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +22,6 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import date as calendar_date
 from functools import cached_property, lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from legend_hf.hub.nearby import saying_what_is_there
@@ -761,7 +762,8 @@ def load_weights(
     elif loading is not None:
         how["quantization_config"] = dict(loading.quantization_config or {})
     if device_map is not None:
-        how |= {"device_map": device_map, "offload_folder": _offload_folder()}
+        # On disk are read from where they lie the weights that lie there as they are, and from that folder all others.
+        how |= {"device_map": device_map, "offload_folder": _own_folder("offload")}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would list each weight of the head and of blocks not needed
     try:
@@ -785,32 +787,37 @@ def load_weights(
 def _pretrained(source: str, commit: str | None, loading: Loading | None) -> tuple[str, dict[str, Any]]:
     """What transformers is to load from, and which of the files there.
 
-    A GGUF file is named by its whole path: of a name alone transformers looks in the folder that it runs in first.
+    A GGUF file is named by its whole path, and of an empty folder: of a name alone transformers looks in the folder
+    that it runs in first, and it would mix in a tokenizer that lies beside the file.
     """
     if loading is None or loading.gguf_file is None:
         return source, {"revision": commit}
-    path = gguf_path(source, commit, loading.gguf_file)
-    return str(path.parent), {"gguf_file": str(path)}
+    return _own_folder("empty"), {"gguf_file": str(gguf_path(source, commit, loading.gguf_file))}
 
 
-@lru_cache(maxsize=1)
-def _offload_folder() -> str:
-    """Where a process keeps weights on disk that do not lie in safetensors as they are; it goes with the process."""
-    folder = TemporaryDirectory(prefix="legend_hf_offload_")
-    atexit.register(folder.cleanup)
-    return folder.name
+@lru_cache
+def _own_folder(what: str) -> str:
+    """An empty folder that goes with the process."""
+    folder, owner = tempfile.mkdtemp(prefix=f"legend_hf_{what}_"), os.getpid()
+
+    def gone() -> None:
+        if os.getpid() == owner:  # and no fork of it
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(gone)
+    return folder
 
 
 def _config_in(path: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(os.path.dirname(path), gguf_file=path)
+    return AutoConfig.from_pretrained(_own_folder("empty"), gguf_file=path)
 
 
 def _tokenizer_in(path: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(os.path.dirname(path), gguf_file=path)
+    return AutoTokenizer.from_pretrained(_own_folder("empty"), gguf_file=path)
 
 
 def load_config(
