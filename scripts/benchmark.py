@@ -299,10 +299,12 @@ def reader_of(job: Job, dtype: str, depth: float) -> Reader:
 
 
 def tokens_of(opened: OpenReader, job: Job) -> list[Tokens]:
-    """Both sides of every row as tokens."""
-    pairs = pairs_from_batch({k: [row[k] for row in job.rows] for k in job.rows[0]})
-    sides = [side for pair in pairs if isinstance(pair, Pair) for side in (pair.chosen, pair.rejected)]
-    return [text for text in opened.encode(sides) if isinstance(text, Tokens)]
+    """Both sides of every row as tokens, where both can be read."""
+    rows = pairs_from_batch({k: [row[k] for row in job.rows] for k in job.rows[0]})
+    texts = opened.encode([side for pair in rows if isinstance(pair, Pair) for side in (pair.chosen, pair.rejected)])
+    both = zip(texts[0::2], texts[1::2], strict=True)
+    pairs = ((a, b) for a, b in both if isinstance(a, Tokens) and isinstance(b, Tokens))
+    return [text for pair in pairs for text in pair]
 
 
 WAYS: dict[str, Callable[[Job], Run]] = {
