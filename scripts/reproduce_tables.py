@@ -44,7 +44,8 @@ def sections(sets: Sets, lines: Sequence[Line], *, smoke: bool = False) -> tuple
             )
         if part == "frozen" and "best_of" in of[0]:
             numbers["best_of"][name] = harms(of)
-            text.append(best_of_table(numbers["best_of"][name]))
+            if len(numbers["best_of"]) == 1:  # the other settings' are told as numbers alone
+                text.append(best_of_table(numbers["best_of"][name]))
     noise = of_setting.get("noise", [])
     if noise:
         numbers["noise"] = noisy(sets, noise)
