@@ -148,8 +148,8 @@ def test_a_direction_card_shows_all_of_its_reader():
     assert shown == {f.name for f in fields(Reader)} == READER.keys() | {"loading"}
     loading = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
     loaded = cards.direction_card({**DIRECTION, "reader": {**READER, "loading": loading}})
-    said = '| loaded from, or quantised by | `{"load_in_8bit": true, "quant_method": "bitsandbytes"}` |'
-    assert said in loaded
+    said = '| loaded from, or quantised by | <code>{"load_in_8bit": true, "quant_method": "bitsandbytes"}</code> |'
+    assert said in html.unescape(loaded)
     card = cards.direction_card(DIRECTION)
     assert "loaded from" not in card
     for name, value in READER.items():

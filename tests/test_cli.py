@@ -107,7 +107,7 @@ def test_push_and_inspect(files, tiny_llama, tmp_path, hub):
         (["fit", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--layer", "best"], "`--layer` is 'best'; allowed are 'auto'"),
         (["fit", "{d}/pairs.jsonl", "--model", "{m}", "--output", "{o}", "--layer", "9"], "`--layer` is 9; this model has 3 blocks"),
         (["fit", "{d}/pairs.txt", "--model", "{m}", "--output", "{o}"], "'.txt'; allowed are .jsonl"),
-        (["annotate", "{d}/pairs.jsonl", "{d}/direction", "--output", "{o}"], "say where it is: `--model FOLDER`"),
+        (["annotate", "{d}/new.jsonl", "{d}/direction", "--output", "{o}"], "say where it is: `--model FOLDER`"),
         (["annotate", "{d}/torn.jsonl", "{d}/direction", "--model", "{m}", "--output", "{o}"], "torn.jsonl' cannot be read"),
         (["annotate", "{d}/saved", "{d}/direction", "--model", "{m}", "--output", "{o}", "--split", "dev"], "holds the splits train"),
         (["annotate", "{d}/saved/train", "{d}/direction", "--model", "{m}", "--output", "{o}", "--split", "dev"], "holds one dataset without splits"),
@@ -123,6 +123,7 @@ def test_user_errors_are_one_line_and_exit_code_2(files, tiny_llama, tmp_path, h
     from datasets import Dataset, DatasetDict
 
     (files / "pairs.txt").write_text("x")
+    Dataset.from_list([{**PAIRS[0], "prompt": "Not annotated before."}]).to_json(files / "new.jsonl")
     (files / "torn.jsonl").write_text('{"prompt": "Te')
     DatasetDict({"train": Dataset.from_list(PAIRS)}).save_to_disk(files / "saved")
     done = run(*[a.format(d=files, m=tiny_llama, o=tmp_path / "out") for a in arguments])

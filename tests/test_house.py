@@ -346,11 +346,12 @@ def packages(requirements: Iterable[str]) -> set[str]:
 def undeclared(sources: Iterable[str], declared: Iterable[str]) -> set[str]:
     """What sources import that is neither Python's nor ours, nor declared, nor needed by a declared package itself."""
     first = packages(declared)
-    known = first.union(*(packages(metadata.requires(name) or ()) for name in first))
+    there = {canonicalize_name(one.name) for one in metadata.distributions()}  # some extras are not
+    known = first.union(*(packages(metadata.requires(name) or ()) for name in first & there))
     tops = {name.partition(".")[0] for source in sources for name in all_imports(source)}
     of = metadata.packages_distributions()
     ours = sys.stdlib_module_names | {"legend_hf"}
-    return {t for t in tops - ours if not {canonicalize_name(d) for d in of.get(t, ())} & known}
+    return {t for t in tops - ours if not {canonicalize_name(d) for d in of.get(t, (t,))} & known}
 
 
 def all_imports(source: str) -> set[str]:

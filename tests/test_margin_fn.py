@@ -276,9 +276,9 @@ def test_rank_chooses_the_device(direction, ds, monkeypatch):
     seen = []
     real = scoring.open_reader
 
-    def spy(reader, runtime, *, depth):
+    def spy(reader, runtime, **how):
         seen.append(runtime.device)
-        return real(reader, scoring.Runtime(runtime.path, "cpu"), depth=depth)
+        return real(reader, scoring.Runtime(runtime.path, "cpu"), **how)
 
     monkeypatch.setattr(scoring, "open_reader", spy)
     import torch

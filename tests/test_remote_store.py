@@ -21,6 +21,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from builders import close_stores
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from hypothesis import strategies as st
 from legend_hf import Direction, LegendMarginFn, annotate, fit_direction
 from legend_hf.margins import remote_store
 from legend_hf.margins.remote_store import RemoteStore, check_url
-from legend_hf.margins.store import Store, StoreError, close_stores, seal
+from legend_hf.margins.store import Store, StoreError, seal
 from legend_hf.margins.stores import check_where, shown, store_at
 from legend_hf.reading.reader import OpenReader, close_readers
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import close_stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legend_hf.margins import store as store_module
-from legend_hf.margins.store import Store, StoreError, check_path, close_stores, default_store, open_store
+from legend_hf.margins.store import Store, StoreError, check_path, default_store, open_store
 
 A, B = b"a" * 32, b"b" * 32
 
