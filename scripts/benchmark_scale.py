@@ -7,41 +7,62 @@ own where memory or start-up count, but for the last table, which is computed an
 The default is small and takes minutes. All of it, on an idle machine:
 
     python scripts/benchmark_scale.py --data ../shared/data/hh_harmless.jsonl --sizes 1000 10000 100000
-        --memory 10000 40000 --rows 2000 --kills 10 --json scale.json
+        --memory 10000 40000 --rows 2000 --kills 10 --calls 100000 --json scale.json --results scripts/RESULTS.md
+
+A part that stands in the file of `--json`, measured with the same options, is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import logging
 import os
 import random
 import resource
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
-from datasets import Dataset, disable_progress_bars, load_dataset
-from tqdm.auto import tqdm
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset, disable_progress_bars
+from real_runs import replace_section
 
 from legend_hf import Direction, LegendMarginFn, annotate
 from legend_hf.directions.calibrate import Calibration
+from legend_hf.margins import devices, remote_store
 from legend_hf.margins.devices import usable_cores
 from legend_hf.margins.sharing import parts_of
 from legend_hf.margins.workers import handed_out, workers
 from legend_hf.reading.reader import OpenReader, describe_model
 from legend_hf.scale import annotate_ray, annotate_stream
 
+log = logging.getLogger("benchmark_scale")
 DEMO = Path(__file__).parent / "demo"
+# What a part's figures depend on, beside the rows.
+OPTIONS = {
+    "time": ["sizes"], "memory": ["memory"], "handling": ["rows"], "workers": ["rows"], "calls": ["calls"],
+    "ray": ["rows"], "kills": ["rows", "kills"], "cost": [],
+}  # fmt: skip
 COLUMNS = ("prompt", "chosen", "rejected")
 # Readers of the cost model: parameters without embeddings, in billions; layers; width. Of the public configs of
 # SmolLM2-135M, Qwen2.5-1.5B, Qwen2.5-7B and Llama-3.1-70B.
 READERS = {"135M": (0.106, 30, 576), "1.5B": (1.31, 28, 1536), "7B": (6.53, 28, 3584), "70B": (68.5, 80, 8192)}
+BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
+PASS = 10  # rows in one call of the transform, where processes are killed
 PEAK, EFFICIENCY, PRICE = 989e12, 0.4, 3.0  # an H100's bfloat16 rate; what is reached of it; US dollars an hour
 
 
@@ -53,18 +74,52 @@ def main() -> None:
         what, rows, folder = arguments.once
         once(what, int(rows), folder, arguments)
         return
-    found: dict[str, Any] = {"cores": usable_cores(), "data": arguments.data.name, "arguments": sys.argv[1:]}
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("legend_hf").setLevel(logging.ERROR)
     parts: dict[str, Callable[[argparse.Namespace], Any]] = {
         "time": time_against_rows, "memory": memory_against_rows, "handling": handling, "workers": two_workers,
-        "ray": ray_against_map, "kills": kills, "cost": cost,
+        "calls": many_calls, "ray": ray_against_map, "kills": kills, "cost": cost,
     }  # fmt: skip
-    with tqdm([name for name in parts if not arguments.only or name in arguments.only], unit="part") as bar:
-        for name in bar:
-            bar.set_description(name)
-            found[name] = parts[name](arguments)
-    print_table(found)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    found, failed = measured_before(arguments.json), list[str]()
+    for name in [name for name in parts if not arguments.only or name in arguments.only]:
+        options = {key: str(getattr(arguments, key)) for key in ("data", *OPTIONS[name])}
+        options["cores"] = str(usable_cores())
+        if found.get(name, {}).get("options") == options:
+            log.info("%s: measured before", name)
+            continue
+        log.info("%s ...", name)
+        begun = time.perf_counter()
+        try:
+            figures = parts[name](arguments)
+        except Exception:  # the others are worth their time
+            log.exception("%s failed", name)
+            failed.append(name)
+            continue
+        found[name] = {"figures": figures, "options": options, "seconds": time.perf_counter() - begun}
+        log.info("%s: %.0f s: %s", name, found[name]["seconds"], json.dumps(figures))
+        if arguments.json:
+            arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    text = "\n".join(table({name: part["figures"] for name, part in found.items()}, arguments))
+    took = sum(part["seconds"] for part in found.values()) / 60
+    command = " ".join(["python scripts/benchmark_scale.py", *without_places(sys.argv[1:])])
+    sys.stdout.write(f"{text}\n")
+    if arguments.results:
+        replace_section(
+            arguments.results, f"## At scale\n\nMade in {took:.0f} minutes by `{command}`.\n\n{text}", BEGIN, END
+        )
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}; the same command measures them alone")
+
+
+def measured_before(file: Path | None) -> dict[str, Any]:
+    """Parts that an earlier run finished."""
+    return json.loads(file.read_text(encoding="utf-8")) if file is not None and file.exists() else {}
+
+
+def without_places(words: list[str]) -> list[str]:
+    """What was typed, but for where files go."""
+    kept = [w for i, w in enumerate(words) if not {"--json", "--results"} & {w, *words[max(0, i - 1) : i]}]
+    return [Path(word).name if "/" in word else word for word in kept]
 
 
 def parse() -> argparse.Namespace:
@@ -76,8 +131,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--memory", type=int, nargs="+", default=[2000, 6000], help="rows of memory against rows")
     parser.add_argument("--rows", type=int, default=300, help="rows of everything else")
     parser.add_argument("--kills", type=int, default=2)
-    parser.add_argument("--only", nargs="+", help="some parts: time memory handling workers ray kills cost")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--calls", type=int, default=2000, help="single texts and pairs that one process is asked for")
+    parser.add_argument("--only", nargs="+", help="some parts: time memory handling workers calls ray kills cost")
+    parser.add_argument("--json", type=Path, help="where the figures of each part are written, and found again")
+    parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
     parser.add_argument("--once", nargs=3, metavar=("WHAT", "ROWS", "FOLDER"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -85,22 +142,22 @@ def parse() -> argparse.Namespace:
 # -- What is read ------------------------------------------------------------------------------------------------------
 
 
-def rows_of(file: Path, number: int) -> Iterator[dict[str, str]]:
-    """Real rows, each its own."""
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+def rows_of(file: Path, number: int, first: int | None = None) -> Iterator[dict[str, str]]:
+    """Real rows, each its own; those of the first lines alone, again and again, are as long whatever their number."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][:first]
     for i in range(number):
         row = lines[i % len(lines)]
         own = row if "prompt" in row else {name: row[name].replace("Human: ", f"Human: {i}: ", 1) for name in row}
         yield {name: f"{i}: {own[name]}" if name == "prompt" else own[name] for name in COLUMNS if name in row}
 
 
-def dataset(arguments: argparse.Namespace, number: int) -> Dataset:
-    return Dataset.from_list(list(rows_of(arguments.data, number)))
+def dataset(arguments: argparse.Namespace, number: int, first: int | None = None) -> Dataset:
+    return Dataset.from_list(list(rows_of(arguments.data, number, first)))
 
 
-def transform(**options: Any) -> LegendMarginFn:
+def transform(layer: int = -1, **options: Any) -> LegendMarginFn:
     """Margins by the toy model along some direction, which costs what any does."""
-    reader = describe_model(str(DEMO / "annotator"), pooling="last", template="dialogue")
+    reader = describe_model(str(DEMO / "annotator"), pooling="last", template="dialogue", layer=layer)
     vector = np.zeros(reader.d_model, dtype=np.float32)
     vector[0] = 1.0
     direction = Direction(vector, reader, Calibration("unit", 1.0), model_path=str(DEMO / "annotator"))
@@ -109,7 +166,6 @@ def transform(**options: Any) -> LegendMarginFn:
 
 def without_model() -> None:
     """From here on reading costs nothing: what is left is the handling of rows."""
-    import torch
 
     def nothing(opened: OpenReader, texts: Any, layers: Any, *, batch_tokens: int | None = None) -> Iterator[Any]:
         for first in range(0, len(texts), 64):
@@ -129,10 +185,17 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def time_against_rows(arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds of `annotate`, the model loaded, by rows."""
-    fn = transform()
-    annotate(dataset(arguments, 20), fn)
-    return {str(n): seconds(lambda n=n: annotate(dataset(arguments, n), fn)) for n in arguments.sizes}  # type: ignore[misc]
+    """Seconds of `annotate` by rows: the same texts again and again, read up to the toy model's first block."""
+    fn, least = transform(layer=1), min(arguments.sizes)
+    annotate(dataset(arguments, least, least), fn)
+    found = {}
+    for number in arguments.sizes:
+        rows = dataset(arguments, number, least)
+        # A short time is measured several times: what else the machine does is then less of it.
+        several = [seconds(lambda rows=rows: annotate(rows, fn)) for _ in range(3 if number == least else 1)]  # type: ignore[misc]
+        found[str(number)] = float(np.median(several))
+        log.info("%d rows: %.1f s", number, found[str(number)])
+    return found
 
 
 def memory_against_rows(arguments: argparse.Namespace) -> dict[str, float]:
@@ -157,61 +220,166 @@ def two_workers(arguments: argparse.Namespace) -> dict[str, Any]:
             parts = parts_of(tokens, number, most_rows=200)
             took = seconds(lambda: list(handed_out(running, parts, lambda w, p: w.read(rows[p[0] : p[1]]))))  # noqa: B023
             found[str(number)] = len(rows) / took
-    found["auto, whole call"] = len(rows) / seconds(lambda: annotate(rows.with_format(None), fn, devices="auto"))
+    chosen: list[str] = []
+    with short_runs_too(chosen):
+        found["auto, whole call"] = len(rows) / seconds(lambda: annotate(rows.with_format(None), fn, devices="auto"))
+    found["auto took"] = int(chosen[-1].split()[2]) if chosen else 1
     return found
+
+
+class Said(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, into: list[str]) -> None:
+        super().__init__()
+        self.into = into
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Of each record its text."""
+        self.into.append(record.getMessage())
+
+
+@contextmanager
+def short_runs_too(chosen: list[str]) -> Iterator[None]:
+    """Has `auto` try processes however short the run is, and say in `chosen` what it took."""
+    worth, devices.WORTH_SECONDS = devices.WORTH_SECONDS, 0.0
+    said, level = Said(chosen), devices.logger.level
+    devices.logger.addHandler(said)
+    devices.logger.setLevel(logging.INFO)
+    devices.logger.propagate = False
+    yield
+    devices.logger.propagate = True
+    devices.logger.setLevel(level)
+    devices.logger.removeHandler(said)
+    devices.WORTH_SECONDS = worth
+
+
+def many_calls(arguments: argparse.Namespace) -> dict[str, float]:
+    """MiB that a process grows by from a tenth of its calls to the last; the control keeps a small object a call."""
+    return {
+        "calls": arguments.calls,
+        "grown by": float(in_own_process("calls", arguments.calls, arguments)),
+        "the control, which keeps 100 bytes a call": float(in_own_process("leaking", arguments.calls, arguments)),
+    }
 
 
 def ray_against_map(arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds of the whole call, with two processes each: `ds.map`, and Ray on two nodes of this machine."""
-    import ray
-    from ray.cluster_utils import Cluster
+    """Seconds of `ds.map` and of Ray on two nodes of this machine, with two processes each, and without their start.
 
-    rows, fn = dataset(arguments, arguments.rows), transform()
-    found = {"map": seconds(lambda: rows.map(fn, batched=True, batch_size=50, num_proc=2, with_rank=True))}
-    with tempfile.TemporaryDirectory() as folder:
-        for i in range(8):
-            rows.shard(8, i).to_parquet(f"{folder}/rows/{i}.parquet")
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), *sys.path]))
-        node = {"num_cpus": 3, "object_store_memory": 100 * 2**20}
-        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-        cluster.add_node(**node)
-        ray.init(address=cluster.address, log_to_driver=False)
-        options: dict[str, Any] = {"concurrency": (1, 2), "num_cpus": 2, "batch_size": 50}
-        found["ray"] = seconds(lambda: annotate_ray(f"{folder}/rows", fn, f"{folder}/out", **options))
-        ray.shutdown()
-        cluster.shutdown()
+    Both load the model in each process, and Ray's actors import all that it needs: that is in a whole call's seconds.
+    What a row costs without it is the difference between all rows and a quarter of them.
+    """
+    many, fn = dataset(arguments, arguments.rows), transform()
+    few = many.select(range(len(many) // 4))
+    found = {
+        f"map, {len(rows)} rows": seconds(
+            lambda rows=rows: rows.map(fn, batched=True, batch_size=50, num_proc=2, with_rank=True)  # type: ignore[misc]
+        )
+        for rows in (few, many)
+    }
+    options: dict[str, Any] = {"concurrency": (1, 2), "num_cpus": 2, "batch_size": 50}
+    with tempfile.TemporaryDirectory() as folder, two_nodes():
+        for rows in (few, many):
+            source, out = f"{folder}/{len(rows)}", f"{folder}/out{len(rows)}"
+            for i in range(8):
+                rows.shard(8, i).to_parquet(f"{source}/{i}.parquet")
+            found[f"ray, {len(rows)} rows"] = seconds(lambda s=source, o=out: annotate_ray(s, fn, o, **options))  # type: ignore[misc]
+    for way in ("map", "ray"):
+        more = found[f"{way}, {len(many)} rows"] - found[f"{way}, {len(few)} rows"]
+        found[f"{way}, a row"] = more / (len(many) - len(few))
     return found
 
 
+@contextmanager
+def two_nodes() -> Iterator[None]:
+    """A Ray cluster on this machine, whose processes have as many threads in all as those of `map`."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), *sys.path]))
+    os.environ |= {"OMP_NUM_THREADS": str(max(1, usable_cores() // 2)), "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    node = {"num_cpus": 3, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
 def kills(arguments: argparse.Namespace) -> dict[str, Any]:
-    """A stream that is killed at random moments and gone on with by processes that share nothing but its output."""
-    draw = random.Random(0)
-    with tempfile.TemporaryDirectory() as folder:
-        done, log = 0, Path(folder) / "log"
-        while done < arguments.kills:
-            process = start("killed", arguments.rows, folder, arguments)
-            before = computed(folder)
-            while process.poll() is None and computed(folder) == before:
-                time.sleep(0.05)  # until it reads
-            time.sleep(draw.random() * 2.0)
+    """A run whose whole machine is lost again and again: killed, its disk emptied, gone on with from a bucket."""
+    draw, texts = random.Random(0), 2 * arguments.rows
+    with tempfile.TemporaryDirectory() as folder, bucket(folder) as (kind, url):
+        lost: list[int] = []
+        for _ in range(arguments.kills):
+            process = start("killed", arguments.rows, folder, arguments, machine=url)
+            before, due = computed(folder), 1 + draw.randrange(max(1, int(1.5 * texts / arguments.kills)))
+            while process.poll() is None and computed(folder) - before < due:
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 0.05))
             if process.poll() is not None:
-                break
-            process.kill()
+                break  # it came to its end before
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            done += 1
-        finish = start("killed", arguments.rows, folder, arguments)
-        assert finish.wait() == 0, log
-        out = load_dataset(f"{folder}/out", split="train")
-        texts = [row["chosen"] for row in rows_of(arguments.data, arguments.rows)]
-        whole = annotate(dataset(arguments, arguments.rows), transform())
+            shutil.rmtree(f"{folder}/disk")
+            lost.append(computed(folder) - held(url) - sum(lost))
+            log.info("killed: %d texts read, %d in the bucket", computed(folder), held(url))
+        if not Path(f"{folder}/result.npy").exists():
+            assert start("killed", arguments.rows, folder, arguments, machine=url).wait() == 0, "nobody killed the last"
+        got = np.load(f"{folder}/result.npy")
+        whole = np.array(annotate(dataset(arguments, arguments.rows), transform())["margin_raw"])
         return {
-            "kills": done,
-            "complete": out["chosen"][:] == texts,
-            "furthest from the whole, in its standard deviations":
-                float(np.abs(np.array(out["margin_raw"]) - whole["margin_raw"]).max() / np.std(whole["margin_raw"])),
-            "rows computed again, a kill": (computed(folder) - arguments.rows) / max(1, done),
-            "rows of a piece": piece(arguments.rows),
-        }  # fmt: skip
+            "kept in": kind,
+            "kills": len(lost),
+            "complete": len(got) == len(whole) and held(url) == texts,
+            "furthest from the whole, in its standard deviations": float(np.abs(got - whole).max() / np.std(whole)),
+            "texts read again, at most": max(lost, default=0),
+            "texts read again, mean": (computed(folder) - texts) / max(1, len(lost)),
+            "texts of a chunk and of a pass": f"{chunk(arguments.rows)} + {2 * PASS}",
+        }
+
+
+@contextmanager
+def bucket(folder: str) -> Iterator[tuple[str, str]]:
+    """A bucket on a server of this machine, where `moto` and `s3fs` are installed; else a folder."""
+    if not (find_spec("moto") and find_spec("s3fs")):
+        Path(f"{folder}/bucket").mkdir()
+        yield "a folder", f"file://{folder}/bucket/run"
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://localhost:{port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_CONFIG_FILE": "/dev/null",
+    }  # fmt: skip
+    program = "import sys; from moto.server import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", program, "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(3000):
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            fsspec.filesystem("s3").mkdir("bucket")
+            yield "S3 on loopback", "s3://bucket/run"
+        finally:
+            server.kill()
+
+
+def held(url: str) -> int:
+    """Texts with a score in the bucket."""
+    files, root = fsspec.core.url_to_fs(url)
+    files.invalidate_cache()
+    found: set[bytes] = set()
+    for name in files.glob(f"{root}/scores-*.parquet"):
+        with files.open(name, "rb") as file:
+            found |= set(pq.read_table(file, columns=["text"]).column("text").to_pylist())
+    return len(found)
 
 
 def cost(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -230,8 +398,9 @@ def cost(arguments: argparse.Namespace) -> dict[str, Any]:
 # -- In processes of their own -----------------------------------------------------------------------------------------
 
 
-def piece(rows: int) -> int:
-    return max(10, rows // 20)
+def chunk(rows: int) -> int:
+    """Texts in one chunk of the store, of which there are some forty in all."""
+    return max(20, rows // 20)
 
 
 def computed(folder: str) -> int:
@@ -239,8 +408,15 @@ def computed(folder: str) -> int:
     return sum(map(int, log.read_text().split())) if log.exists() else 0
 
 
-def start(what: str, rows: int, folder: str, arguments: argparse.Namespace, **options: Any) -> subprocess.Popen[str]:
+def start(
+    what: str, rows: int, folder: str, arguments: argparse.Namespace, machine: str | None = None, **options: Any
+) -> subprocess.Popen[str]:
+    """A process; with a `machine`, the URL of its store, in a group of its own and with an empty disk."""
     command = [sys.executable, __file__, "--data", str(arguments.data), "--once", what, str(rows), folder]
+    if machine is not None:
+        os.makedirs(f"{folder}/disk")
+        at = {"TMPDIR": f"{folder}/disk", "HF_HOME": f"{folder}/disk/hf", "LEGEND_HF_SCALE_STORE": machine}
+        options |= {"env": {**os.environ, **at}, "start_new_session": True}
     return subprocess.Popen(command, text=True, **options)
 
 
@@ -254,27 +430,68 @@ def once(what: str, number: int, folder: str, arguments: argparse.Namespace) -> 
     """What is measured in a process of its own; prints what it found."""
     from datasets import Features, IterableDataset, Value
 
+    if what == "killed":
+        killed(arguments, number, folder)
+        return
     fn = transform()
+    if what in ("calls", "leaking"):
+        sys.stdout.write(f"{called(arguments, number, 100 if what == 'leaking' else 0)}\n")
+        return
     if what == "handling":
         sys.stdout.write(json.dumps(handled(arguments, number, folder)) + "\n")
         return
     given = {"file": arguments.data, "number": number}
     kinds = Features({name: Value("string") for name in COLUMNS if name in next(rows_of(arguments.data, 1))})
     stream = IterableDataset.from_generator(rows_of, features=kinds, gen_kwargs=given)
-    if what == "stream":
-        without_model()
-        annotate_stream(stream, fn, f"{folder}/out", rows_per_file=1000)
-        sys.stdout.write(f"{peak()}\n")
-        return
+    without_model()
+    annotate_stream(stream, fn, f"{folder}/out", rows_per_file=1000)
+    sys.stdout.write(f"{peak()}\n")
+
+
+def called(arguments: argparse.Namespace, number: int, keep: int) -> float:
+    """A transform and a direction that are asked for one row at a time, by texts without a model's work."""
+    from legend_hf.reading import forward
+
+    width = json.loads((DEMO / "annotator" / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    zeros = torch.zeros(1, 8192, width)
+
+    def nothing(model: Any, inputs: Any, layers: Any, take: Callable[[int, torch.Tensor], None], **_: Any) -> None:
+        for layer in layers:
+            take(layer, zeros)
+
+    fn, kept = transform(), []
+    rows = [{name: text[:200] for name, text in row.items()} for row in rows_of(arguments.data, 500)]
+    forward.hidden_states = nothing
+    for i in range(number):
+        if i == number // 10:
+            gc.collect()
+            before = resident()
+        row = rows[i % len(rows)]
+        fn({name: [text] for name, text in row.items()})
+        kept += [bytes(keep)] if keep else []
+    gc.collect()
+    return resident() - before
+
+
+def resident() -> float:
+    """MiB of this process now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def killed(arguments: argparse.Namespace, number: int, folder: str) -> None:
+    """A run that notes what it reads, and may end at any moment."""
+    remote_store.CHUNK_ROWS, remote_store.CHUNK_SECONDS = chunk(number), 3600.0
     read = OpenReader.read
 
     def noted(opened: OpenReader, texts: Any, layers: Any, *, batch_tokens: int | None = None) -> Iterator[Any]:
-        with open(f"{folder}/log", "a", encoding="ascii") as log:
-            log.write(f"{len(texts) // 2}\n")
+        with open(f"{folder}/log", "a", encoding="ascii") as file:
+            file.write(f"{len(texts)}\n")
         yield from read(opened, texts, layers, batch_tokens=batch_tokens)
 
     OpenReader.read = noted  # type: ignore[method-assign, assignment]
-    annotate_stream(stream, fn, f"{folder}/out", rows_per_file=piece(number), batch_size=10)
+    fn = transform(store=os.environ["LEGEND_HF_SCALE_STORE"])
+    made = annotate(dataset(arguments, number), fn, batch_size=PASS)
+    np.save(f"{folder}/result.npy", np.array(made["margin_raw"]))
 
 
 def handled(arguments: argparse.Namespace, number: int, folder: str) -> dict[str, float]:
@@ -302,9 +519,9 @@ def peak() -> float:
 # -- The table ---------------------------------------------------------------------------------------------------------
 
 
-def print_table(found: dict[str, Any]) -> None:
-    """What was measured, beside what is aimed at."""
-    lines = [f"{found['cores']} cores, rows of {found['data']}, the shipped toy model.", ""]
+def table(found: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
+    """What was measured, beside what is aimed at, in lines."""
+    lines = [f"{usable_cores()} cores, rows of {arguments.data.name}, the shipped toy model.", ""]
     lines += ["| figure | aim | measured |", "|---|---|---|"]
     if "time" in found:
         each = {int(n): 1e3 * s / int(n) for n, s in found["time"].items()}
@@ -320,20 +537,29 @@ def print_table(found: dict[str, Any]) -> None:
         said = ", ".join(f"{name} {value:,.3g}" for name, value in found["handling"].items())
         lines.append(f"| row handling | 300 µs / 200 µs / 1 s | {said} |")
     if "workers" in found:
-        one, two, auto = (found["workers"][name] for name in ("1", "2", "auto, whole call"))
+        one, two, auto, took = (found["workers"][name] for name in ("1", "2", "auto, whole call", "auto took"))
         lines.append(
             f"| two workers against one, same threads in all | 1.0 × | {two / one:.2f} × ({one:.1f} and {two:.1f} "
-            f"rows/s; `auto`, starting included, {auto:.1f}) |"
+            f"rows/s; `auto` took {took}: {auto:.1f} with start and trial) |"
+        )
+    if "calls" in found:
+        number, grown, control = found["calls"].values()
+        lines.append(
+            f"| memory of a server, {number:,} calls | no growth | {grown:+.1f} MiB after the first tenth "
+            f"(with 100 bytes kept a call {control:+.1f} MiB) |"
         )
     if "ray" in found:
-        ray, mapped = found["ray"]["ray"], found["ray"]["map"]
+        ray, mapped = found["ray"]["ray, a row"], found["ray"]["map, a row"]
+        said = ", ".join(f"{name} {1e3 * s:.2f} ms" if name.endswith("a row") else f"{name} {s:.1f} s"
+                         for name, s in found["ray"].items())  # fmt: skip
         lines.append(
-            f"| Ray, two nodes, against `ds.map` of two | 0.9 × | {mapped / ray:.2f} × ({ray:.1f} and {mapped:.1f} s) |"
+            "| Ray, two nodes, against `ds.map` of two: a row, the start of neither counted | 0.9 × | "
+            f"{mapped / ray:.2f} × ({said}; whole calls with their start) |"
         )
     if "kills" in found:
         said = ", ".join(f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}"
                          for name, value in found["kills"].items())  # fmt: skip
-        lines.append(f"| killed and gone on with | complete, equal, one piece again | {said} |")
+        lines.append(f"| killed, gone on with an empty disk | complete, equal, one chunk a worker again | {said} |")
     if "cost" in found:
         lines += ["", f"Computed, not measured: {found['cost']['tokens a row']:.0f} tokens a row (both texts, nothing "
                   f"shared), an H100 at {EFFICIENCY:.0%} of {PEAK / 1e12:.0f} TFLOP/s, {PRICE:.2f} dollars an hour, "
@@ -343,7 +569,7 @@ def print_table(found: dict[str, Any]) -> None:
             cells = [f"{c['hours']:,.2g} h, {c['dollars']:,.2g} $" if c["hours"] < 10 else
                      f"{c['hours']:,.0f} h, {c['dollars']:,.0f} $" for c in found["cost"][name].values()]  # fmt: skip
             lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
-    sys.stdout.write("\n".join(lines) + "\n")
+    return lines
 
 
 if __name__ == "__main__":
