@@ -1,9 +1,11 @@
-"""A server that scores: several threads, one model, one store."""
+"""A server that scores: several threads, one model, one store, and memory that stays what it is."""
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
+import tracemalloc
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -82,3 +84,48 @@ def test_many_at_a_time_get_their_own_answers(direction, serve, store, tmp_path,
     np.testing.assert_allclose(got, np.array([expected["chosen_score"], expected["rejected_score"]]).T, atol=limit)
     np.testing.assert_allclose([answer["scores"] for answer in answers], got, atol=limit)
     assert np.ptp(got) > 100 * limit, "the control: answers differ, so somebody else's would be seen"
+
+
+CALLS, WINDOWS = 40, 4
+LEFT = 100.0  # Bytes a call: 10 MB over 100,000.
+
+
+def left_behind(call: Callable[[int], Any]) -> float:
+    """Bytes of Python objects that a call, by one of several threads, leaves behind once all that is kept is there."""
+    windows = []
+    tracemalloc.start()
+    try:
+        with ThreadPoolExecutor(THREADS) as threads:
+            for first in range(1000, 1000 + WINDOWS * CALLS, CALLS):
+                gc.collect()
+                before = tracemalloc.get_traced_memory()[0]
+                for _ in threads.map(call, range(first, first + CALLS)):
+                    pass
+                gc.collect()
+                windows.append((tracemalloc.get_traced_memory()[0] - before) / CALLS)
+    finally:
+        tracemalloc.stop()
+    return min(windows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", [None, "s.sqlite", "memory://grown/run"])
+def test_a_call_leaves_no_memory_behind(direction, store, tmp_path, monkeypatch):
+    """Of native memory `scripts/benchmark_scale.py --calls 100000` tells."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    fn = LegendMarginFn(direction, store=str(tmp_path / store) if store and "://" not in store else store)
+    held: list[bytes] = []
+
+    def call(number: int) -> None:
+        row = pair(number)
+        direction.score(row["prompt"], row["chosen"])
+        fn({name: [value] for name, value in row.items()})
+
+    def leaks(number: int) -> None:
+        call(number)
+        held.append(bytes(150))
+
+    call(0)
+    assert left_behind(call) < LEFT
+    assert left_behind(leaks) > LEFT, "the control: one small object a call is seen"
+    close_stores()
