@@ -255,11 +255,11 @@ def short_runs_too(chosen: list[str]) -> Iterator[None]:
 
 
 def many_calls(arguments: argparse.Namespace) -> dict[str, float]:
-    """MiB that a process grows by from a tenth of its calls to the last; the control keeps a small object a call."""
+    """MiB that a process grows by from a tenth of its calls to the last; the control calls less and keeps something."""
     return {
         "calls": arguments.calls,
         "grown by": float(in_own_process("calls", arguments.calls, arguments)),
-        "the control, which keeps 100 bytes a call": float(in_own_process("leaking", arguments.calls, arguments)),
+        "the control": float(in_own_process("leaking", max(10, arguments.calls // 10), arguments)),
     }
 
 
@@ -435,7 +435,7 @@ def once(what: str, number: int, folder: str, arguments: argparse.Namespace) -> 
         return
     fn = transform()
     if what in ("calls", "leaking"):
-        sys.stdout.write(f"{called(arguments, number, 100 if what == 'leaking' else 0)}\n")
+        sys.stdout.write(f"{called(arguments, number, 1000 if what == 'leaking' else 0)}\n")
         return
     if what == "handling":
         sys.stdout.write(json.dumps(handled(arguments, number, folder)) + "\n")
@@ -546,7 +546,7 @@ def table(found: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
         number, grown, control = found["calls"].values()
         lines.append(
             f"| memory of a server, {number:,} calls | no growth | {grown:+.1f} MiB after the first tenth "
-            f"(with 100 bytes kept a call {control:+.1f} MiB) |"
+            f"(the control, {number // 10:,} calls that keep 1,000 bytes each: {control:+.1f} MiB) |"
         )
     if "ray" in found:
         ray, mapped = found["ray"]["ray, a row"], found["ray"]["map, a row"]
