@@ -330,7 +330,8 @@ def kills(arguments: argparse.Namespace) -> dict[str, Any]:
         if not Path(f"{folder}/result.npy").exists():
             assert start("killed", arguments.rows, folder, arguments, machine=url).wait() == 0, "nobody killed the last"
         got = np.load(f"{folder}/result.npy")
-        whole = np.array(annotate(dataset(arguments, arguments.rows), transform())["margin_raw"])
+        made = annotate(dataset(arguments, arguments.rows), transform())
+        whole, texts = np.array(made["margin_raw"]), 2 * made["margin_status"][:].count("ok")
         return {
             "kept in": kind,
             "kills": len(lost),
@@ -435,7 +436,7 @@ def once(what: str, number: int, folder: str, arguments: argparse.Namespace) -> 
         return
     fn = transform()
     if what in ("calls", "leaking"):
-        sys.stdout.write(f"{called(arguments, number, 1000 if what == 'leaking' else 0)}\n")
+        sys.stdout.write(f"{called(arguments, number, 10_000 if what == 'leaking' else 0)}\n")
         return
     if what == "handling":
         sys.stdout.write(json.dumps(handled(arguments, number, folder)) + "\n")
@@ -546,7 +547,7 @@ def table(found: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
         number, grown, control = found["calls"].values()
         lines.append(
             f"| memory of a server, {number:,} calls | no growth | {grown:+.1f} MiB after the first tenth "
-            f"(the control, {number // 10:,} calls that keep 1,000 bytes each: {control:+.1f} MiB) |"
+            f"(the control, {number // 10:,} calls that keep 10,000 bytes each: {control:+.1f} MiB) |"
         )
     if "ray" in found:
         ray, mapped = found["ray"]["ray, a row"], found["ray"]["map, a row"]
