@@ -16,7 +16,8 @@ from typing import Any
 
 from legend_hf.reading.plain import check_choice, make_plain
 
-# Both were run, on a CPU; others load programs from the Hub to compute with, or were not tried.
+# Run on a CPU: bitsandbytes through all of this, torchao by transformers alone. Others load programs from the Hub to
+# compute with, or were not tried.
 QUANTISERS = ("bitsandbytes", "torchao")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _MOST_SAID = 10_000  # characters of a quantisation's options, which may come from a stranger
