@@ -6,6 +6,7 @@ here, before any test module is. No test reaches the network: the only Hub there
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -74,6 +75,15 @@ def hub() -> LoopbackHub:
 def _no_left_over_faults() -> Iterator[None]:
     yield
     _hub.faults.clear()
+
+
+@pytest.fixture(autouse=True)
+def _what_is_logged_stays() -> Iterator[None]:
+    """A script that a test calls keeps warnings to itself, and must not for the tests behind it."""
+    logger = logging.getLogger("legend_hf")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
