@@ -116,7 +116,7 @@ def sdpa_is_faster(dtype: torch.dtype) -> bool:
         for _ in range(5):
             for attend in (_attend_dense, _attend_sdpa):
                 start = time.perf_counter()
-                attend(x, x[:3], x[:3], TreeLayout(branches), 0.125, None, None, None)
+                attend(x, x[:3], x[:3], TreeLayout(branches), 0.125)
                 best[attend] = min(best.get(attend, float("inf")), time.perf_counter() - start)
     return best[_attend_dense] > _WORTH_SDPA * best[_attend_sdpa]
 
@@ -177,9 +177,10 @@ def tree_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if tree_layout.varlen is not None and softcap is None and s_aux is None:
         out = _attend_varlen(query[0], key[0], value[0], tree_layout.varlen, scale, sliding_window)
+    elif tree_layout.sdpa and softcap is None and s_aux is None and not _within_reach(tree_layout, sliding_window):
+        out = _attend_sdpa(query[0], key[0], value[0], tree_layout, scale)
     else:
-        attend = _attend_sdpa if tree_layout.sdpa else _attend_dense
-        out = attend(query[0], key[0], value[0], tree_layout, scale, sliding_window, softcap, s_aux)
+        out = _attend_dense(query[0], key[0], value[0], tree_layout, scale, sliding_window, softcap, s_aux)
     return out[None], None
 
 
@@ -193,9 +194,9 @@ def _attend_dense(
     value: torch.Tensor,
     layout: TreeLayout,
     scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Run by run of queries: scores against all keys that one of them sees, masked where another does not.
 
@@ -244,22 +245,17 @@ def _attend_dense(
     return out.view(t, heads, d_value)
 
 
+def _within_reach(layout: TreeLayout, window: int | None) -> bool:
+    """Whether a window hides any key of any text."""
+    return window is not None and window < max(b.position + b.end - b.start for b in layout.branches)
+
+
 def _attend_sdpa(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: TreeLayout,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: TreeLayout, scale: float
 ) -> torch.Tensor:
-    """Branch by branch, each by one call of torch's own attention; what that cannot do goes the dense way."""
+    """Branch by branch, each by one call of torch's own attention, which knows no window, cap or sink."""
     import torch
 
-    reach = max(branch.position + branch.end - branch.start for branch in layout.branches)
-    if (window is not None and window < reach) or softcap is not None or sinks is not None:
-        return _attend_dense(query, key, value, layout, scale, window, softcap, sinks)
     heads, t, _ = query.shape
     out = value.new_empty(t, heads, value.shape[-1])
     for branch in layout.branches:
