@@ -32,6 +32,7 @@ import kept_states
 import numpy as np
 from evaluate_direction import DEMO, ENCODER, find_encoder
 from evaluate_preferences import labelled
+from real_runs import replace_section
 from reproduce_tables import PLACE, drawn_plots, sections
 from reward_arms import ARMS
 from reward_states import Responses, Sets, opened_model, read_pairs, read_responses, with_states_of
@@ -90,7 +91,7 @@ def main() -> None:
         (given.output / name).write_bytes(png)
     log.info("\n%s\n\n%.1f minutes", text, (time.perf_counter() - start) / 60)
     if given.results:
-        replace_section(given.results, text)
+        replace_section(given.results, text, *PLACE)
 
 
 def arguments() -> argparse.Namespace:
@@ -296,15 +297,6 @@ class Lines:
     @staticmethod
     def _key(what: Mapping[str, Any]) -> str:
         return json.dumps(what, sort_keys=True)
-
-
-def replace_section(path: Path, text: str) -> None:
-    """Writes the section between its marks, or at the end of the file."""
-    begin, end = PLACE
-    whole = path.read_text(encoding="utf-8")
-    before, _, rest = whole.partition(begin)
-    after = rest.partition(end)[2] if rest else "\n"
-    path.write_text(f"{before.rstrip()}\n\n{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
