@@ -54,6 +54,8 @@ def s3() -> Iterator[str]:
     }  # fmt: skip
     before = {name: os.environ.get(name) for name in set_for}
     os.environ |= set_for
+    client = fsspec.get_filesystem_class("s3")
+    client.clear_instance_cache()  # another test's knows no credentials, and would be given out again
     program = "import sys; from moto.server import main; main(sys.argv[1:])"
     server = subprocess.Popen(
         [sys.executable, "-c", program, "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL
@@ -70,6 +72,7 @@ def s3() -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
+        client.clear_instance_cache()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
