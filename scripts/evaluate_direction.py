@@ -26,11 +26,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import kept_states
 import numpy as np
 from cross_fitting import AUTO, RECIPES, SHUFFLED, TITLES, Pairs, cell, fit_on, run, section_of, splits_of
 from evaluate_real import real_section
-from real_runs import TOOK, clocks, minutes_since, replace_section
+from real_runs import TOOK, clocks, made_by, minutes_since, options, replace_section
 from train_demo_annotator import fold, opening, read_jsonl
 
 from legend_hf import Direction, LegendMarginFn, fit_direction
@@ -53,24 +52,14 @@ BEGIN, END = "<!-- directions: begin -->", "<!-- directions: end -->"
 
 def main() -> None:
     """Read, fit, score, tell."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the three .jsonl files")
+    parser = options(__doc__, kept="what was read of the real model")
     parser.add_argument("--minilm", type=Path, help=f"folder of the encoder; found where {ENCODER} is installed")
     parser.add_argument("--annotator", type=Path, default=DEMO / "annotator", help="folder of the small annotator")
-    parser.add_argument(
-        "--real", type=Path, help="folder of the real chat model; else where `scripts/real_llm` made it"
-    )
     parser.add_argument("--only", choices=["real", "encoder", "annotator"], help="leave the other readers out")
-    parser.add_argument(
-        "--kept", type=Path, default=kept_states.default_folder(), help="what was read of the real model"
-    )
     parser.add_argument(
         "--first", nargs="*", default=[], metavar="SET=PAIRS", help="only a set's first pairs, likewise"
     )
     parser.add_argument("--seeds", type=int, default=4, help="how often the prompts are dealt anew")
-    parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
-    parser.add_argument("--json", type=Path, help="file for all numbers")
-    parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("legend_hf", "httpx", "httpx2"):
@@ -114,7 +103,7 @@ def main() -> None:
     if given.json:
         given.json.write_text(json.dumps(numbers | took, indent=2) + "\n", encoding="utf-8")
     if sections:
-        text = "\n\n".join([introduction(given.seeds), *sections])
+        text = "\n\n".join([introduction(given), *sections])
         log.info("\n%s\n", text)
         if given.results:
             replace_section(given.results, text, BEGIN, END)
@@ -131,11 +120,11 @@ def real_first(given: argparse.Namespace) -> dict[str, Any] | None:
         log.warning("no real chat model in %s; `scripts/real_llm` makes it", model)
         return None
     section, numbers = real_section(
-        model, given.data, given.kept, seeds=given.seeds, most=given.first, device=given.device
+        model, given.data, given.kept, seeds=given.seeds, most=given.first, device=given.device, dtype=given.dtype
     )
-    intro = introduction(given.seeds).replace("## Directions", "## Directions on a real chat LLM", 1)
     first = f" --first {' '.join(given.first)}" if given.first else ""
-    intro = intro.replace("direction.py --results", f"direction.py --only real{first} --results")
+    intro = introduction(given, f" --only real{first}")
+    intro = intro.replace("## Directions", "## Directions on a real chat LLM", 1)
     if given.results:
         replace_section(given.results, f"{intro}\n\n{section}", REAL_BEGIN, REAL_END)
     return numbers
@@ -320,13 +309,13 @@ def whole(title: str, pairs: Pairs, unseen: np.ndarray, reader: Reader) -> tuple
     return section_of(title, note, pairs, unseen, outcomes, list(SETS))
 
 
-def introduction(seeds: int) -> str:
+def introduction(given: argparse.Namespace, options: str = "") -> str:
     """What the tables hold."""
     return (
         "## Directions\n\n"
         "Share of pairs, in %, whose safer response scores higher, on prompts that the direction was not fitted on, "
-        f"with 95 % intervals by prompt; means over {seeds} ways of dealing prompts to halves. Made by "
-        "`python scripts/evaluate_direction.py --results scripts/RESULTS.md`."
+        f"with 95 % intervals by prompt; means over {given.seeds} ways of dealing prompts to halves. Made by "
+        f"`{made_by('evaluate_direction', given, options)}`."
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from datasets import Dataset
 from evaluate_direction import DEMO
-from real_runs import measure, options
+from real_runs import made_by, measure, options
 from train_demo_annotator import read_jsonl
 
 from legend_hf import Direction, Writer
@@ -47,7 +47,7 @@ def graded_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[st
     """Ladders and Corr@k, as Markdown and numbers."""
     given.kept.mkdir(parents=True, exist_ok=True)
     harmful = harmful_rows(given.data)
-    writer = Writer(str(model), max_new_tokens=given.tokens, dtype="float32", device=given.device)
+    writer = Writer(str(model), max_new_tokens=given.tokens, dtype=given.dtype, device=given.device)
     ladders = correction_ladders(
         harmful.select(range(min(given.ladders, len(harmful)))),
         model=writer, output=given.kept / "ladders.jsonl", overwrite=True, on_error="skip",
@@ -56,7 +56,7 @@ def graded_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[st
         log.info("%s", json.dumps(row, indent=1, ensure_ascii=False))
     direction = Direction.from_pretrained(given.direction, model=model)
     check = ladder_check(direction, ladders, device=given.device, store=given.kept / "ladders.sqlite")
-    turns = Writer(str(model), dtype="float32", device=given.device, batch_size=32)
+    turns = Writer(str(model), dtype=given.dtype, device=given.device, batch_size=32)
     corr, _ = compute_corr_at_k(
         harmful.select(range(min(given.requests, len(harmful)))),
         model=turns, judge=refusal_judge, ks=KS, samples=given.samples,
@@ -67,8 +67,8 @@ def graded_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[st
         "## Graded responses of a real chat LLM\n\n"
         "SmolLM2-135M-Instruct, dequantised from 4 bits, on requests of PKU-SafeRLHF whose harmful response all raters "
         f"call unsafe and which has more than {WORDS} words; the ready direction, fitted on hh-rlhf alone. Intervals "
-        "are 95 %, by request. Nothing that was written is part of this repository. Made by `python "
-        "scripts/evaluate_graded.py --results scripts/RESULTS.md`."
+        "are 95 %, by request. Nothing that was written is part of this repository. Made by "
+        f"`{made_by('evaluate_graded', given)}`."
     )
 
     def number(estimate: Any) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 from cross_fitting import AUTO, PAPER, TITLES, Outcome, Pairs, Recipe, ahead, ahead_of_rule, fit_on, share
 from evaluate_real import read_sets
 from kept_states import LAST, read_states
-from real_runs import measure, options
+from real_runs import answers_of, made_by, measure, options
 from train_demo_annotator import opening, read_jsonl
 
 from legend_hf import Writer
@@ -94,7 +94,7 @@ def induced_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[s
     ours = induced("chat", "auto", model, given)
     theirs = induced("reference", recipes.Recipe.reference().template, model, given)
     made = {"induced": ours.rows, SEVERAL: turned_down(ours.rows)}
-    read, reader = read_sets(model, given.data, given.kept, limits, given.device, made)
+    read, reader = read_sets(model, given.data, given.kept, limits, given.device, made, dtype=given.dtype)
     pairs = read.pairs
     first = f" --first {' '.join(given.first)}" if given.first else ""
     words = [len(refusal.split()) for refusal in REFUSALS]
@@ -105,7 +105,7 @@ def induced_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[s
         f"to {max(words)} words. Share of pairs, in %, whose harmless side scores higher, by directions fitted on so "
         f"many pairs of one set; means over {given.seeds} ways of dealing the prompts, 95 % intervals by prompt, the "
         "pairs to fit on taken as given. A prompt that was fitted on is judged nowhere. Nothing generated is part of "
-        f"this repository. Made by `python scripts/evaluate_induced.py{first} --results scripts/RESULTS.md`."
+        f"this repository. Made by `{made_by('evaluate_induced', given, first)}`."
     )
 
     def chosen(inside: np.ndarray, seed: int) -> tuple[int, np.ndarray]:
@@ -128,11 +128,12 @@ def induced_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[s
 def induced(name: str, template: str, model: Path, given: argparse.Namespace) -> Induced:
     """Lets the model answer, or finds its answers; the file has its provenance beside it."""
     questions = [row["prompt"] for row in read_jsonl(given.data / "advbench.jsonl")][: given.questions]
-    output = given.kept / f"induced_{name}.jsonl"
+    output = answers_of(given, name)
     given.kept.mkdir(parents=True, exist_ok=True)
     writer = Writer(
-        str(model), template=template, max_new_tokens=given.tokens, batch_size=32, dtype="float32", device=given.device
-    )
+        str(model), template=template, max_new_tokens=given.tokens, batch_size=32, dtype=given.dtype,
+        device=given.device,
+    )  # fmt: skip
     pairs = induce_pairs(questions, model=writer, output=output, leave_out=["refusal", "loop"])
     return Induced(list(pairs), json.loads(output.with_name(output.name + ".source").read_text(encoding="utf-8")))
 
@@ -221,7 +222,7 @@ def reference(
 ) -> tuple[str, dict[str, Any]]:
     """The same with the public code's settings: its template, its joiners, its token, its layer, its estimator."""
     recipe = recipes.Recipe.reference()
-    reader = describe_model(str(model), **recipe.for_reader, device=given.device)
+    reader = describe_model(str(model), **recipe.for_reader | {"dtype": given.dtype}, device=given.device)
     reader = replace(reader, fit_joiner=recipe.fit_joiner)
     runtime = Runtime(path=str(model), device=given.device)
     if open_reader(reader, runtime).ends_texts and recipe.eos_of_tokenizer:

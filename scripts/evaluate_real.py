@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from cross_fitting import AUTO, PAPER, TITLES, Outcome, Pairs, Recipe, fit_on, run, section_of, share, splits_of
 from kept_states import END, LAST, MEAN, read_states
+from real_runs import USUAL_DTYPE
 from train_demo_annotator import opening, read_jsonl
 
 from legend_hf.directions import pairs_from_labels, resample
@@ -74,7 +75,14 @@ class Read:
 
 
 def real_section(
-    model: Path, data: Path, kept: Path, *, seeds: int, most: Sequence[str] = (), device: str | None = None
+    model: Path,
+    data: Path,
+    kept: Path,
+    *,
+    seeds: int,
+    most: Sequence[str] = (),
+    device: str | None = None,
+    dtype: str = USUAL_DTYPE,
 ) -> tuple[str, dict[str, Any]]:
     """Reads what is not kept yet, measures, tells.
 
@@ -85,13 +93,14 @@ def real_section(
         seeds: How often the prompts are dealt anew.
         most: `set=pairs`, to take only the first pairs of a set.
         device: Where to read.
+        dtype: The model's.
 
     Returns:
         The section as Markdown, and its numbers.
     """
     limits = {name: int(count) for name, count in (one.split("=") for one in most)}
     # The ends of turns are `evaluate_variants.py`'s: in this pass, the first over all pairs, they cost nothing.
-    read, reader = read_sets(model, data, kept, limits, device, ends=FITTED)
+    read, reader = read_sets(model, data, kept, limits, device, ends=FITTED, dtype=dtype)
     pairs = read.pairs
     fitted = np.isin(pairs.names, FITTED)
     splits = splits_of(pairs, fitted, seeds)
@@ -117,7 +126,7 @@ def real_section(
         PAPER.title: run(read.last, PAPER, reader, splits),
         **{r.title: run(pairs, r, reader, splits) for r in (SAME_MEAN, AUTO, DEBIASED)},
     }
-    part("cross_fitted", cross_fitted(pairs, fitted, outcomes, limits))
+    part("cross_fitted", cross_fitted(pairs, reader, fitted, outcomes, limits))
     part("layers", layers(pairs, reader, splits))
     part("transfer", transfer(pairs, reader, fits, seeds))
     part("responses", responses(read, fits, seeds))
@@ -134,12 +143,13 @@ def read_sets(
     more: Mapping[str, Sequence[dict[str, Any]]] | None = None,
     template: str = "auto",
     ends: Collection[str] = (),
+    dtype: str = USUAL_DTYPE,
 ) -> tuple[Read, Reader]:
     """Reads every set at all layers, and `more` of them; pairs that do not fit the model's window are left out.
 
     Of the sets in `ends`, where a chat template ends a turn, the token that ends it is a third view of the same pass.
     """
-    reader = describe_model(str(model), device=device, dtype="float32", template=template)
+    reader = describe_model(str(model), device=device, dtype=dtype, template=template)
     opened = open_reader(reader, Runtime(path=str(model), device=device))
     readers = [opened]
     if ends and reader.template == CHAT:
@@ -186,14 +196,15 @@ def read_sets(
 
 
 def cross_fitted(
-    pairs: Pairs, fitted: np.ndarray, outcomes: Mapping[str, Outcome], limits: Mapping[str, int]
+    pairs: Pairs, reader: Reader, fitted: np.ndarray, outcomes: Mapping[str, Outcome], limits: Mapping[str, int]
 ) -> tuple[str, dict[str, Any]]:
     """Half of the prompts of hh-rlhf and PKU-SafeRLHF judged by what was fitted on the other half."""
     took = ", ".join(f"{what} ({times}x)" for what, times in outcomes[AUTO.title].chosen.most_common())
     first = ", ".join(f"{count} of {TITLES[name]}" for name, count in limits.items() if count)
     note = (
         "The folder that `scripts/real_llm` makes: SmolLM2-135M-Instruct dequantised from 4 bits, not the Hub's model; "
-        f"30 layers, chat template, float32.{f' Only the first pairs of some sets: {first}.' if first else ''} Fitted "
+        f"30 layers, chat template, {reader.dtype}."
+        f"{f' Only the first pairs of some sets: {first}.' if first else ''} Fitted "
         f"on half of the prompts of the first two sets, {int(fitted.sum()) // 2} pairs or so, and judged on the other "
         "half; the others are transfer, refusals apart from answers, and the average is over the first two. The "
         f"paper's recipe reads the last token of the last layer. {AUTO.title} took: {took}, and recorded "

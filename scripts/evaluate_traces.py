@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from real_runs import measure, options
+from real_runs import made_by, measure, options
 from train_demo_annotator import read_jsonl
 
 from legend_hf import Direction
@@ -88,7 +88,7 @@ def main() -> None:
 
 def traces_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """All tables, or that of the costs, and their numbers."""
-    reader = describe_model(str(model), layer=given.layer, dtype="float32", device=given.device)
+    reader = describe_model(str(model), layer=given.layer, dtype=given.dtype, device=given.device)
     opened = open_reader(reader, Runtime(path=str(model), device=given.device))
     if given.only == "costs":
         text, told = costs(opened, given.data)
@@ -108,8 +108,8 @@ def traces_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[st
         "## What traces show\n\n"
         f"SmolLM2-135M-Instruct dequantised from 4 bits, layer {given.layer} of {reader.n_layers}, mean over the "
         f"response; whitened directions, fitted on hh-rlhf and PKU-SafeRLHF without the prompts that they are judged "
-        f"on ({FOLDS} folds); the first {given.rows} pairs of each set. 95 % intervals by prompt. Made by `python "
-        "scripts/evaluate_traces.py --results scripts/RESULTS.md`."
+        f"on ({FOLDS} folds); the first {given.rows} pairs of each set. 95 % intervals by prompt. Made by "
+        f"`{made_by('evaluate_traces', given)}`."
     ]
     numbers: dict[str, Any] = {}
     for name, table in tables:
@@ -293,7 +293,7 @@ def written(texts: Texts, own: np.ndarray, model: Path, given: argparse.Namespac
     )
     given.kept.mkdir(parents=True, exist_ok=True)
     made = correction_ladders(
-        rows, model=Writer(str(model), max_new_tokens=48, device=given.device), on_error="skip",
+        rows, model=Writer(str(model), max_new_tokens=48, dtype=given.dtype, device=given.device), on_error="skip",
         output=given.kept / "traces_ladders.jsonl", overwrite=True,
     )  # fmt: skip
     found = []

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from cross_fitting import AUTO, TITLES, Outcome, Pairs, Recipe, ahead, average, fit_on, share, splits_of
 from evaluate_real import FITTED, Read, percent, read_sets
-from real_runs import measure, options
+from real_runs import answers_of, made_by, measure, options
 from train_demo_annotator import read_jsonl
 
 from legend_hf.directions import resample
@@ -61,16 +61,16 @@ def main() -> None:
 def variants_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """All tables, and their numbers."""
     limits = {name: int(count) for name, count in (one.split("=") for one in given.first)}
-    made = given.kept / "induced_chat.jsonl"
+    made = answers_of(given, "chat")
     more = {"induced": read_jsonl(made)} if made.is_file() else {}
-    read, reader = read_sets(model, given.data, given.kept, limits, given.device, more)
+    read, reader = read_sets(model, given.data, given.kept, limits, given.device, more, dtype=given.dtype)
     first = f" --first {' '.join(given.first)}" if given.first else ""
     first += f" --ends {given.ends}" if given.ends is not None else ""
     intro = (
         "## What raises it\n\nOn SmolLM2-135M-Instruct, dequantised from 4 bits: share of pairs, in %, whose safer "
         "response scores higher, on prompts that were not fitted on, with 95 % intervals by prompt; means over "
-        f"{given.seeds} ways of dealing the prompts. Made by `python scripts/evaluate_variants.py{first} --results "
-        "scripts/RESULTS.md`."
+        f"{given.seeds} ways of dealing the prompts. Made by "
+        f"`{made_by('evaluate_variants', given, first)}`."
     )
     parts, numbers = [intro], {}
     for name, part in (("ways", ways), ("pooling", pooling), ("templates", templates), ("sources", by_sources)):
@@ -176,7 +176,7 @@ def pooling(read: Read, reader: Reader, model: Path, given: argparse.Namespace) 
     limits = {name: int((read.pairs.names == name).sum()) if name in FITTED else 0 for name in TITLES}
     if given.ends is not None:
         limits = {name: min(count, given.ends) for name, count in limits.items()}
-    seen, _ = read_sets(model, given.data, given.kept, limits, given.device, ends=FITTED)
+    seen, _ = read_sets(model, given.data, given.kept, limits, given.device, ends=FITTED, dtype=given.dtype)
     views = {MEAN: seen.pairs, LAST: seen.last, END: seen.ends}
     if seen.ends is None:  # the template of another model may end no turn
         del views[END]
@@ -231,8 +231,10 @@ def templates(read: Read, reader: Reader, model: Path, given: argparse.Namespace
         return None
     limits = {**dict.fromkeys(TITLES, 0), **dict.fromkeys(FITTED, given.template_pairs)}
     views = {
-        "chat template": read_sets(model, given.data, given.kept, limits, given.device)[0].pairs,
-        "plain dialogue": read_sets(model, given.data, given.kept, limits, given.device, template="dialogue")[0].pairs,
+        "chat template": read_sets(model, given.data, given.kept, limits, given.device, dtype=given.dtype)[0].pairs,
+        "plain dialogue": read_sets(
+            model, given.data, given.kept, limits, given.device, template="dialogue", dtype=given.dtype
+        )[0].pairs,
     }
     pairs = next(iter(views.values()))
     outcomes: dict[str, Outcome] = {}

@@ -18,7 +18,10 @@ from typing import Any
 import kept_states
 from train_demo_annotator import DEMO
 
+from legend_hf.reading.reader import DTYPES
+
 log = logging.getLogger("real_runs")
+USUAL_DTYPE = "float32"
 TOOK = "%(minutes).1f minutes, %(processor_minutes).1f of processor time"
 
 
@@ -37,6 +40,10 @@ def options(doc: str | None, *, kept: str, data: str = "folder with the .jsonl f
     )
     parser.add_argument("--kept", type=Path, default=kept_states.default_folder(), help=kept)
     parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
+    parser.add_argument(
+        "--dtype", default=USUAL_DTYPE, choices=DTYPES,
+        help="of the chat model; bfloat16 is several times faster where the processor multiplies matrices in it",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="file for all numbers")
     parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
     return parser
@@ -74,6 +81,23 @@ def measure(
         given.json.write_text(json.dumps(numbers | took, indent=2) + "\n", encoding="utf-8")
     if given.results:
         replace_section(given.results, text, begin, end)
+
+
+def made_by(script: str, given: argparse.Namespace, options: str = "") -> str:
+    """The command that makes a section, for the section to say.
+
+    Args:
+        script: Its name without ending.
+        given: What `options` parsed, of which the dtype is told where it is not the usual one.
+        options: Others, each with a space before it.
+    """
+    dtype = "" if given.dtype == USUAL_DTYPE else f" --dtype {given.dtype}"
+    return f"python scripts/{script}.py{options}{dtype} --results scripts/RESULTS.md"
+
+
+def answers_of(given: argparse.Namespace, name: str) -> Path:
+    """Where the model's answers to harmful questions are kept; in another dtype it gives others."""
+    return Path(given.kept) / f"induced_{name}{'' if given.dtype == USUAL_DTYPE else f'_{given.dtype}'}.jsonl"
 
 
 def clocks() -> tuple[float, float]:

@@ -28,11 +28,10 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-import kept_states
 import numpy as np
 from evaluate_direction import DEMO, ENCODER, find_encoder
 from evaluate_preferences import labelled
-from real_runs import replace_section
+from real_runs import USUAL_DTYPE, made_by, options, replace_section
 from reproduce_tables import PLACE, drawn_plots, sections
 from reward_arms import ARMS
 from reward_states import Responses, Sets, opened_model, read_pairs, read_responses, with_states_of
@@ -84,8 +83,11 @@ def main() -> None:
     asked = trials(given, *read)
     make_all(lines, asked, read, given.workers)
     found = lines.of([what for what, _ in asked])
-    text, numbers = sections(read[0], found, smoke=given.smoke)
-    (given.output / "results.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    text, numbers = sections(
+        read[0], found, smoke=given.smoke, made_by=made_by("reproduce", given, f" --output {given.output.name}")
+    )
+    for file in filter(None, (given.output / "results.json", given.json)):
+        file.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     (given.output / "results.md").write_text(text + "\n", encoding="utf-8")
     for name, png in drawn_plots(numbers).items():
         (given.output / name).write_bytes(png)
@@ -96,13 +98,8 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     """What is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the .jsonl files")
-    parser.add_argument(
-        "--real", type=Path, help="folder of the real chat model; else where `scripts/real_llm` made it"
-    )
+    parser = options(__doc__, kept="hidden states")
     parser.add_argument("--minilm", type=Path, help=f"folder of the encoder; found where {ENCODER} is installed")
-    parser.add_argument("--kept", type=Path, default=kept_states.default_folder(), help="where hidden states are kept")
     parser.add_argument(
         "--seeds", type=int, default=10, help="trials on frozen states: how often prompts are dealt anew"
     )
@@ -112,10 +109,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="*", default=["frozen", "noise", "trained"], help="frozen, noise, trained")
     parser.add_argument("--first", nargs="*", default=[], metavar="SET=PAIRS", help="only a set's first pairs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that try, a thread each")
-    parser.add_argument("--device", help="cpu, cuda ...; a GPU when there is one")
     parser.add_argument("--smoke", action="store_true", help="everything, on the toy that ships with the project")
     parser.add_argument("--output", type=Path, required=True, help="folder for trials, tables and plots")
-    parser.add_argument("--results", type=Path, help="Markdown file whose marked section is replaced")
     return parser.parse_args()
 
 
@@ -128,7 +123,7 @@ def real_sets(given: argparse.Namespace) -> ReadSets:
     from real_llm import default_folder
 
     model, most = given.real or default_folder(), first_of(given)
-    opened = opened_model(model, given.device)
+    opened = opened_model(model, given.device, given.dtype)
     files = [given.data / f"{name}.jsonl" for name in (*FITTED, *OTHERS) if most.get(name) != 0]
     sets = read_pairs(opened, model, files, [*LAYERS, LAST, END], given.kept, most)
     responses = None
@@ -181,6 +176,8 @@ def trials(given: argparse.Namespace, sets: Sets, responses: Responses | None, e
     """Every trial, seeds first: a run that is stopped has tried everything equally often."""
     seeds, trained_seeds = (2, 1) if given.smoke else (given.seeds, given.trained_seeds)
     read: dict[str, Any] = {"pairs": {str(name): int((sets.names == name).sum()) for name in np.unique(sets.names)}}
+    if given.dtype != USUAL_DTYPE:
+        read["dtype"] = given.dtype
     of_all = {**read, "responses": 0 if responses is None else len(responses.harm)}
     asked: list[Trial] = []
     for seed in range(seeds):

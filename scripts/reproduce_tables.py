@@ -27,7 +27,7 @@ Cell = tuple[float, float, float]
 Line = Mapping[str, Any]
 
 
-def sections(sets: Sets, lines: Sequence[Line], *, smoke: bool = False) -> tuple[str, dict[str, Any]]:
+def sections(sets: Sets, lines: Sequence[Line], *, made_by: str, smoke: bool = False) -> tuple[str, dict[str, Any]]:
     """All tables, and the numbers behind them."""
     numbers: dict[str, Any] = {"frozen": {}, "noise": {}, "trained": {}, "best_of": {}, "seconds": {}}
     text = []
@@ -56,18 +56,19 @@ def sections(sets: Sets, lines: Sequence[Line], *, smoke: bool = False) -> tuple
         text.append(f"#### A model trained as a whole\n\n{trained_note(trained)}\n\n{arms_table(numbers['trained'])}")
     text.append(costs())
     head = "### The tables" + (" (the toy: nothing to conclude from)" if smoke else "")
-    return "\n\n".join([head, introduction(), *text]), numbers
+    return "\n\n".join([head, introduction(made_by), *text]), numbers
 
 
-def introduction() -> str:
-    """What all tables have in common."""
+def introduction(made_by: str) -> str:
+    """What all tables have in common, and the command that makes them."""
     return (
         "Share of held-out pairs whose safer response gets the higher reward, in %, and in brackets how far that is "
         "from *no margin* on the same pairs, in points. Every seed deals the prompts to two halves; each trains and "
         "the other is judged. Margins are cross-fitted: no pair's margin comes from a direction that saw its prompt. "
         "95 % intervals draw twice, which training and which prompts are judged; bold where they exclude 0. *Pairs to "
         "decide*: how many judged pairs (and training pairs, in proportion) would make the interval of the average "
-        "exclude 0, were the gain what it seems. Made by `python scripts/reproduce.py --results scripts/RESULTS.md`."
+        "exclude 0, were the gain what it seems. Made by "
+        f"`{made_by}`."
     )
 
 

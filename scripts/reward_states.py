@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from kept_states import LAST, MEAN, read_states
+from real_runs import USUAL_DTYPE
 from train_demo_annotator import opening, read_jsonl
 
 from legend_hf.directions import resample
@@ -47,9 +48,9 @@ class Sets:
     tokens: float
 
 
-def opened_model(model: Path, device: str | None) -> OpenReader:
+def opened_model(model: Path, device: str | None, dtype: str = USUAL_DTYPE) -> OpenReader:
     """A model's reader, pooling by the mean, open."""
-    reader = describe_model(str(model), device=device, dtype="float32")
+    reader = describe_model(str(model), device=device, dtype=dtype)
     return open_reader(reader, Runtime(path=str(model), device=device))
 
 
