@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legend_hf.reading.formats import conversation
-from legend_hf.reading.templates import CHAT, TextError, Tokens, render, render_open, tokenize
+from legend_hf.reading.templates import CHAT, TextError, Tokens, render, render_all, render_open, tokenize
 
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
@@ -410,6 +410,55 @@ def test_templates_that_rewrite_or_refuse_are_named(tokenizer):
         read(with_template(tokenizer, REWRITING), talk, template=CHAT)
     with pytest.raises(TextError, match="the chat template refuses these messages: roles must alternate"):
         read(with_template(tokenizer, REFUSING), talk, template=CHAT)
+
+
+CHOOSY = "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('not this') }}{% endif %}" + (
+    "{{ m.role }} {{ m.flag }} {{ mood }} {{ m.content }}\n{% endfor %}"
+)
+AS_IT_SOUNDS = "{% for m in messages %}{{ m.role }}: {{ m.content | replace('loud', 'LOUD') }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [CHATML, TRIMMING, REWRITING, REFUSING, CHOOSY, AS_IT_SOUNDS])
+@settings(max_examples=20)
+@given(
+    st.lists(st.sampled_from(["Hello", "bad", " loud ", "<response-1-of-this-text>", "Hi\n"]), min_size=2, max_size=9)
+)
+def test_many_at_once_are_written_as_each_alone(tokenizer, template, words):
+    from dataclasses import replace
+
+    def alone(talk):
+        try:
+            return render(talk, asked, template=CHAT, joiner="", date="2025-03-09")
+        except TextError as error:
+            return str(error)
+
+    asked = with_template(tokenizer, template)
+    pairs = [conversation(prompt, response) for prompt in words[:3] for response in words[1:]]
+    # What a row brings along keeps its place between the others; equal for Python is not written alike.
+    pairs[1:1] = [
+        replace(pairs[0], chat_template_kwargs=given)
+        for given in ({"mood": 1}, {"date": 2}, {"tools": []}, {"talks": 3})
+    ]
+    flags = [tuple({**m, "flag": flag} for m in pairs[0].prompt) for flag in (1, True, 1.0)]
+    talks = [*pairs, *(replace(pairs[0], prompt=prompt) for prompt in flags), replace(pairs[0], tools=({"a": 1},))]
+    found = render_all(talks, asked, template=CHAT, joiner="", date="2025-03-09")
+    assert [str(one) if isinstance(one, TextError) else one for one in found] == [alone(talk) for talk in talks]
+
+
+def test_a_chat_template_is_called_once_for_many(tokenizer, monkeypatch):
+    asked = with_template(tokenizer, CHATML)
+    calls = []
+    write = type(asked).apply_chat_template
+    monkeypatch.setattr(
+        type(asked), "apply_chat_template", lambda self, talks, **k: calls.append(len(talks)) or write(self, talks, **k)
+    )
+    talks = [conversation(f"Hello {i}", answer) for i in range(10) for answer in ("Yes", "No")]
+    render_all(talks[:2], asked, template=CHAT, joiner="", date="2025-01-01")  # how it wants contents is known by now
+    calls.clear()
+    render_all(talks, asked, template=CHAT, joiner="", date="2025-01-01")
+    assert calls == [30], "a text of each, and one frame of each prompt"
+    render(talks[0], asked, template=CHAT, joiner="", date="2025-01-01")
+    assert calls == [30, 1, 1], "the control"
 
 
 def test_tools_and_template_arguments_reach_the_chat_template(tokenizer):

@@ -377,22 +377,10 @@ class OpenReader:
     ) -> list[templates.Rendered | TextError]:
         reader = self.reader
         joiner = reader.fit_joiner if fitting and reader.fit_joiner is not None else reader.joiner
-        result: list[templates.Rendered | TextError] = []
-        for conversation in conversations:
-            try:
-                one = templates.render(
-                    conversation,
-                    self.tokenizer,
-                    template=reader.template,
-                    joiner=joiner,
-                    date=reader.date,
-                    verbatim=reader.fit_joiner is not None,  # only the reference has one
-                )
-            except TextError as error:
-                result.append(error)
-            else:
-                result.append(one)
-        return result
+        return templates.render_all(
+            conversations, self.tokenizer, template=reader.template, joiner=joiner, date=reader.date,
+            verbatim=reader.fit_joiner is not None,  # only the reference has one
+        )  # fmt: skip
 
     def _tokenize(self, rendered: Sequence[templates.Rendered]) -> list[Tokens | TextError]:
         reader, size = self.reader, self._embedded

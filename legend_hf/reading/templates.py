@@ -146,6 +146,36 @@ def render(
     return Rendered(head + response, ((len(head), len(head) + len(response)),), specials=True)
 
 
+def render_all(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str,
+    joiner: str,
+    date: str,
+    verbatim: bool = False,
+) -> list[Rendered | TextError]:
+    """Writes many as `render` writes each; what cannot be written comes back as its error.
+
+    A chat template is called once for all that come without tools and options, where most of the time of a call for
+    one goes into the call.
+    """
+
+    def alone(conversation: Conversation) -> Rendered | TextError:
+        try:
+            return render(conversation, tokenizer, template=template, joiner=joiner, date=date, verbatim=verbatim)
+        except TextError as error:
+            return error
+
+    if template != CHAT:
+        return [alone(one) for one in conversations]
+    plain = [place for place, one in enumerate(conversations) if not (one.tools or one.chat_template_kwargs)]
+    written = dict(
+        zip(plain, _rendered_together([conversations[place] for place in plain], tokenizer, date), strict=True)
+    )
+    return [written.get(place) or alone(one) for place, one in enumerate(conversations)]
+
+
 def render_open(
     conversation: Conversation, tokenizer: PreTrainedTokenizerBase, *, template: str, joiner: str, date: str
 ) -> str:
@@ -465,15 +495,62 @@ def _render_chat(conversation: Conversation, tokenizer: PreTrainedTokenizerBase,
     more with a marker in place of each content: what stands between the markers is the template's own, and what the
     real text has there instead is the content.
     """
+    asked = _asked(conversation)
+    text = _apply(asked.messages, conversation, tokenizer, date)
+    return _found(asked.contents, text, frame=_apply(asked.marked, conversation, tokenizer, date))
+
+
+def _rendered_together(
+    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, date: str
+) -> list[Rendered | None]:
+    """Conversations without tools and options, in one call; None for what must be tried alone to know why it fails."""
+    if not conversations:
+        return []
+    asked = [_asked(one) for one in conversations]
+    frames = [asked[0].marked]
+    for one in asked:  # the sides of a pair mostly have one between them
+        if one.marked != frames[-1]:
+            frames.append(one.marked)
+    template = chat_template_of(tokenizer)
+    try:
+        written = _applied([*(one.messages for one in asked), *frames], tokenizer, template, date)
+    except (ImportError, MemoryError):
+        raise
+    except Exception:  # one of them, and a call does not say which
+        return [None] * len(asked)
+    texts, framed = written[: len(asked)], iter(written[len(asked) :])
+    result: list[Rendered | None] = []
+    marked, frame = None, ""
+    for one, text in zip(asked, texts, strict=True):
+        if one.marked != marked:
+            marked, frame = one.marked, next(framed)
+        try:
+            result.append(_found(one.contents, text, frame=frame))
+        except TextError:
+            result.append(None)
+    return result
+
+
+class _Asked(NamedTuple):
+    """A conversation's messages, the same with a marker for each content of the response, and those contents."""
+
+    messages: list[Message]
+    marked: list[Message]
+    contents: list[str]
+
+
+def _asked(conversation: Conversation) -> _Asked:
     messages = [*conversation.prompt, *conversation.response]
     contents, marked = [], list(messages)
     for i in range(len(conversation.prompt), len(messages)):
         if messages[i]["role"] == "assistant" and messages[i].get("content"):
             contents.append(messages[i]["content"])
             marked[i] = {**messages[i], "content": f"<response-{len(contents)}-of-this-text>"}
-    text = _apply(messages, conversation, tokenizer, date)
-    frame = _apply(marked, conversation, tokenizer, date)
+    return _Asked(messages, marked, contents)
 
+
+def _found(contents: Sequence[str], text: str, *, frame: str) -> Rendered:
+    """The text with the places of contents in it, which the frame has markers for."""
     spans, place = [], 0
     for k, content in enumerate(contents, start=1):
         before, found, frame = frame.partition(f"<response-{k}-of-this-text>")
@@ -504,26 +581,33 @@ def _apply(
 ) -> str:
     tools = list(conversation.tools) if conversation.tools else None
     template = chat_template_of(tokenizer, with_tools=tools is not None)
-    listed = _roles_of_parts(tokenizer, template)
-    kwargs: dict[str, Any] = dict(conversation.chat_template_kwargs or {})
-    if "strftime_now" in template:
-        template = _frozen_clock(date) + template
+    options = {"tools": tools, "add_generation_prompt": open_turn}
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                [_in_parts(m) if (m["role"] == "assistant") in listed else dict(m) for m in messages],
-                tools=tools,
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=open_turn,
-                **kwargs,
-            )
-        )
+        return _applied([messages], tokenizer, template, date, options, conversation.chat_template_kwargs)[0]
     except (ImportError, MemoryError):
         raise  # not the row's fault
     except Exception as error:  # the template is a program of the model's, run on whatever the row holds
         said = " ".join(str(error)[:_SAID].split()) or type(error).__name__
         raise TextError(f"the chat template refuses these messages: {said}; mend the row or drop it") from error
+
+
+def _applied(
+    talks: Sequence[Sequence[Message]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    date: str,
+    options: Mapping[str, Any] | None = None,
+    of_row: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """What a chat template writes of each of some lists of messages; a row may not repeat what is said already."""
+    listed = _roles_of_parts(tokenizer, template)
+    if "strftime_now" in template:
+        template = _frozen_clock(date) + template
+    messages = [[_in_parts(m) if (m["role"] == "assistant") in listed else dict(m) for m in talk] for talk in talks]
+    written = tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, **(options or {}), **(of_row or {})
+    )
+    return [str(text) for text in written]
 
 
 def chat_template_of(tokenizer: PreTrainedTokenizerBase, *, with_tools: bool = False) -> str:
