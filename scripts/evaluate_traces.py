@@ -361,6 +361,7 @@ def poolings(texts: Texts, values: Sequence[tuple[np.ndarray, ...]]) -> tuple[st
 
 def costs(opened: OpenReader, data: Path, repeats: int = 3) -> tuple[str, Any]:
     """What a stream costs a token, and what the column of traces costs beyond the score, in processor seconds."""
+    from legend_hf.margins.naming import Text
     from legend_hf.margins.scoring import Scoring
 
     line = np.random.default_rng(0).normal(size=opened.reader.d_model)
@@ -374,7 +375,7 @@ def costs(opened: OpenReader, data: Path, repeats: int = 3) -> tuple[str, Any]:
         for traces in (False, True):
             scoring = Scoring(opened, (("", direction),), "", None, traces)
             start = time.process_time()
-            scoring.score(texts)
+            scoring.score([Text(text) for text in texts])
             if again:  # the first time warms up
                 taken[traces].append(time.process_time() - start)
     column = min(taken[True]) / min(taken[False]) - 1

@@ -20,6 +20,7 @@ import numpy as np
 from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
+from legend_hf.margins.naming import Text, name_of, writers
 from legend_hf.margins.store import Store, flush_stores
 from legend_hf.margins.stores import check_where, shown, store_at
 from legend_hf.reading.formats import Conversation
@@ -140,7 +141,7 @@ class Scorer:
             runtime = first.runtime(device, self.batch_tokens, self.route, trust_remote_code=self.trust_remote_code)
             deepest = max(direction.reader.layer for _, direction in directions)
             opened_reader = open_reader(reader, runtime, depth=deepest, load=False)
-            opened.append(Scoring(opened_reader, tuple(directions), self.how_to_go_on, store, self.traces))
+            opened.append(Scoring(opened_reader, tuple(directions), self.how_to_go_on, store, self.traces, look))
         return OpenScorer(tuple(opened))
 
     def deciding(self) -> list[Any]:
@@ -261,13 +262,13 @@ def _loaded(direction: GivenDirection, revision: str | None, model: str | os.Pat
 
 @dataclass(frozen=True, eq=False)
 class OpenScorer:
-    """Open readers, each with its directions. A text is a tuple of token ids, one entry for each reader."""
+    """Open readers, each with its directions. A text is a tuple, one entry for each reader."""
 
     readings: tuple[Scoring, ...]
 
-    def encode(self, conversations: Sequence[Conversation]) -> list[tuple[Tokens, ...] | TextError]:
+    def encode(self, conversations: Sequence[Conversation]) -> list[tuple[Text, ...] | TextError]:
         """Tokenises texts for every reader; what one of them cannot read comes back as its error."""
-        encoded = zip(*(scoring.opened.encode(conversations) for scoring in self.readings), strict=True)
+        encoded = zip(*(scoring.encode(conversations) for scoring in self.readings), strict=True)
         return [next((t for t in texts if isinstance(t, TextError)), texts) for texts in encoded]
 
     def check(self, conversations: Sequence[Conversation]) -> list[TextError | None]:
@@ -275,14 +276,14 @@ class OpenScorer:
         checked = zip(*(scoring.opened.check(conversations) for scoring in self.readings), strict=True)
         return [next((error for error in errors if error is not None), None) for errors in checked]
 
-    def unread(self, texts: Sequence[tuple[Tokens, ...]]) -> list[tuple[OpenReader, list[int], list[Tokens]]]:
+    def unread(self, texts: Sequence[tuple[Text, ...]]) -> list[tuple[OpenReader, list[int], list[Tokens]]]:
         """What `read` would read, without reading it: each reader, its layers, and the texts that no store has."""
         return [
             (scoring.opened, scoring.layers, scoring.unread([text[place] for text in texts]))
             for place, scoring in enumerate(self.readings)
         ]
 
-    def read(self, texts: Sequence[tuple[Tokens, ...]]) -> dict[str, np.ndarray]:
+    def read(self, texts: Sequence[tuple[Text, ...]]) -> dict[str, np.ndarray]:
         """Scores `[n]`, float64, of each direction; or, with traces, what `packed` makes of both."""
         scores = [scoring.score([text[place] for text in texts]) for place, scoring in enumerate(self.readings)]
         return {name: values for found in scores for name, values in found.items()}
@@ -297,6 +298,7 @@ class Scoring:
     how_to_go_on: str
     store: Store | None = None
     traces: bool = False
+    look: bool = False
     digests: Mapping[str, bytes] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -309,21 +311,51 @@ class Scoring:
         """Those that are read."""
         return sorted({direction.reader.layer for _, direction in self.directions})
 
-    def unread(self, texts: Sequence[Tokens]) -> list[Tokens]:
+    def encode(self, conversations: Sequence[Conversation]) -> list[Text | TextError]:
+        """Tokenises texts, or finds their scores by what they are called."""
+        if self.store is None or self.traces:
+            return [one if isinstance(one, TextError) else Text(one) for one in self.opened.encode(conversations)]
+        naming = _naming(self.opened.reader, self.directions[0][1].model_path)
+        names = [name_of(one, naming) for one in conversations]
+        known = self._scores_of([name for name in names if name is not None])
+        read = iter(
+            self.opened.encode([one for one, name in zip(conversations, names, strict=True) if name not in known])
+        )
+        found: list[Text | TextError] = []
+        for name in names:
+            if name in known:
+                found.append(Text(None, known[name], name))
+            else:
+                one = next(read)
+                found.append(one if isinstance(one, TextError) else Text(one, (), name))
+        return found
+
+    def _scores_of(self, names: Sequence[bytes]) -> dict[bytes | None, tuple[float, ...]]:
+        """The scores along every direction of those texts that the store has them all of, by their names."""
+        assert self.store is not None
+        keys = self.store.named(names, look=self.look)
+        find, wanted = self.store.look if self.look else self.store.find, list(dict.fromkeys(keys.values()))
+        found = [find(self.digests[name], wanted) for name, _ in self.directions] if wanted else []
+        return {
+            name: tuple(scores[key] for scores in found)
+            for name, key in keys.items() if all(key in scores for scores in found)
+        }  # fmt: skip
+
+    def unread(self, texts: Sequence[Text]) -> list[Tokens]:
         """The distinct texts of which the store, as it stands, does not have all scores."""
-        distinct = {_text_digest(text): text for text in texts}
+        distinct = {_text_digest(text.tokens): text.tokens for text in texts if text.tokens is not None}
         if self.store is None:
             return list(distinct.values())
         known = [self.store.look(self.digests[name], list(distinct)) for name, _ in self.directions]
         return [text for key, text in distinct.items() if not all(key in found for found in known)]
 
-    def score(self, texts: Sequence[Tokens]) -> dict[str, np.ndarray]:
+    def score(self, texts: Sequence[Text]) -> dict[str, np.ndarray]:
         """Scores texts, each distinct one at most once.
 
         What a forward pass gives is in the store before the next one begins. SIGINT and SIGTERM wait for that.
 
         Args:
-            texts: Encoded texts, `[n]`.
+            texts: What `encode` gave, `[n]`.
 
         Returns:
             Scores `[n]`, float64, for each direction; or, with traces, what `packed` makes of both.
@@ -331,26 +363,34 @@ class Scoring:
         distinct = list(dict.fromkeys(texts))
         place = {text: i for i, text in enumerate(distinct)}
         scores = {name: np.full(len(distinct), np.nan) for name, _ in self.directions}
-        keys = [] if self.store is None else [_text_digest(text) for text in distinct]
+        keys = [b"" if self.store is None or t.tokens is None else _text_digest(t.tokens) for t in distinct]
         missing = np.full(len(distinct), self.store is None or self.traces)
         traces: dict[str, list[np.ndarray]] = {name: [np.empty(0)] * len(distinct) for name, _ in self.directions}
         if self.store is not None:
             for name, _ in self.directions:
-                found = self.store.find(self.digests[name], keys)
+                found = self.store.find(self.digests[name], [key for key in keys if key])
                 known = np.array([key in found for key in keys], dtype=bool)
                 scores[name][known] = [found[key] for key in keys if key in found]
                 missing |= ~known
+        for i, text in enumerate(distinct):
+            if text.tokens is None:
+                missing[i] = False
+                for (name, _), score in zip(self.directions, text.scores, strict=True):
+                    scores[name][i] = score
         unread = np.flatnonzero(missing)
         layers = self.layers
         with finish_batches(self.how_to_go_on, flush_stores) as batch_is_done:
-            for index, hidden, lines in self._read([distinct[i] for i in unread], layers):
+            for index, hidden, lines in self._read([tokens for i in unread if (tokens := distinct[i].tokens)], layers):
                 rows = unread[index]
                 for name, direction in self.directions:
                     for row, line in zip(rows, lines.get(name, ()), strict=False):
                         traces[name][row] = line
                     read = direction.project(hidden[:, layers.index(direction.reader.layer)])
-                    scores[name][rows] = self._kept(name, direction, [keys[i] for i in rows] if keys else [], read)
+                    scores[name][rows] = self._kept(name, direction, [keys[i] for i in rows], read)
                 batch_is_done()
+            if self.store is not None:
+                named = ((text.name, keys[place[text]]) for text in texts)
+                self.store.name({name: key for name, key in named if name and key})
         order = [place[text] for text in texts]
         if self.traces:
             return {name: packed(values[order], [traces[name][i] for i in order]) for name, values in scores.items()}
@@ -423,6 +463,11 @@ def _mapped(direction: Direction) -> list[DeviceMap]:
 def _identity(direction: Direction) -> list[Any]:
     """What a score depends on besides the text; the calibration is made of scores, not the other way."""
     return [*deciding(direction.reader, direction.model_path), direction.vector.tobytes().hex()]
+
+
+def _naming(reader: Reader, path: str | None) -> bytes:
+    """What decides which tokens a text becomes, and that they are this reader's."""
+    return bytes.fromhex(digest_of([edition(), writers(), *deciding(with_layer(reader, -1), path)]))
 
 
 def _digest(direction: Direction) -> bytes:

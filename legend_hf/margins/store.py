@@ -44,6 +44,8 @@ CREATE TABLE scores (
     direction INTEGER NOT NULL, text BLOB NOT NULL, score BLOB NOT NULL, PRIMARY KEY (direction, text)
 ) WITHOUT ROWID;
 """
+# Beside the scores, and none of what makes a file a store: what texts were called that became these tokens.
+_NAMES = "CREATE TABLE IF NOT EXISTS names (name BLOB PRIMARY KEY, text BLOB NOT NULL) WITHOUT ROWID"
 _SCORE = struct.Struct("<dI")  # A float64, and the checksum that ties it to its key.
 _AT_ONCE = 500  # Keys in one query; SQLite takes 999 everywhere.
 # A write-ahead log needs memory that all processes share, which file systems over a network do not have.
@@ -140,6 +142,33 @@ class Store:
 
         return self._safely(write)
 
+    def named(self, names: Sequence[bytes], *, look: bool = False) -> dict[bytes, bytes]:
+        """The digests of texts that were called so; none, where the file does not say.
+
+        Args:
+            names: What texts are called.
+            look: Of a file that is neither made nor written nor moved.
+        """
+        if not look:
+            return self._safely(lambda connection: _named(connection, names))
+        with self._reading() as connection:
+            return {} if connection is None else _named(connection, names)
+
+    def name(self, names: Mapping[bytes, bytes]) -> None:
+        """Writes down what texts are called.
+
+        Args:
+            names: Digest of a text, by its name.
+        """
+
+        def write(connection: sqlite3.Connection) -> None:
+            with _without_names(), transaction(connection):
+                connection.execute(_NAMES)
+                connection.executemany("INSERT OR REPLACE INTO names (name, text) VALUES (?, ?)", names.items())
+
+        if names:
+            self._safely(write)
+
     def contents(self) -> list[Kept]:
         """What is held for each direction, the last used first. The file is neither made nor written nor moved.
 
@@ -167,6 +196,8 @@ class Store:
                 gone = connection.execute(
                     "DELETE FROM scores WHERE direction NOT IN (SELECT id FROM directions)"
                 ).rowcount
+                with _without_names():
+                    connection.execute("DELETE FROM names WHERE text NOT IN (SELECT text FROM scores)")
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return gone
@@ -596,6 +627,29 @@ def insert(
         [(number, t, seal(direction, t, score)) for t, score in scores.items() if t not in there],
     )
     return there
+
+
+def _named(connection: sqlite3.Connection, names: Sequence[bytes]) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    with _without_names():
+        for first in range(0, len(names), _AT_ONCE):
+            part = names[first : first + _AT_ONCE]
+            rows = connection.execute(
+                f"SELECT name, text FROM names WHERE name IN ({', '.join('?' * len(part))})", part
+            )
+            # What does not lead to tokens that have a score leads nowhere.
+            found |= {name: text for name, text in rows if isinstance(text, bytes)}
+    return found
+
+
+@contextmanager
+def _without_names() -> Iterator[None]:
+    """Goes on without a table of names where there is none, or somebody else's: names only save time."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if _code(error) != sqlite3.SQLITE_ERROR:
+            raise
 
 
 def _find(connection: sqlite3.Connection, direction: bytes, texts: Sequence[bytes]) -> dict[bytes, float]:

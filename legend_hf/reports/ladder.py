@@ -27,6 +27,7 @@ import numpy as np
 from legend_hf.directions.direction import Direction
 from legend_hf.hub.verdict import FEW_PROMPTS
 from legend_hf.margins.columns import kind_of
+from legend_hf.margins.naming import Text
 from legend_hf.margins.scoring import GivenDirection, Scorer, Scoring
 from legend_hf.reading.formats import (
     Columns,
@@ -236,7 +237,7 @@ def _scored(
         for encoded in batches:
             good = [(first + i, entry) for i, entry in enumerate(encoded) if not isinstance(entry, RowError)]
             # Together, so that a prompt is read once for all its responses and a response that stands twice once.
-            read = iter(scoring.score([text for _, ladder in good for text in ladder.texts()])[""].tolist())
+            read = iter(scoring.score([Text(text) for _, ladder in good for text in ladder.texts()])[""].tolist())
             for number, ladder in good:
                 scores = [next(read) for _ in ladder.lengths]
                 if np.isfinite(scores).all():
