@@ -29,7 +29,8 @@ from legend_hf.reading.formats import SKIP, Columns, Message, RowError, conversa
 from legend_hf.reading.forward import Way
 from legend_hf.reading.loading import Loading
 from legend_hf.reading.plain import make_plain
-from legend_hf.reading.reader import DeviceMap, OpenReader, Reader, Runtime, located, open_reader, published_as
+from legend_hf.reading.pretrained import DeviceMap
+from legend_hf.reading.reader import OpenReader, Reader, Runtime, located, open_reader, published_as
 from legend_hf.tracing.stream import Stream
 from legend_hf.tracing.trace import Trace, TracePair, trace_texts
 from legend_hf.tracing.values import Neutral

@@ -42,8 +42,8 @@ from legend_hf.reading.formats import Columns, Pair, opening, read_pairs, source
 from legend_hf.reading.identity import model_folder
 from legend_hf.reading.loading import Loading
 from legend_hf.reading.plain import check_on_error
+from legend_hf.reading.pretrained import DeviceMap
 from legend_hf.reading.reader import (
-    DeviceMap,
     OpenReader,
     Reader,
     Runtime,

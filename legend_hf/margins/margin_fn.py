@@ -33,7 +33,7 @@ from legend_hf.margins.transform import Transform
 from legend_hf.reading.formats import Columns, RowError, pairs_from_batch
 from legend_hf.reading.forward import Way
 from legend_hf.reading.plain import check_choice
-from legend_hf.reading.reader import DeviceMap
+from legend_hf.reading.pretrained import DeviceMap
 from legend_hf.reading.rows import Row, of_pairs
 from legend_hf.tracing.memory import settled_after, turn_of
 from legend_hf.tracing.values import running, running_margin

@@ -21,7 +21,7 @@ from legend_hf.margins.scoring import GivenDirection, scorer_of
 from legend_hf.margins.transform import Transform
 from legend_hf.reading.formats import Columns, RowError, responses_from_batch
 from legend_hf.reading.forward import Way
-from legend_hf.reading.reader import DeviceMap
+from legend_hf.reading.pretrained import DeviceMap
 from legend_hf.reading.rows import Row, of_responses
 
 SCORES = "scores"

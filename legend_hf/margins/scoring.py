@@ -26,8 +26,8 @@ from legend_hf.margins.stores import check_where, shown, store_at
 from legend_hf.reading.formats import Conversation
 from legend_hf.reading.forward import Way
 from legend_hf.reading.plain import digest_of, key_of, make_plain
+from legend_hf.reading.pretrained import DeviceMap
 from legend_hf.reading.reader import (
-    DeviceMap,
     OpenReader,
     Reader,
     Runtime,

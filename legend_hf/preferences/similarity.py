@@ -28,8 +28,8 @@ from legend_hf.reading.formats import Columns, Conversation, RowError, pairs_fro
 from legend_hf.reading.identity import model_folder
 from legend_hf.reading.loading import Loading
 from legend_hf.reading.plain import make_plain
+from legend_hf.reading.pretrained import DeviceMap
 from legend_hf.reading.reader import (
-    DeviceMap,
     OpenReader,
     Reader,
     Runtime,

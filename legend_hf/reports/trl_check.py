@@ -28,7 +28,7 @@ from legend_hf.margins.columns import (
     splits_of,
 )
 from legend_hf.reading.formats import UnnamedPrompt, pairs_from_batch
-from legend_hf.reading.reader import loading_of
+from legend_hf.reading.pretrained import loading_of
 from legend_hf.reports.blocks import as_markdown
 from legend_hf.reports.measure import at_the_start
 from legend_hf.reports.tables import Figure, by_split

@@ -22,13 +22,11 @@ from legend_hf.reading import templates
 from legend_hf.reading.formats import RowError, conversation
 from legend_hf.reading.identity import model_folder
 from legend_hf.reading.plain import check_choice, key_of, make_plain
+from legend_hf.reading.pretrained import load_config, load_tokenizer, load_weights
 from legend_hf.reading.reader import (
     DTYPES,
     Reader,
     describe_model,
-    load_config,
-    load_tokenizer,
-    load_weights,
     parse_device,
     resolve_device,
 )
