@@ -61,6 +61,7 @@ def main() -> None:
             asked.direction,
             model=asked.model,
             device=asked.device,
+            device_map=asked.device_map,
             on_error=asked.on_error,
             overwrite=asked.overwrite,
             store=asked.checkpoint,
@@ -120,6 +121,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shard", help="one part of several, counted from 1: 2/8")
     parser.add_argument("--batch-size", type=int, default=200, help="rows that are handed to the model together")
     parser.add_argument("--device", help="cuda to insist on a GPU; the best there is when left out")
+    parser.add_argument(
+        "--device-map", help='"auto" for a model larger than one GPU, which `--with accelerate` then spreads'
+    )
     parser.add_argument("--checkpoint", help="URL of a folder that outlives the job, or a .sqlite file")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="at a row that cannot be read")
     parser.add_argument("--overwrite", action="store_true", help="replace margins that the rows have")

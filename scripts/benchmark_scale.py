@@ -155,12 +155,14 @@ def dataset(arguments: argparse.Namespace, number: int, first: int | None = None
     return Dataset.from_list(list(rows_of(arguments.data, number, first)))
 
 
-def transform(layer: int = -1, **options: Any) -> LegendMarginFn:
-    """Margins by the toy model along some direction, which costs what any does."""
-    reader = describe_model(str(DEMO / "annotator"), pooling="last", template="dialogue", layer=layer)
+def transform(
+    layer: int = -1, model: Path = DEMO / "annotator", template: str = "dialogue", **options: Any
+) -> LegendMarginFn:
+    """Margins by the toy model, or another, along some direction, which costs what any does."""
+    reader = describe_model(str(model), pooling="last", template=template, layer=layer)
     vector = np.zeros(reader.d_model, dtype=np.float32)
     vector[0] = 1.0
-    direction = Direction(vector, reader, Calibration("unit", 1.0), model_path=str(DEMO / "annotator"))
+    direction = Direction(vector, reader, Calibration("unit", 1.0), model_path=str(model))
     return LegendMarginFn(direction, on_error="skip", **options)
 
 
@@ -496,13 +498,20 @@ def killed(arguments: argparse.Namespace, number: int, folder: str) -> None:
 
 
 def handled(arguments: argparse.Namespace, number: int, folder: str) -> dict[str, float]:
+    sys.path.append(str(DEMO))
+    from real_llm import default_folder
+
     without_model()
-    fn, kept = transform(), transform(store=f"{folder}/s.sqlite")
-    rows = dataset(arguments, number)
-    annotate(rows.select(range(8)), fn)
-    found = {"cold, µs a row": 1e6 * seconds(lambda: annotate(rows, fn)) / number}
-    annotate(rows, kept)
-    found["warm, µs a row"] = 1e6 * seconds(lambda: annotate(rows, kept)) / number
+    rows, found, fn = dataset(arguments, number), dict[str, float](), transform()
+    ways: dict[str, dict[str, Any]] = {"": {}}
+    if (default_folder() / "config.json").is_file():
+        ways[" by a chat template"] = {"model": default_folder(), "template": "chat"}
+    for name, how in ways.items():
+        once, kept = transform(**how), transform(**how, store=f"{folder}/{len(found)}.sqlite")
+        annotate(rows.select(range(8)), once)
+        found[f"cold{name}, µs a row"] = 1e6 * seconds(lambda: annotate(rows, once)) / number  # noqa: B023
+        annotate(rows, kept)
+        found[f"warm{name}, µs a row"] = 1e6 * seconds(lambda: annotate(rows, kept)) / number  # noqa: B023
     rows.save_to_disk(f"{folder}/rows")
     annotate(Dataset.load_from_disk(f"{folder}/rows"), fn)
     found["cached, s in all"] = seconds(lambda: annotate(Dataset.load_from_disk(f"{folder}/rows"), fn))
