@@ -61,7 +61,6 @@ COLUMNS = ("prompt", "chosen", "rejected")
 # Readers of the cost model: parameters without embeddings, in billions; layers; width. Of the public configs of
 # SmolLM2-135M, Qwen2.5-1.5B, Qwen2.5-7B and Llama-3.1-70B.
 READERS = {"135M": (0.106, 30, 576), "1.5B": (1.31, 28, 1536), "7B": (6.53, 28, 3584), "70B": (68.5, 80, 8192)}
-BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
 PASS = 10  # rows in one call of the transform, where processes are killed
 PEAK, EFFICIENCY, PRICE = 989e12, 0.4, 3.0  # an H100's bfloat16 rate; what is reached of it; US dollars an hour
 
@@ -105,7 +104,7 @@ def main() -> None:
     sys.stdout.write(f"{text}\n")
     if arguments.results:
         replace_section(
-            arguments.results, f"## At scale\n\nMade in {took:.0f} minutes by `{command}`.\n\n{text}", BEGIN, END
+            arguments.results, f"## At scale\n\nMade in {took:.0f} minutes by `{command}`.\n\n{text}", "scale"
         )
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}; the same command measures them alone")

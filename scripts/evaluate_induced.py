@@ -41,7 +41,6 @@ from legend_hf.reading.reader import Reader, Runtime, describe_model, open_reade
 from legend_hf.reading.rows import encode_pairs
 
 log = logging.getLogger("evaluate_induced")
-BEGIN, END = "<!-- induced directions: begin -->", "<!-- induced directions: end -->"
 SIZES = (25, 50, 100, 200, 400)
 JUDGED = ("induced", "refuse_vs_comply", "hh_harmless", "pku_saferlhf", "gptfuzz_labelled")
 SEVERAL = "induced_several"
@@ -85,7 +84,7 @@ def main() -> None:
         "--reference", type=int, default=200, help="pairs of a set read with the public code's settings"
     )
     parser.add_argument("--seeds", type=int, default=4, help="how often the questions are dealt anew")
-    measure(parser.parse_args(), induced_section, BEGIN, END)
+    measure(parser.parse_args(), induced_section, "induced directions")
 
 
 def induced_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -54,7 +54,6 @@ from legend_hf.reading.templates import Tokens
 from legend_hf.reports.measure import spearman
 
 log = logging.getLogger("evaluate_preferences")
-BEGIN, END = "<!-- preferences: begin -->", "<!-- preferences: end -->"
 LONG = 200  # tokens of a prompt
 LONGEST_PROMPT, LONGEST_RESPONSE = 1000, 1000  # tokens: together they fit the window, so that nothing is cut
 WORDS = 24  # of a stretch that the judge is given, about 32 tokens
@@ -117,7 +116,7 @@ def main() -> None:
     if given.json:
         given.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     if given.results:
-        replace_section(given.results, "\n\n".join(sections), BEGIN, END)
+        replace_section(given.results, "\n\n".join(sections), "preferences")
 
 
 # -- Labelled responses --------------------------------------------------------------------------------------

@@ -36,7 +36,6 @@ from legend_hf.reading.templates import Tokens
 from legend_hf.reports.measure import spearman
 
 log = logging.getLogger("evaluate_responses")
-BEGIN, END = "<!-- real responses: begin -->", "<!-- real responses: end -->"
 MANY = 60  # pairs of a prompt: it has 77 responses
 CHECKED = 3  # prompts on which `LegendScoreFn` is held against the kept states
 
@@ -49,7 +48,7 @@ def main() -> None:
     parser.add_argument("--similar", type=int, help="similarity: only the first pairs of PKU-SafeRLHF")
     parser.add_argument("--seeds", type=int, default=4, help="how often the prompts are dealt anew")
     parser.add_argument("--only", choices=["ranking", "similarity"], help="leave the other out")
-    measure(parser.parse_args(), responses_section, BEGIN, END)
+    measure(parser.parse_args(), responses_section, "real responses")
 
 
 def responses_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:

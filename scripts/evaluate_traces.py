@@ -34,7 +34,6 @@ from legend_hf.tracing import Stream, remember, settled_after, turn_of
 from legend_hf.tracing.values import running
 
 log = logging.getLogger("evaluate_traces")
-BEGIN, END = "<!-- traces: begin -->", "<!-- traces: end -->"
 SETS = {"hh_harmless": "hh-rlhf harmless", "pku_saferlhf": "PKU-SafeRLHF", "gptfuzz_labelled": "GPTFuzz"}
 FITTED = ("hh_harmless", "pku_saferlhf")
 PER_PROMPT = 4  # pairs of a GPTFuzz prompt
@@ -83,7 +82,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.only:
         given.results = None
-    measure(given, traces_section, BEGIN, END)
+    measure(given, traces_section, "traces")
 
 
 def traces_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -34,7 +34,6 @@ from legend_hf.directions.estimators import ESTIMATORS, unit
 from legend_hf.reading.reader import Reader
 
 log = logging.getLogger("evaluate_variants")
-BEGIN, END = "<!-- variants: begin -->", "<!-- variants: end -->"
 BOOTSTRAPS = 10
 SHARES = (0.1, 0.2)  # of the pairs, the most suspicious of a first fit
 USUAL = "what `fit` does"
@@ -55,7 +54,7 @@ def main() -> None:
     )
     parser.add_argument("--ends", type=int, metavar="PAIRS", help="pooling: only the first pairs of either set")
     parser.add_argument("--seeds", type=int, default=4, help="how often the prompts are dealt anew")
-    measure(parser.parse_args(), variants_section, BEGIN, END)
+    measure(parser.parse_args(), variants_section, "variants")
 
 
 def variants_section(model: Path, given: argparse.Namespace) -> tuple[str, dict[str, Any]]:

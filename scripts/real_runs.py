@@ -52,16 +52,14 @@ def options(doc: str | None, *, kept: str, data: str = "folder with the .jsonl f
 def measure(
     given: argparse.Namespace,
     section: Callable[[Path, argparse.Namespace], tuple[str, dict[str, Any]]],
-    begin: str,
-    end: str,
+    name: str,
 ) -> None:
     """Finds the model, measures, and tells.
 
     Args:
         given: What `options` parsed.
         section: Of the model's folder and the options, the text and its numbers.
-        begin: The mark before the section in the Markdown file.
-        end: The mark behind it.
+        name: Of the section in the Markdown file.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("legend_hf", "httpx", "httpx2"):
@@ -80,7 +78,7 @@ def measure(
     if given.json:
         given.json.write_text(json.dumps(numbers | took, indent=2) + "\n", encoding="utf-8")
     if given.results:
-        replace_section(given.results, text, begin, end)
+        replace_section(given.results, text, name)
 
 
 def made_by(script: str, given: argparse.Namespace, options: str = "") -> str:
@@ -111,8 +109,9 @@ def minutes_since(start: tuple[float, float]) -> dict[str, float]:
     return {"minutes": (now[0] - start[0]) / 60, "processor_minutes": (now[1] - start[1]) / 60}
 
 
-def replace_section(file: Path, text: str, begin: str, end: str) -> None:
-    """Writes the text between its marks, at the end of the file if they are not there yet."""
+def replace_section(file: Path, text: str, name: str) -> None:
+    """Writes the text between the marks of that name, at the end of the file if they are not there yet."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     old = file.read_text(encoding="utf-8") if file.exists() else "# Results\n"
     section = f"{begin}\n{text}\n{end}"
     if begin in old and end in old:

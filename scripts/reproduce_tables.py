@@ -18,7 +18,6 @@ from cross_fitting import TITLES
 from reward_states import Sets
 from reward_trials import BEST_OF, DIRECTION, FINDERS, LENGTH
 
-PLACE = "<!-- does a margin help: begin -->", "<!-- does a margin help: end -->"
 AVERAGED = ("hh_harmless", "pku_saferlhf")
 DRAWS = 1000
 NONE = "no margin"

@@ -306,7 +306,7 @@ def test_a_measurement_says_how_long_it_took_on_the_clock_and_on_the_processor(d
     given = options("", kept="").parse_args(["--real", str(demo), "--json", str(file)])
     took = {}
     for section in (busy, idle):
-        measure(given, section, "", "")
+        measure(given, section, "busy")
         took[section] = json.loads(file.read_text())
         assert took[section].pop("number") == 1
         assert caplog.messages[-1] == "{minutes:.1f} minutes, {processor_minutes:.1f} of processor time".format(
@@ -314,6 +314,28 @@ def test_a_measurement_says_how_long_it_took_on_the_clock_and_on_the_processor(d
         )
     assert min(each["minutes"] for each in took.values()) >= 0.25 / 60
     assert took[busy]["processor_minutes"] >= 0.25 / 60 > 2 * took[idle]["processor_minutes"]
+
+
+def test_every_measurement_writes_a_section_of_its_own_and_finds_it_again(tmp_path):
+    from real_runs import replace_section
+
+    said = (ROOT / "scripts" / "RESULTS.md").read_text(encoding="utf-8")
+    file = tmp_path / "R.md"
+    file.write_text(said, encoding="utf-8")
+    names = [
+        name for script in (ROOT / "scripts").glob("*.py")
+        for name in re.findall(r'(?:measure|replace_section)\((?:[^()]|\([^()]*\))*,\s*"([a-z ]+)"\s*\)', script.read_text())
+    ]  # fmt: skip
+    assert len(names) == len(set(names)) >= 10
+    for name in names:
+        assert said.count(f"<!-- {name}: begin -->") == said.count(f"<!-- {name}: end -->") == 1
+        replace_section(file, f"new {name}", name)
+        replace_section(file, f"newer {name}", name)
+    now = file.read_text(encoding="utf-8")
+    assert sorted(re.findall("<!-- (.*): begin -->\nnewer \\1\n<!-- \\1: end -->", now)) == sorted(names)
+    assert "\nnew " not in now
+    replace_section(file, "told", "another")
+    assert file.read_text(encoding="utf-8") == now + "\n<!-- another: begin -->\ntold\n<!-- another: end -->\n"
 
 
 def test_all_measurements_run_in_turn_with_the_same_options_and_the_first_that_fails_is_the_last(tmp_path):
