@@ -146,8 +146,9 @@ def rows_of(file: Path, number: int, first: int | None = None) -> Iterator[dict[
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][:first]
     for i in range(number):
         row = lines[i % len(lines)]
-        own = row if "prompt" in row else {name: row[name].replace("Human: ", f"Human: {i}: ", 1) for name in row}
-        yield {name: f"{i}: {own[name]}" if name == "prompt" else own[name] for name in COLUMNS if name in row}
+        mark = f"{i:06d}: "  # as many characters whatever the number
+        own = row if "prompt" in row else {name: row[name].replace("Human: ", f"Human: {mark}", 1) for name in row}
+        yield {name: f"{mark}{own[name]}" if name == "prompt" else own[name] for name in COLUMNS if name in row}
 
 
 def dataset(arguments: argparse.Namespace, number: int, first: int | None = None) -> Dataset:
