@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
 
 from legend_hf.reading.formats import conversation
 from legend_hf.reading.templates import CHAT, TextError, Tokens, render, render_all, render_open, tokenize
@@ -293,8 +296,6 @@ def test_a_template_for_parts_loses_strings_without_a_word(tokenizer):  # contro
     ],
 )
 def test_of_named_templates_the_one_that_is_meant(tokenizer, named, with_tools, taken):
-    from dataclasses import replace
-
     asked = with_template(tokenizer, {name: f"{mark}:{TALK_ONLY}" for name, mark in named.items()})
     talk = replace(conversation("Hello", "Hi"), tools=({"type": "function"},) if with_tools else None)
     if taken is None:
@@ -424,8 +425,6 @@ AS_IT_SOUNDS = "{% for m in messages %}{{ m.role }}: {{ m.content | replace('lou
     st.lists(st.sampled_from(["Hello", "bad", " loud ", "<response-1-of-this-text>", "Hi\n"]), min_size=2, max_size=9)
 )
 def test_many_at_once_are_written_as_each_alone(tokenizer, template, words):
-    from dataclasses import replace
-
     def alone(talk):
         try:
             return render(talk, asked, template=CHAT, joiner="", date="2025-03-09")
@@ -448,9 +447,11 @@ def test_many_at_once_are_written_as_each_alone(tokenizer, template, words):
 def test_a_chat_template_is_called_once_for_many(tokenizer, monkeypatch):
     asked = with_template(tokenizer, CHATML)
     calls = []
-    write = type(asked).apply_chat_template
+    write = PreTrainedTokenizerBase.apply_chat_template
     monkeypatch.setattr(
-        type(asked), "apply_chat_template", lambda self, talks, **k: calls.append(len(talks)) or write(self, talks, **k)
+        PreTrainedTokenizerBase,
+        "apply_chat_template",
+        lambda self, talks, **k: calls.append(len(talks)) or write(self, talks, **k),
     )
     talks = [conversation(f"Hello {i}", answer) for i in range(10) for answer in ("Yes", "No")]
     render_all(talks[:2], asked, template=CHAT, joiner="", date="2025-01-01")  # how it wants contents is known by now
@@ -458,15 +459,46 @@ def test_a_chat_template_is_called_once_for_many(tokenizer, monkeypatch):
     render_all(talks, asked, template=CHAT, joiner="", date="2025-01-01")
     assert calls == [30], "a text of each, and one frame of each prompt"
     render(talks[0], asked, template=CHAT, joiner="", date="2025-01-01")
-    assert calls == [30, 1, 1], "the control"
+    assert calls == [30, 2, 2], "the control: two messages, twice"
+    monkeypatch.setattr(type(asked), "apply_chat_template", lambda self, talk, **k: write(self, talk[:9], **k))
+    calls.clear()
+    render_all(talks, asked, template=CHAT, joiner="", date="2025-01-01")  # of its own, which may take one at a time
+    assert calls == []
+
+
+def test_one_that_a_template_refuses_costs_the_others_little(tokenizer, monkeypatch):
+    asked, write, calls = with_template(tokenizer, CHOOSY), PreTrainedTokenizerBase.apply_chat_template, []
+    talks = [conversation(f"Hello {i}", "bad" if i == 77 else "Yes") for i in range(128)]
+    monkeypatch.setattr(
+        PreTrainedTokenizerBase, "apply_chat_template", lambda self, t, **k: calls.append(len(t)) or write(self, t, **k)
+    )
+    found = render_all(talks, asked, template=CHAT, joiner="", date="2025-01-01")
+    assert [i for i, one in enumerate(found) if isinstance(one, TextError)] == [77]
+    assert len(calls) < 40, "the control: each alone is two calls a text"
+
+
+def test_equal_for_python_is_not_written_alike(tokenizer):
+    """A shared frame would place the second response among the template's own characters."""
+    asked = with_template(tokenizer, "{% for m in messages %}{{ m.role }} {{ m.weight }}{{ m.content }}{% endfor %}")
+    talks = [
+        replace(conversation("a", "b"), text=None, response=({"role": "assistant", "content": said, "weight": weight},))
+        for said, weight in (("yes", 1), (".0", 1.0))
+    ]
+    found = render_all(talks, asked, template=CHAT, joiner="", date="2025-01-01")
+    assert found == [render(one, asked, template=CHAT, joiner="", date="2025-01-01") for one in talks]
+
+
+def test_an_empty_conversation_is_refused_whoever_opens_it(tokenizer):
+    with pytest.raises(TextError, match="empty conversation"):
+        render_open(
+            conversation("", "x"), with_template(tokenizer, CHATML), template=CHAT, joiner="", date="2025-01-01"
+        )
 
 
 def test_tools_and_template_arguments_reach_the_chat_template(tokenizer):
     tokenizer = with_template(
         tokenizer, "{{ tools | length }} {{ mood }}{% for m in messages %}\n{{ m.content }}{% endfor %}"
     )
-    from dataclasses import replace
-
     talk = replace(
         conversation("Hello", "Hi"), tools=({"type": "function"},) * 3, chat_template_kwargs={"mood": "calm"}
     )

@@ -203,7 +203,11 @@ class _Reading:
             while self.begun[name] < len(tokens):
                 first = self.begun[name]
                 self.begun[name] = min(first + LEAST_ROWS, len(tokens))
-                yield name, first, self.begun[name]
+                part = name, first, self.begun[name]
+                if self._size([part]):
+                    yield part
+                else:  # known or refused: it says nothing of the time that a token takes
+                    self.go([part])
 
     def _seconds(self, few: Iterator[Part], processes: int, threads: int) -> float | None:
         """How long a token takes all together; None if there are no rows left to find out."""

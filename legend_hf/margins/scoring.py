@@ -20,7 +20,7 @@ import numpy as np
 from legend_hf._version import __version__
 from legend_hf.directions.calibrate import Calibration
 from legend_hf.directions.direction import Direction
-from legend_hf.margins.naming import Text, name_of, writers
+from legend_hf.margins.naming import Text, name_of, naming_of
 from legend_hf.margins.store import Store, flush_stores
 from legend_hf.margins.stores import check_where, shown, store_at
 from legend_hf.reading.formats import Conversation
@@ -315,7 +315,7 @@ class Scoring:
         """Tokenises texts, or finds their scores by what they are called."""
         if self.store is None or self.traces:
             return [one if isinstance(one, TextError) else Text(one) for one in self.opened.encode(conversations)]
-        naming = _naming(self.opened.reader, self.directions[0][1].model_path)
+        naming = naming_of(self.opened, self.directions[0][1].model_path)
         names = [name_of(one, naming) for one in conversations]
         known = self._scores_of([name for name in names if name is not None])
         read = iter(
@@ -463,11 +463,6 @@ def _mapped(direction: Direction) -> list[DeviceMap]:
 def _identity(direction: Direction) -> list[Any]:
     """What a score depends on besides the text; the calibration is made of scores, not the other way."""
     return [*deciding(direction.reader, direction.model_path), direction.vector.tobytes().hex()]
-
-
-def _naming(reader: Reader, path: str | None) -> bytes:
-    """What decides which tokens a text becomes, and that they are this reader's."""
-    return bytes.fromhex(digest_of([edition(), writers(), *deciding(with_layer(reader, -1), path)]))
 
 
 def _digest(direction: Direction) -> bytes:

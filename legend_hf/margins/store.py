@@ -45,7 +45,9 @@ CREATE TABLE scores (
 ) WITHOUT ROWID;
 """
 # Beside the scores, and none of what makes a file a store: what texts were called that became these tokens.
-_NAMES = "CREATE TABLE IF NOT EXISTS names (name BLOB PRIMARY KEY, text BLOB NOT NULL) WITHOUT ROWID"
+_NAMES = "CREATE TABLE names_of_texts (name BLOB PRIMARY KEY, text BLOB NOT NULL) WITHOUT ROWID"
+_NAMING_MS = 1000
+"""How long the writing of names waits for other processes; without them a text is tokenised once more."""
 _SCORE = struct.Struct("<dI")  # A float64, and the checksum that ties it to its key.
 _AT_ONCE = 500  # Keys in one query; SQLite takes 999 everywhere.
 # A write-ahead log needs memory that all processes share, which file systems over a network do not have.
@@ -90,6 +92,7 @@ class Store:
         self._depth = 0
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
+        self._nameless = False
 
     def check(self) -> None:
         """Opens the file, so that one that cannot be used is refused before anything is read."""
@@ -149,25 +152,48 @@ class Store:
             names: What texts are called.
             look: Of a file that is neither made nor written nor moved.
         """
+        found: dict[bytes, bytes] = {}
         if not look:
-            return self._safely(lambda connection: _named(connection, names))
-        with self._reading() as connection:
-            return {} if connection is None else _named(connection, names)
+            self._naming(lambda connection: found.update(_named(connection, names)))
+        elif not self._nameless:
+            with self._reading() as connection, suppress(sqlite3.Error):
+                found |= {} if connection is None else _named(connection, names)
+        return found
 
     def name(self, names: Mapping[bytes, bytes]) -> None:
-        """Writes down what texts are called.
+        """Writes down what texts are called, where that can be done.
 
         Args:
             names: Digest of a text, by its name.
         """
 
         def write(connection: sqlite3.Connection) -> None:
-            with _without_names(), transaction(connection):
-                connection.execute(_NAMES)
-                connection.executemany("INSERT OR REPLACE INTO names (name, text) VALUES (?, ?)", names.items())
+            connection.execute(f"PRAGMA busy_timeout = {_NAMING_MS}")
+            try:
+                with transaction(connection):
+                    if not _has_names(connection):
+                        connection.execute(_NAMES)
+                    connection.executemany(
+                        "INSERT OR REPLACE INTO names_of_texts (name, text) VALUES (?, ?)", names.items()
+                    )
+            finally:
+                connection.execute(f"PRAGMA busy_timeout = {1000 * WAIT_SECONDS:.0f}")
 
         if names:
-            self._safely(write)
+            self._naming(write)
+
+    def _naming(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Works with the table of names; where that fails this process goes without, and scores are as they are."""
+
+        def careful(connection: sqlite3.Connection) -> None:
+            try:
+                work(connection)
+            except sqlite3.Error as error:
+                self._nameless = _code(error) != sqlite3.SQLITE_BUSY  # the next batch may find it free
+                logger.info("the store %s has no names of texts that can be used: %s", self.path, error)
+
+        if not self._nameless:
+            self._safely(careful)
 
     def contents(self) -> list[Kept]:
         """What is held for each direction, the last used first. The file is neither made nor written nor moved.
@@ -196,8 +222,9 @@ class Store:
                 gone = connection.execute(
                     "DELETE FROM scores WHERE direction NOT IN (SELECT id FROM directions)"
                 ).rowcount
-                with _without_names():
-                    connection.execute("DELETE FROM names WHERE text NOT IN (SELECT text FROM scores)")
+                with suppress(sqlite3.Error):  # the next run names again what it finds
+                    if _has_names(connection):
+                        connection.execute("DROP TABLE names_of_texts")
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return gone
@@ -629,27 +656,28 @@ def insert(
     return there
 
 
+def _has_names(connection: sqlite3.Connection) -> bool:
+    """Whether there is a table of names, which must be one of this version's.
+
+    Raises:
+        sqlite3.OperationalError: It is another's.
+    """
+    found = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'names_of_texts'").fetchall()
+    if found not in ([], [(_NAMES,)]):
+        raise sqlite3.OperationalError("the table names_of_texts is another's")
+    return bool(found)
+
+
 def _named(connection: sqlite3.Connection, names: Sequence[bytes]) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
-    with _without_names():
-        for first in range(0, len(names), _AT_ONCE):
-            part = names[first : first + _AT_ONCE]
-            rows = connection.execute(
-                f"SELECT name, text FROM names WHERE name IN ({', '.join('?' * len(part))})", part
-            )
-            # What does not lead to tokens that have a score leads nowhere.
-            found |= {name: text for name, text in rows if isinstance(text, bytes)}
+    for first in range(0, len(names) if _has_names(connection) else 0, _AT_ONCE):
+        part = names[first : first + _AT_ONCE]
+        rows = connection.execute(
+            f"SELECT name, text FROM names_of_texts WHERE name IN ({', '.join('?' * len(part))})", part
+        )
+        # What does not lead to tokens that have a score leads nowhere.
+        found |= {name: text for name, text in rows if isinstance(text, bytes)}
     return found
-
-
-@contextmanager
-def _without_names() -> Iterator[None]:
-    """Goes on without a table of names where there is none, or somebody else's: names only save time."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        if _code(error) != sqlite3.SQLITE_ERROR:
-            raise
 
 
 def _find(connection: sqlite3.Connection, direction: bytes, texts: Sequence[bytes]) -> dict[bytes, float]:

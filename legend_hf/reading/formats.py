@@ -81,6 +81,14 @@ class Conversation:
     chat_template_kwargs: Mapping[str, Any] | None = None
     text: tuple[str, str] | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is roles and words alone, so that what is equal is written alike."""
+        return not (self.tools or self.chat_template_kwargs) and all(
+            len(message) == 2 and type(message.get("role")) is str and type(message.get("content")) is str
+            for message in (*self.prompt, *self.response)
+        )
+
 
 @dataclass(frozen=True)
 class Pair:

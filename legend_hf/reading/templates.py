@@ -157,8 +157,7 @@ def render_all(
 ) -> list[Rendered | TextError]:
     """Writes many as `render` writes each; what cannot be written comes back as its error.
 
-    A chat template is called once for all that come without tools and options, where most of the time of a call for
-    one goes into the call.
+    A chat template is called once for all that are plain, where most of the time of a call for one goes into the call.
     """
 
     def alone(conversation: Conversation) -> Rendered | TextError:
@@ -169,7 +168,7 @@ def render_all(
 
     if template != CHAT:
         return [alone(one) for one in conversations]
-    plain = [place for place, one in enumerate(conversations) if not (one.tools or one.chat_template_kwargs)]
+    plain = [place for place, one in enumerate(conversations) if one.plain]
     written = dict(
         zip(plain, _rendered_together([conversations[place] for place in plain], tokenizer, date), strict=True)
     )
@@ -503,21 +502,28 @@ def _render_chat(conversation: Conversation, tokenizer: PreTrainedTokenizerBase,
 def _rendered_together(
     conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, date: str
 ) -> list[Rendered | None]:
-    """Conversations without tools and options, in one call; None for what must be tried alone to know why it fails."""
-    if not conversations:
-        return []
+    """Plain conversations, in one call; None for what must be tried alone to know why it fails."""
+    from transformers import PreTrainedTokenizerBase as Base
+
+    if not conversations or type(tokenizer).apply_chat_template is not Base.apply_chat_template:
+        return [None] * len(conversations)  # one of its own may take no more than one
     asked = [_asked(one) for one in conversations]
     frames = [asked[0].marked]
     for one in asked:  # the sides of a pair mostly have one between them
         if one.marked != frames[-1]:
             frames.append(one.marked)
     template = chat_template_of(tokenizer)
+    talks = [_prepared(talk, tokenizer, template) for talk in (*(one.messages for one in asked), *frames)]
     try:
-        written = _applied([*(one.messages for one in asked), *frames], tokenizer, template, date)
+        written = tokenizer.apply_chat_template(talks, chat_template=_dated(template, date), tokenize=False)
     except (ImportError, MemoryError):
         raise
     except Exception:  # one of them, and a call does not say which
-        return [None] * len(asked)
+        if len(asked) == 1:
+            return [None]
+        half = len(asked) // 2
+        parts = (conversations[:half], conversations[half:])
+        return [one for part in parts for one in _rendered_together(part, tokenizer, date)]
     texts, framed = written[: len(asked)], iter(written[len(asked) :])
     result: list[Rendered | None] = []
     marked, frame = None, ""
@@ -581,9 +587,11 @@ def _apply(
 ) -> str:
     tools = list(conversation.tools) if conversation.tools else None
     template = chat_template_of(tokenizer, with_tools=tools is not None)
-    options = {"tools": tools, "add_generation_prompt": open_turn}
     try:
-        return _applied([messages], tokenizer, template, date, options, conversation.chat_template_kwargs)[0]
+        talk = _prepared(messages, tokenizer, template)
+        options = {"chat_template": _dated(template, date), "tools": tools, "add_generation_prompt": open_turn}
+        of_row = conversation.chat_template_kwargs or {}  # which may not repeat those
+        return str(tokenizer.apply_chat_template(talk, tokenize=False, **options, **of_row))
     except (ImportError, MemoryError):
         raise  # not the row's fault
     except Exception as error:  # the template is a program of the model's, run on whatever the row holds
@@ -591,23 +599,15 @@ def _apply(
         raise TextError(f"the chat template refuses these messages: {said}; mend the row or drop it") from error
 
 
-def _applied(
-    talks: Sequence[Sequence[Message]],
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    date: str,
-    options: Mapping[str, Any] | None = None,
-    of_row: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """What a chat template writes of each of some lists of messages; a row may not repeat what is said already."""
+def _prepared(talk: Sequence[Message], tokenizer: PreTrainedTokenizerBase, template: str) -> list[dict[str, Any]]:
+    """Messages as a chat template wants them."""
     listed = _roles_of_parts(tokenizer, template)
-    if "strftime_now" in template:
-        template = _frozen_clock(date) + template
-    messages = [[_in_parts(m) if (m["role"] == "assistant") in listed else dict(m) for m in talk] for talk in talks]
-    written = tokenizer.apply_chat_template(
-        messages, chat_template=template, tokenize=False, **(options or {}), **(of_row or {})
-    )
-    return [str(text) for text in written]
+    return [_in_parts(m) if (m["role"] == "assistant") in listed else dict(m) for m in talk]
+
+
+def _dated(template: str, date: str) -> str:
+    """A chat template that takes a day for today."""
+    return _frozen_clock(date) + template if "strftime_now" in template else template
 
 
 def chat_template_of(tokenizer: PreTrainedTokenizerBase, *, with_tools: bool = False) -> str:
