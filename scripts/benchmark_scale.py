@@ -188,16 +188,16 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def time_against_rows(arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds of `annotate` by rows: the same texts again and again, read up to the toy model's first block."""
-    fn, least = transform(layer=1), min(arguments.sizes)
-    annotate(dataset(arguments, least, least), fn)
-    found = {}
-    for number in arguments.sizes:
-        rows = dataset(arguments, number, least)
-        # A short time is measured several times: what else the machine does is then less of it.
-        several = [seconds(lambda rows=rows: annotate(rows, fn)) for _ in range(3 if number == least else 1)]  # type: ignore[misc]
-        found[str(number)] = float(np.median(several))
-        log.info("%d rows: %.1f s", number, found[str(number)])
-    return found
+    fn, sizes = transform(layer=1), sorted(arguments.sizes)
+    annotate(dataset(arguments, sizes[0], sizes[0]), fn)
+    several: dict[int, list[float]] = {number: [] for number in sizes}
+    # Before the longest and after it: a machine slows down while it works, and not because there are more rows.
+    for number in (*sizes, *sizes[-2::-1]):
+        rows = dataset(arguments, number, sizes[0])
+        for _ in range(3 if number == sizes[0] else 1):  # the rest of what the machine does is more of a short time
+            several[number].append(seconds(lambda rows=rows: annotate(rows, fn)))  # type: ignore[misc]
+        log.info("%d rows: %.1f s", number, several[number][-1])
+    return {str(number): float(np.median(times)) for number, times in several.items()}
 
 
 def memory_against_rows(arguments: argparse.Namespace) -> dict[str, float]:
