@@ -17,6 +17,7 @@ from datasets import Dataset, load_from_disk
 
 from legend_hf import RowError, annotate
 from legend_hf.margins import ahead
+from legend_hf.margins.tables import made_of
 from legend_hf.margins.transform import Transform
 from legend_hf.reading.formats import Columns, Conversation, pairs_from_batch, response_length
 from legend_hf.reading.rows import Row, of_pairs
@@ -108,11 +109,13 @@ def streamed(given: Dataset, fn: Transform, folder: Any) -> list[float]:
 WAYS = {
     "annotate": lambda given, fn, folder: annotate(given, fn, batch_size=2)["longer"][:],
     "annotate_stream": streamed,
+    # What workers and actors of a cluster are given.
+    "made_of": lambda given, fn, folder: made_of(fn, given.data.table, batch_size=2)["longer"].to_pylist(),
 }
 
 
 def without_overlap(monkeypatch):
-    for module in (annotating, import_module("legend_hf.scale.stream")):
+    for module in (annotating, import_module("legend_hf.margins.tables")):
         monkeypatch.setattr(module, "one_ahead", none_ahead)
 
 
@@ -169,6 +172,9 @@ def test_a_row_of_a_later_batch_is_named_and_what_is_before_it_was_read(tmp_path
     with pytest.raises(RowError, match="row 16, column `chosen`: too long"):
         annotate_stream(bad, SlowFn(0.0), tmp_path, batch_size=2)
     assert Slow.doing.count("read") == BATCHES
+    with pytest.raises(RowError, match="row 16, column `chosen`: too long"):
+        made_of(SlowFn(0.0), bad.data.table.combine_chunks(), batch_size=2)
+    assert made_of(SlowFn(0.0), bad.data.table.slice(0, 0)).to_pydict() == {"longer": []}
 
 
 def test_rows_that_several_processes_left_out_are_read_from_where_they_begin(tmp_path):

@@ -6,13 +6,20 @@ file knows neither processes nor files.
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
+
+from legend_hf.margins.ahead import one_ahead
+from legend_hf.reading.formats import RowError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Features
 
     from legend_hf.margins.transform import Transform
+
+AT_ONCE = 128
+"""Rows of a batch, where nobody says how many."""
 
 
 def rows_of(table: pa.Table, features: Features | None = None) -> Any:
@@ -29,13 +36,30 @@ def rows_of(table: pa.Table, features: Features | None = None) -> Any:
     return get_formatter(None, features=known, lazy=True).format_batch(table)
 
 
-def made_of(fn: Transform, table: pa.Table, *, rank: int | None = None, features: Features | None = None) -> pa.Table:
-    """The columns alone that a transform makes of a table.
+def made_of(
+    fn: Transform,
+    table: pa.Table,
+    *,
+    rank: int | None = None,
+    features: Features | None = None,
+    batch_size: int = AT_ONCE,
+) -> pa.Table:
+    """The columns alone that a transform makes of a table, whose next batch is made ready while one is read.
 
     Raises:
-        ValueError: As the transform itself; so for `RowError`.
+        ValueError: As the transform itself; so for `RowError`, whose row is counted from the table's first.
     """
-    return table_of(fn, fn(rows_of(table, features), rank))
+    import pyarrow as pa
+
+    made = [fn.types.arrow_schema.empty_table()]
+    batches = ((first, rows_of(table.slice(first, batch_size), features)) for first in range(0, len(table), batch_size))
+    with closing(one_ahead(batches, lambda batch: fn.prepare(batch[1], rank))) as ahead:
+        for (first, some), prepared in ahead:
+            try:
+                made.append(table_of(fn, fn.finish(some, prepared, rank)))
+            except RowError as refusal:
+                raise RowError(first + refusal.row, refusal.column, refusal.reason) from None
+    return pa.concat_tables(made)
 
 
 def table_of(fn: Transform, made: Any) -> pa.Table:

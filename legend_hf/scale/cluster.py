@@ -136,8 +136,7 @@ class Annotator:
         left = self.fn.to_clear(table.column_names)
         stored = stored.drop_columns(left) if left else stored
         features = Features({n: kind for n, kind in features.items() if n not in left})
-        made = made_of(self.fn, stored, features=features) if len(stored) else self.fn.types.arrow_schema.empty_table()
-        return joined(self.fn, stored, made, features)
+        return joined(self.fn, stored, made_of(self.fn, stored, features=features), features)
 
 
 def _ray() -> Any:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from legend_hf.hub.transfer import without_secrets
-from legend_hf.margins.ahead import one_ahead
 from legend_hf.margins.annotate import saying_how_to_skip, transform_of
 from legend_hf.margins.columns import kind_of
 from legend_hf.margins.scoring import GivenDirection
 from legend_hf.margins.store import sending_on
-from legend_hf.margins.tables import joined, rows_of, table_of
+from legend_hf.margins.tables import joined, made_of
 from legend_hf.margins.transform import Transform
 from legend_hf.reading.formats import RowError
 from legend_hf.reading.stopping import stopping_in_order
@@ -138,22 +136,14 @@ def _annotated(
     table: pa.Table, fn: Transform, features: Features, batch_size: int, first_row: int, where: str
 ) -> pa.Table:
     """A table with the transform's columns, of the types that it is to have."""
-    import pyarrow as pa
-
     stored = _cast(table, features, first_row)
-    made = [fn.types.arrow_schema.empty_table()]
-    batches = (
-        (first, rows_of(stored.slice(first, batch_size), features)) for first in range(0, len(stored), batch_size)
-    )
-    with closing(one_ahead(batches, lambda batch: fn.prepare(batch[1]))) as ahead:
-        for (first, some), prepared in ahead:
-            try:
-                made.append(table_of(fn, fn.finish(some, prepared)))
-            except RowError as refusal:
-                absolute = RowError(first_row + first + refusal.row, refusal.column, refusal.reason)
-                absolute.add_note(f"in {where}; the pieces before it are kept")
-                raise absolute from None
-    return joined(fn, stored, pa.concat_tables(made), features)
+    try:
+        made = made_of(fn, stored, features=features, batch_size=batch_size)
+    except RowError as refusal:
+        absolute = RowError(first_row + refusal.row, refusal.column, refusal.reason)
+        absolute.add_note(f"in {where}; the pieces before it are kept")
+        raise absolute from None
+    return joined(fn, stored, made, features)
 
 
 def _cast(table: pa.Table, features: Features, first_row: int) -> pa.Table:
