@@ -193,7 +193,29 @@ def never(*_, **__):
 
 
 def options(tmp_path, **more):
-    return argparse.Namespace(data=tmp_path, kept=tmp_path / "kept", first=[], seeds=1, device="cpu", **more)
+    usual = {"data": tmp_path, "kept": tmp_path / "kept", "first": [], "seeds": 1, "device": "cpu", "dtype": "float32"}
+    return argparse.Namespace(**usual | more)
+
+
+def test_what_was_kept_in_one_dtype_is_not_found_in_another(tiny_llama, tmp_path, sets):
+    from evaluate_real import read_sets
+    from real_runs import answers_of, made_by
+
+    usual, half = options(tmp_path), options(tmp_path, dtype="bfloat16")
+    assert (
+        made_by("evaluate_x", usual, " --only y")
+        == "python scripts/evaluate_x.py --only y --results scripts/RESULTS.md"
+    )
+    assert " --dtype bfloat16 " in made_by("evaluate_x", half)
+    assert answers_of(usual, "chat") != answers_of(half, "chat")
+    few = dict.fromkeys(sets, 6)
+    found = {
+        given.dtype: read_sets(tiny_llama, tmp_path, given.kept, few, "cpu", dtype=given.dtype)
+        for given in (usual, half, usual)
+    }
+    assert {name: reader.dtype for name, (_, reader) in found.items()} == {"float32": "float32", "bfloat16": "bfloat16"}
+    one, other = (read.pairs.differences for read, _ in found.values())
+    assert 0 < np.abs(one - other).max() < 0.1 * np.abs(one).max()
 
 
 def test_the_induced_section_counts_what_was_said_tells_none_of_it_and_goes_on(tiny_llama, tmp_path, sets, monkeypatch):
