@@ -8,6 +8,7 @@ The same pairs, the same steps, and every way of using the same numbers: a margi
 choice of pairs; beside them what should not help, such as margins dealt to the wrong pairs. Rewards are linear heads on
 frozen states of the chat model (many seeds), and MiniLM trained as a whole by TRL. States are read once and kept.
 
+    scripts/reproduce --results scripts/RESULTS.md          # from a clean clone: with all that this needs
     python scripts/reproduce.py --data ../shared/data --output reproduced --results scripts/RESULTS.md
     python scripts/reproduce.py --smoke --output smoke      # every arm and every part on what ships with the project
 """
