@@ -27,8 +27,8 @@ WANTED = "nodes wanted"
 class SlowFn(LegendMarginFn):
     """Takes its time, notes each batch in a folder, and goes on when as many nodes have as are to read."""
 
-    def __call__(self, batch, rank=None):
-        made = super().__call__(batch, rank)
+    def finish(self, batch, prepared, rank=None):
+        made = super().finish(batch, prepared, rank)
         folder = Path(os.environ["LEGEND_HF_TEST_NOTES"])
         node = ray.get_runtime_context().get_node_id()
         (folder / f"{node}-{os.getpid()}-{time.time_ns()}").write_text("\n".join(batch["prompt"]))
