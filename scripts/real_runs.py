@@ -62,8 +62,8 @@ def measure(
         name: Of the section in the Markdown file.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("legend_hf", "httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # a few prompts are few on purpose
+    for loud in ("legend_hf", "httpx", "httpx2"):
+        logging.getLogger(loud).setLevel(logging.ERROR)  # a few prompts are few on purpose
     sys.path.append(str(DEMO))
     from real_llm import default_folder
 

@@ -324,13 +324,14 @@ def test_a_measurement_says_how_long_it_took_on_the_clock_and_on_the_processor(d
         return "told", {"number": 1}
 
     caplog.set_level("INFO")
-    file = tmp_path / "numbers.json"
-    given = options("", kept="").parse_args(["--real", str(demo), "--json", str(file)])
+    file, results = tmp_path / "numbers.json", tmp_path / "R.md"
+    given = options("", kept="").parse_args(["--real", str(demo), "--json", str(file), "--results", str(results)])
     took = {}
     for section in (busy, idle):
         measure(given, section, "busy")
         took[section] = json.loads(file.read_text())
         assert took[section].pop("number") == 1
+        assert results.read_text() == "# Results\n\n<!-- busy: begin -->\ntold\n<!-- busy: end -->\n"
         assert caplog.messages[-1] == "{minutes:.1f} minutes, {processor_minutes:.1f} of processor time".format(
             **took[section]
         )
